@@ -26,9 +26,10 @@ from ipnext.access.acting import acting as acting_as
 from ipnext.access.actions import ACTIONS, Action
 from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
-from ipnext.api.authorization.audit_entries import SAFE_METHODS, Recorder, operation_of
+from ipnext.api.authorization.audit_entries import Recorder, operation_of
 from ipnext.api.authorization.entry_budget import EntryBudget
 from ipnext.api.errors import answer, error_body, headers_of
+from ipnext.api.requests.guarded_route import SAFE_METHODS
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.stream import StreamListener
 from ipnext.errors import Forbidden, IPnextError, NotFound, Unauthenticated, Unavailable
@@ -155,10 +156,10 @@ class Access:
         Raises Unauthenticated, Forbidden or NotFound, as at the start of the request.
         """
         principal = self._prove_in(unit, who.principal)
-        found: dict[str, str] = {}
+        found: dict[str, Any] = {"principal": principal}
         for check in who.trail.checks:
             found.update(check(principal, unit))
-        return dataclasses.replace(who, principal=principal, **found)
+        return dataclasses.replace(who, **found)
 
     def count_entry(self, who: RequestAuthority, size_bytes: int) -> None:
         """Count an audit entry of a principal. RateLimited if it has caused too many."""

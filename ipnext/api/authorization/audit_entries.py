@@ -16,13 +16,12 @@ import structlog
 from starlette.types import Message, Scope, Send
 
 from ipnext.access.acting import ACTING, RequestAuthority
+from ipnext.api.requests.guarded_route import SAFE_METHODS
 from ipnext.errors import Forbidden, IPnextError, Unauthenticated
 from ipnext.model.access.audit import AuditNote
 from ipnext.model.access.rights import Principal
 from ipnext.store.access.audit import audit_note
 from ipnext.store.store import Store
-
-SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 BURST: Final = 10
 """Refusals of one principal that are recorded at once."""

@@ -5,8 +5,9 @@ for any caller with any key, whatever its role. FastAPI also validates a body in
 validated in a thread, in the turn of its client. Endpoints that work in a thread share AT_ONCE of them: a client has at
 most its share, and its further requests wait.
 
-A body may arrive slowly, and a turn may take long. The guards' checks are then repeated before the endpoint is called:
-what it reads is for principals that may read it now. Each unit of work that writes repeats them itself.
+A body may arrive slowly, and a turn may take long. The guards' checks are then repeated before the endpoint is called,
+and before the answer of a slow read: it is for principals that may read it now. Each unit of work that writes repeats
+them itself.
 """
 
 import time
@@ -31,6 +32,8 @@ from ipnext.model.value import Value, WrittenValue
 
 AT_ONCE: Final = 40
 """Threads for the work of endpoints: as many as AnyIO has for all of a process."""
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 LATE_SECONDS: Final = 2.0
 """Beyond it a request is checked again before its endpoint: the time for which a proved credential is not looked up."""
@@ -58,12 +61,10 @@ class GuardedRoute(APIRoute):
             if model is not None:
                 await _validate_large(request, model)
             if not threaded:
-                await _prove_late(request, began)
-                return await handle(request)
+                return await _handle_proved(request, began, handle)
             requests: Turns = request.app.state.requests
             async with requests.share(holder_of(request.state.acting.principal)):
-                await _prove_late(request, began)
-                return await handle(request)
+                return await _handle_proved(request, began, handle)
 
         return handle_guarded
 
@@ -85,6 +86,18 @@ def _check_query(request: Request, known: Sequence[str]) -> None:
             allowed = f"allowed: {', '.join(known)}" if known else "this endpoint has none"
             msg = f"{shown}: no parameter of the query of {request.method} {request.scope['route'].path}; {allowed}"
             raise InvalidInput(msg, field=shown, value=name, allowed=known)
+
+
+async def _handle_proved(
+    request: Request, began: float, handle: Callable[[Request], Coroutine[Any, Any, Response]]
+) -> Response:
+    """Call the endpoint. What it reads for long, or after a queue of its own, is not answered to a principal that ended."""
+    await _prove_late(request, began)
+    began = time.monotonic()
+    response = await handle(request)
+    if request.method in SAFE_METHODS:
+        await _prove_late(request, began)
+    return response
 
 
 async def _prove_late(request: Request, began: float) -> None:

@@ -82,7 +82,7 @@ class Keys(UnitOfWork):
 
         One statement, for a check in every unit of work.
         """
-        return tuple(KeyEnd(*row) for row in self._run(_ENDS, key_id=key_id, acts_for=acts_for))
+        return tuple(KeyEnd._make(row) for row in self._run(_ENDS, key_id=key_id, acts_for=acts_for))
 
     def parent_of_key(self, key_id: str) -> str | None:
         """Return the key on whose behalf a session or ticket acts; for a key itself. None if the key is unknown."""

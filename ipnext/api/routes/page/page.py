@@ -35,8 +35,8 @@ async def docs(request: Request) -> Response:
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    """Return the API's schema."""
-    body = await _prepared(request, "openapi", lambda: JSONResponse(request.app.openapi()).body)
+    """The API's schema."""
+    body = await _prepared(request, "openapi", lambda: bytes(JSONResponse(request.app.openapi()).body))
     return Response(body, media_type="application/json")
 
 

@@ -11,6 +11,7 @@ from ipnext.api.requests import guarded_route
 from ipnext.api.requests.turns import Turns
 from ipnext.model.access.rights import Role
 from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.store.paging import Page
 from tests.ipnext.api.routes.access.test_audit import MUTATING, Agreeing, World
 from tests.ipnext.api.routes.models.test_artifacts import sha
 
@@ -144,3 +145,17 @@ async def test_what_waited_for_its_turn_is_read_by_who_may_read_it_then(world, m
     assert (await world.http.get("/v1/owners", headers=headers)).status_code == 200
     monkeypatch.setattr(Turns, "share", share_late)
     assert (await world.http.get("/v1/owners", headers=headers)).status_code == 401
+
+
+async def test_what_was_read_for_long_is_answered_to_who_may_read_it_then(world, monkeypatch):
+    monkeypatch.setattr(guarded_route, "LATE_SECONDS", 0.0)
+    key = world.rooms.add_key("team", Role.VIEWER)
+
+    def read_and_revoke(unit, **_):
+        with world.rooms.store.begin() as other:
+            other.revoke_key(parse_key(key).id)
+        return Page((), None)
+
+    monkeypatch.setattr("ipnext.store.repository.Repository.owner_page", read_and_revoke)
+    answer = await world.http.get("/v1/owners", headers={"Authorization": f"Bearer {key}"})
+    assert (answer.status_code, answer.json()["code"]) == (401, "Unauthenticated")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ipnext.access.acting import ACTING, RequestAuthority, acting
 from ipnext.access.keys import draw_key
-from ipnext.errors import Conflict, Unavailable
+from ipnext.errors import Conflict, RateLimited, Unauthenticated, Unavailable
 from ipnext.model.access.audit import GENESIS, AuditHead, hash_of
 from ipnext.model.access.audit_chain import verify
 from ipnext.model.access.rights import ApiKey, Grant, Principal, Role
@@ -46,6 +46,98 @@ def note(store, number, model=None):
     with ann(kind="Model", name="ctr"), store.begin(model) as unit:
         unit.add_event(model, "Noted", f"number {number}")
         unit.note_audit(reason=f"number {number}")
+
+
+class KeyAuthority:
+    """Lets a key act until it ends, for as many entries as it may cause."""
+
+    def __init__(self, most=9):
+        self.most = most
+
+    def prove_in(self, who, unit):
+        if any(end.is_past(datetime.now(UTC)) for end in unit.key_ends(who.principal.id)):
+            msg = "the key has ended"
+            raise Unauthenticated(msg)
+        return who
+
+    def count_entry(self, _, size_bytes):
+        assert size_bytes < 100
+        self.most -= 1
+        if self.most < 0:
+            msg = "too many entries"
+            raise RateLimited(msg)
+
+
+def add_key_of_ann(store):
+    with store.begin() as unit:
+        unit.add_key(
+            ApiKey(
+                id=ANN.id,
+                name="ann",
+                kind="key",
+                digest="",
+                proof_key="",
+                grants=(),
+                created_at=datetime.now(UTC),
+                created_by="x",
+            )
+        )
+
+
+def write(store):
+    with store.begin("ctr") as unit:
+        unit.add_event("ctr", "Noted", "text")
+
+
+def test_a_unit_begins_for_a_principal_only_while_its_key_is_valid(applied):
+    """What an entry has announced is completed."""
+    add_key_of_ann(applied)
+    with ann(authority=KeyAuthority()):
+        write(applied)
+    with ann(authority=KeyAuthority()) as announced:
+        applied.record(announced, "asked")
+        with applied.begin() as unit:
+            unit.revoke_key(ANN.id)
+        write(applied)
+    with ann(authority=KeyAuthority()) as who:
+        with pytest.raises(Unauthenticated):
+            write(applied)
+        with pytest.raises(Unauthenticated), applied.begin_free(()):
+            pytest.fail("the unit has begun")
+        with pytest.raises(Unauthenticated):
+            applied.record(who, "asked")
+        applied.record(who, "refused")
+    assert [entry["outcome"] for entry in exported(applied)] == ["done", "asked", "refused"]
+    with applied.read() as unit:
+        assert [event.message for event in unit.events("ctr")].count("text") == 2
+
+
+def test_a_unit_beyond_the_budget_of_entries_is_rolled_back(applied):
+    add_key_of_ann(applied)
+    with ann(authority=KeyAuthority(most=1)) as who:
+        write(applied)
+        with pytest.raises(RateLimited):
+            write(applied)
+        with pytest.raises(RateLimited):
+            applied.record(who, "asked")
+        with applied.begin("ctr"):
+            pass  # it writes nothing, and causes no entry
+    assert len(exported(applied)) == 1
+    with applied.read() as unit:
+        assert [event.message for event in unit.events("ctr")].count("text") == 1
+
+
+def test_a_session_ends_with_the_key_that_it_acts_for(applied):
+    add_key_of_ann(applied)
+    with applied.read() as unit:
+        (valid,) = unit.key_ends(ANN.id)
+        assert not valid.is_past(datetime.now(UTC))
+        assert unit.key_ends("unknown") == ()
+        assert unit.key_ends("unknown", ANN.id) == (valid,)
+    with applied.begin() as unit:
+        unit.revoke_key(ANN.id)
+        (ended,) = unit.key_ends("unknown", ANN.id)
+        assert ended.is_past(datetime.now(UTC))
 
 
 def test_a_unit_that_writes_on_behalf_of_a_principal_has_an_entry(applied):
