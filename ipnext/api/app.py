@@ -71,7 +71,11 @@ def create_app(
     outbox, resubmission = Outbox(store, lifecycle), Resubmission(store, lifecycle)
     observer = observer or RegionObserver(infrastructure)
     shared = SharedAnswers(observer.states, store.revision)
-    stream = Stream(store, shared.look)
+
+    async def show(visible: frozenset[str] | None, holder: str | None) -> str:
+        return await overview.overview_mark(app.state.platform, visible, holder)
+
+    stream = Stream(store, shared.look, shown=show)
     recorder = Recorder(store)
     access = _access_of(settings, store)
 

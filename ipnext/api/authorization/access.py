@@ -373,6 +373,10 @@ class _Listening:
             return self.access.can_see(self.principal, owner)
         return owner is None or self.access.sees_all(self.principal)
 
+    async def visible(self) -> frozenset[str] | None:
+        """Return the owners whose models it sees; None: all."""
+        return await _visible_owners(self.access, self.principal)
+
     def may_listen(self) -> bool:
         """Return whether its credential is still valid. True while the store does not answer."""
         try:
@@ -469,8 +473,10 @@ Asker = Annotated[Principal, Depends(principal_of)]
 
 async def visible_of(request: Request) -> frozenset[str] | None:
     """Return the owners whose models the request's principal may see; None: all."""
-    access: Access = request.app.state.platform.access
-    principal = principal_of(request)
+    return await _visible_owners(request.app.state.platform.access, principal_of(request))
+
+
+async def _visible_owners(access: Access, principal: Principal) -> frozenset[str] | None:
     if not access.has_own_policies or access.sees_all(principal):
         return access.visible(principal)
     return await anyio.to_thread.run_sync(access.visible, principal)

@@ -2,8 +2,8 @@
 
 While there are subscribers, the store's mark and the regions' revision are checked once in `look_seconds`. New events
 of the history are sent with their ordinal as id, so that a client that reconnects with `Last-Event-ID` misses none. A
-message `changed` means that other data changed. A subscriber that reads too slowly is disconnected, and resumes by its
-id.
+message `changed` means that other data changed: for a subscriber that does not see all models, that its overview did.
+Changes of hidden models send it nothing. A subscriber that reads too slowly is disconnected, and resumes by its id.
 """
 
 import asyncio
@@ -61,6 +61,13 @@ class StreamListener(Protocol):
     def may_listen(self) -> bool:
         """Return whether it is still authorised. May block for a moment."""
 
+    async def visible(self) -> frozenset[str] | None:
+        """Return the owners whose models it sees; None: all."""
+
+
+Shown = Callable[[frozenset[str], str | None], Awaitable[str]]
+"""Returns a mark of what a holder that sees the models of these owners is shown. Raises Unavailable or RateLimited."""
+
 
 class UnfilteredListener:
     """A listener without restrictions."""
@@ -74,6 +81,10 @@ class UnfilteredListener:
     def may_listen(self) -> bool:
         """Return True."""
         return True
+
+    async def visible(self) -> frozenset[str] | None:
+        """Return None."""
+        return None
 
 
 class _Told(NamedTuple):
@@ -99,11 +110,14 @@ class Stream:
         store: Store,
         look: Callable[[], Awaitable[tuple[States, str]]],
         *,
+        shown: Shown | None = None,
         most: int = MOST_SUBSCRIBERS,
         look_seconds: float = LOOK_SECONDS,
         beat_seconds: float = BEAT_SECONDS,
     ) -> None:
+        """`shown` marks what listeners that do not see all models are shown; None: each change is for all listeners."""
         self._store = store
+        self._shown = shown
         self._look = look
         self._slots = Slots(most, "streams")
         self._look_seconds = look_seconds
@@ -158,14 +172,31 @@ class Stream:
             held.callback(self._subscribers.discard, subscriber)
             await self._begin()
             missed = [] if after is None else await anyio.to_thread.run_sync(self._since, after, RESUMED)
+            mark = await self._mark(subscriber)  # before the client reads what it compares later changes with
             yield format_sse_event(data_str="{}", event="changed", retry=2000)
             for told in missed:
                 if listener.sees(told.owner):
                     yield told.message
             sent = max([after or 0, *(told.ordinal for told in missed)])
             async for ordinal, message in self._heard(subscriber):
+                if message is CHANGED:
+                    former, mark = mark, await self._mark(subscriber)
+                    if mark is not None and mark == former:
+                        continue
                 if ordinal > sent or not ordinal:
                     yield message
+
+    async def _mark(self, subscriber: _Subscriber) -> str | None:
+        """Return the mark of what a subscriber is shown; None if it sees all models, and if it is cut off."""
+        visible = None if self._shown is None else await subscriber.listener.visible()
+        if self._shown is None or visible is None:
+            return None
+        while not subscriber.behind:
+            try:
+                return await self._shown(visible, subscriber.listener.holder)
+            except (Unavailable, RateLimited):
+                await asyncio.sleep(self._look_seconds)
+        return None
 
     async def _heard(self, subscriber: _Subscriber) -> AsyncIterator[tuple[int, bytes]]:
         """Yield messages and heartbeats until the subscriber is disconnected; 0 is the ordinal of all except events."""

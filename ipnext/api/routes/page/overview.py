@@ -1,8 +1,12 @@
 """One answer with the whole content of the page."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 
+import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
 from ipnext.api.authorization.access import Visible, may
@@ -32,6 +36,10 @@ router = APIRouter(prefix="/v1/overview", tags=["overview"], route_class=Guarded
 GENERATIONS = 8
 CHANGES = 25
 EVENTS = 40
+MARKS_KEPT = 64
+_MADE_NOW = frozenset({"lastTransitionTime", "until"})
+"""Fields that may have the time of the answer in place of a recorded one."""
+
 EXPLAINED = 10
 """Models of the page that are explained: the first ones, by name, that are not ready."""
 
@@ -53,6 +61,26 @@ async def overview(request: Request, rooms: Rooms, wanted: WantedModels, visible
         return _overview(rooms, states, wanted, visible).model_dump_json(by_alias=True).encode()
 
     return await rooms.shared.answer(request, ("overview", wanted, visible), make)
+
+
+async def overview_mark(rooms: PlatformAdapters, visible: frozenset[str] | None, holder: str | None) -> str:
+    """Return a mark of the first page of the overview: what a principal that sees these owners is shown without filters.
+
+    Raises Unavailable or RateLimited.
+    """
+    wanted = ModelFilter()
+
+    def make(states: States) -> bytes:
+        return _overview(rooms, states, wanted, visible).model_dump_json(by_alias=True).encode()
+
+    found = await rooms.shared.get(("overview", wanted, visible), make, holder=holder)
+    return await anyio.to_thread.run_sync(_mark_of, found.body)
+
+
+@lru_cache(maxsize=MARKS_KEPT)
+def _mark_of(body: bytes) -> str:
+    found = json.loads(body, object_hook=lambda fields: {k: v for k, v in fields.items() if k not in _MADE_NOW})
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visible: frozenset[str] | None) -> Overview:

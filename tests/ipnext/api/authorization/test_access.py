@@ -14,8 +14,10 @@ from ipnext.access.actions import ACTIONS
 from ipnext.access.policy import BUILT_IN, schema
 from ipnext.api.authorization.access import PUBLIC, is_public
 from ipnext.errors import InvalidInput
+from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.access.rights import Role
 from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.store.access import keys
 from ipnext.store.tables import PlanRow
@@ -667,3 +669,42 @@ async def test_a_stream_tells_of_visible_models_only_and_ends_with_its_key(two_o
     await eventually(task.done)
     assert not any(HIDDEN in message for message in told)
     await platform.stream.close()
+
+
+async def test_changes_of_hidden_models_wake_no_viewer(two_owners, monkeypatch):
+    """`changed` for each of them would tell when other owners are at work."""
+    key = two_owners.add_key("search-team", Role.VIEWER, owner="search")
+    app = two_owners.app()
+    platform = app.state.platform
+    from ipnext.api.authorization.access import listener_of  # noqa: PLC0415
+
+    marks, told = [], []
+    show = platform.stream._shown
+
+    async def show_noted(visible, holder):
+        mark = await show(visible, holder)
+        marks.append(mark)
+        return mark
+
+    monkeypatch.setattr(MemoryInfrastructure, "_count_traffic", lambda *_: None)  # which is a change of its own
+    monkeypatch.setattr(platform.stream, "_shown", show_noted)
+    monkeypatch.setattr(platform.stream, "_look_seconds", 0.01)
+
+    async def follow():
+        async for message in platform.stream.subscribe(None, listener_of(platform.access, platform.access.prove(key))):
+            told.append(message.decode().partition("\n")[0])  # noqa: PERF401 - as they come
+
+    def write(model, text):
+        with two_owners.store.begin() as unit:
+            unit.set_condition(model, ConditionType.SERVING, "False", Reason.NO_CAPACITY, text)
+
+    task = asyncio.create_task(follow())
+    await eventually(lambda: told == ["event: changed"])
+    seen = len(marks)
+    write(HIDDEN, "hidden")
+    await eventually(lambda: len(marks) > seen)
+    assert told == ["event: changed"]
+    write(SHOWN, "shown")
+    await eventually(lambda: told == ["event: changed"] * 2)
+    await platform.stream.close()
+    await asyncio.gather(task, return_exceptions=True)
