@@ -26,6 +26,7 @@ def lay_out(
 ) -> Path:
     """Create `directory/<digest>` with all files of the snapshot; keep a complete one.
 
+    Each blob is read from the store once; further names of it are hard links, if the file system has them, else copies.
     Any number of processes may do so at once: each writes a separate directory and the first to rename it wins. An
     interrupted download leaves a hidden directory, never one with the final name. InsufficientStorage if the snapshot
     would leave less free space than `reserve`.
@@ -38,8 +39,14 @@ def lay_out(
     try:
         with refusing_full_disk(directory):
             scratch.mkdir(parents=True)
+        first: dict[str, Path] = {}
         for file in manifest.files:
-            _write(scratch, file, open_blob, reserve)
+            target = scratch / file.path
+            if file.sha256 in first:
+                _link(first[file.sha256], target, file, reserve)
+            else:
+                _write(target, file, open_blob, reserve)
+                first[file.sha256] = target
         write_synced(scratch / SNAPSHOT_FILE, [manifest_bytes(manifest)])
         note_files(scratch, manifest)
         _move_in(scratch, final, manifest)
@@ -58,8 +65,7 @@ def lay_signature(final: Path, content: bytes | None) -> None:
         write_own(target, content)
 
 
-def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryIO], reserve: DiskReserve) -> None:
-    target = scratch / file.path
+def _write(target: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryIO], reserve: DiskReserve) -> None:
     with refusing_full_disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -68,8 +74,23 @@ def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryI
         msg = f"file {file.path!r}: {error.message}"
         raise ArtifactMissing(msg) from error
     with blob:
-        content = reserve.guard(chunks_of(blob))
-        write_synced(target, verify_chunks(content, sha256=file.sha256, subject=f"file {file.path!r}"))
+        _copy(blob, target, file, reserve)
+
+
+def _link(first: Path, target: Path, file: ArtifactFile, reserve: DiskReserve) -> None:
+    """Give a written file a further name."""
+    with refusing_full_disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # no hard links here, or too many of this file
+        target.hardlink_to(first)
+        return
+    with first.open("rb") as stream:
+        _copy(stream, target, file, reserve)
+
+
+def _copy(stream: BinaryIO, target: Path, file: ArtifactFile, reserve: DiskReserve) -> None:
+    content = reserve.guard(chunks_of(stream))
+    write_synced(target, verify_chunks(content, sha256=file.sha256, subject=f"file {file.path!r}"))
 
 
 def _move_in(scratch: Path, final: Path, manifest: SnapshotManifest) -> None:

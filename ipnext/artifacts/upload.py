@@ -23,7 +23,7 @@ Sign = Callable[[str, SignatureEnvelope], None]
 def ingest_directory(store: ArtifactStore, directory: Path, *, announce: Announce = lambda _: None) -> SnapshotSource:
     """Bring a snapshot directory into the store. Links may lead only to files inside the directory.
 
-    Each file's size and SHA-256 are checked, also for files that the store already has. Raises InvalidInput (no
+    Each file's size and each blob's SHA-256 are checked, also for blobs that the store already has. Raises InvalidInput (no
     snapshot.json, a bad one, an unsafe path), ArtifactMissing, ArtifactDigestMismatch, Unavailable.
     """
     return ingest(store, DirectorySource(directory, roots=(directory,)), announce=announce)
@@ -52,18 +52,20 @@ def ingest_uri(  # noqa: PLR0913 - what may be read, and what is done meanwhile
 def ingest(
     store: ArtifactStore, source: ArtifactSource, *, announce: Announce = lambda _: None, sign: Sign | None = None
 ) -> SnapshotSource:
-    """Bring a source into the store: check and store each blob, then commit."""
+    """Bring a source into the store: check and store each blob, by the first of its names, then commit."""
     manifest = _manifest_of(source)
     announce(manifest)
     for file in manifest.files:
         _check_size(source, file)
     missing = store.missing({file.sha256 for file in manifest.files})
+    checked = set[str]()
     for file in manifest.files:
         if file.sha256 in missing:
             _put(store, source, file)
             missing -= {file.sha256}
-        else:
+        elif file.sha256 not in checked:
             _check(source, file)
+        checked.add(file.sha256)
     envelope = signature_of(source, manifest)
     uri = store.commit(manifest)
     if envelope is not None:

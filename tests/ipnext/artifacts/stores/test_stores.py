@@ -11,6 +11,7 @@ import pytest
 
 from ipnext.artifacts import seen_files
 from ipnext.artifacts.layout import signature_key
+from ipnext.artifacts.sources import DirectorySource
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, TooLarge
@@ -231,6 +232,48 @@ def test_a_copy_is_hashed_once(held, snapshot_directory, tmp_path, monkeypatch):
     for _ in range(2):
         held.store.fetch(source.uri, tmp_path / "cache")
     assert sorted(hashed) == sorted(Path(name).name for name in FILES), "after the note was lost, and not again"
+
+
+MANY = {"a.txt": b"same", "b/c.txt": b"same", "d.txt": b"other", "e.txt": b"same"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_blob_of_many_names_is_fetched_once(store, snapshot_directory, tmp_path, monkeypatch, links):
+    source = ingest_directory(store, snapshot_directory(MANY))
+    opened, open_blob = [], store.open_blob
+    monkeypatch.setattr(store, "open_blob", lambda sha256: opened.append(sha256) or open_blob(sha256))
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse_link)
+    fetched = store.fetch(source.uri, tmp_path / "cache")
+    assert contents(fetched) == MANY
+    assert sorted(opened) == sorted({sha(b"same"), sha(b"other")})
+    inodes = {(fetched / name).stat().st_ino for name in MANY}
+    assert len(inodes) == (2 if links else 4)
+
+
+def refuse_link(*_):
+    raise PermissionError
+
+
+def test_a_blob_of_many_names_is_hashed_once_in_a_copy(held, snapshot_directory, tmp_path, monkeypatch):
+    source = ingest_directory(held.store, snapshot_directory(MANY))
+    fetched = held.store.fetch(source.uri, tmp_path / "cache")
+    (fetched / SEEN_FILE).unlink()
+    hashed, sha256 = [], seen_files._sha256
+    monkeypatch.setattr(seen_files, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    held.store.fetch(source.uri, tmp_path / "cache")
+    assert len(hashed) == 2
+
+
+def test_a_blob_of_many_names_is_read_once_from_its_directory(held, snapshot_directory, monkeypatch):
+    directory = snapshot_directory(MANY)
+    opened, open_file = [], DirectorySource.open
+    monkeypatch.setattr(DirectorySource, "open", lambda self, path: opened.append(path) or open_file(self, path))
+    monkeypatch.setattr(DirectorySource, "size_bytes", lambda _, path: (directory / path).stat().st_size)
+    for _ in range(2):
+        opened.clear()
+        ingest_directory(held.store, directory)
+        assert sorted(set(opened) & MANY.keys()) == ["a.txt", "d.txt"]
 
 
 @pytest.mark.parametrize("note", [b"", b"[]", b"no JSON", b'{"weights.safetensors": 7}'])
