@@ -23,8 +23,8 @@ Sign = Callable[[str, SignatureEnvelope], None]
 def ingest_directory(store: ArtifactStore, directory: Path, *, announce: Announce = lambda _: None) -> SnapshotSource:
     """Bring a snapshot directory into the store. Links may lead only to files inside the directory.
 
-    Each file's size and each blob's SHA-256 are checked, also for blobs that the store already has. Raises InvalidInput (no
-    snapshot.json, a bad one, an unsafe path), ArtifactMissing, ArtifactDigestMismatch, Unavailable.
+    Each file's size and each blob's SHA-256 are checked, also for blobs that the store already has. Raises InvalidInput
+    (no snapshot.json, a bad one, an unsafe path), ArtifactMissing, ArtifactDigestMismatch, Unavailable.
     """
     return ingest(store, DirectorySource(directory, roots=(directory,)), announce=announce)
 

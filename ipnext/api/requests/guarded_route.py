@@ -91,7 +91,10 @@ def _check_query(request: Request, known: Sequence[str]) -> None:
 async def _handle_proved(
     request: Request, began: float, handle: Callable[[Request], Coroutine[Any, Any, Response]]
 ) -> Response:
-    """Call the endpoint. What it reads for long, or after a queue of its own, is not answered to a principal that ended."""
+    """Call the endpoint.
+
+    What it reads for long, or after a queue of its own, is not answered to a principal that ended.
+    """
     await _prove_late(request, began)
     began = time.monotonic()
     response = await handle(request)

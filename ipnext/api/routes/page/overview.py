@@ -64,9 +64,9 @@ async def overview(request: Request, rooms: Rooms, wanted: WantedModels, visible
 
 
 async def overview_mark(rooms: PlatformAdapters, visible: frozenset[str] | None, holder: str | None) -> str:
-    """Return a mark of the first page of the overview: what a principal that sees these owners is shown without filters.
+    """Return a mark of the first page of the overview, as a principal that sees these owners is shown it.
 
-    Raises Unavailable or RateLimited.
+    Without filters. Raises Unavailable or RateLimited.
     """
     wanted = ModelFilter()
 

@@ -35,7 +35,7 @@ async def docs(request: Request) -> Response:
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    """The API's schema."""
+    """Return the API's schema."""
     body = await _prepared(request, "openapi", lambda: bytes(JSONResponse(request.app.openapi()).body))
     return Response(body, media_type="application/json")
 
