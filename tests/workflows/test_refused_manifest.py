@@ -127,4 +127,5 @@ async def test_after_a_rollback_a_refused_manifest_is_not_up_to_date(
     assert back.state is ChangeState.DONE, back
     assert started() == {(GIB, 8)}
     found = house.condition(model, ConditionType.UP_TO_DATE)
-    assert (found.status, "revision 1 of the manifest serves, 2 is wanted" in found.message) == ("False", True)
+    assert (found.status, found.reason) == ("False", Reason.SIGNATURE_INVALID)
+    assert found.message == f"revision 1 of the manifest serves, 2 is wanted: {change.message}"

@@ -48,6 +48,11 @@ ADVICE_FOR_RESTORED = (
 )
 """It was retired and is applied again: its generations are known."""
 
+ADVICE_FOR_OLD_MANIFEST = (
+    "Apply the manifest again (`ipnext apply -f FILE`), or publish: no change is open that brings it."
+)
+"""The change that carried the newest manifest was superseded, for example by a rollback."""
+
 ADVICE_WHILE_OUT = (
     "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; "
     "else {back}, or raise the "
@@ -200,6 +205,8 @@ def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
         return ADVICE_FOR_RETIRED
     if reason is Reason.NOT_PUBLISHED and any(found.generation for found in facts.changes):
         return ADVICE_FOR_RESTORED
+    if reason is Reason.SUPERSEDED and all(found.state.final for found in facts.changes):
+        return ADVICE_FOR_OLD_MANIFEST
     moves = change is not None and change.kind is ChangeKind.MOVE
     return (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
 

@@ -144,7 +144,7 @@ def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Se
         told = f": {wanted.message}" if wanted.message else ""
         return ReadinessCondition("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
     if record.observed_generation < record.generation:
-        return _old_manifest(record, own[0] if own else None)
+        return _judge_old_manifest(record, own)
     newest = f"generation {wanted.number} is the newest, by revision {record.generation} of the manifest"
     return ReadinessCondition("True", Reason.SUCCEEDED, newest)
 
@@ -172,11 +172,19 @@ def _not_published(record: ModelRecord) -> str:
     return "the model is retired" if record.retired else "no snapshots are published"
 
 
-def _old_manifest(record: ModelRecord, last: Change | None) -> ReadinessCondition:
-    """Judge a model whose desired generation serves, but by an older manifest; `last` may give the reason."""
+def _judge_old_manifest(record: ModelRecord, own: Sequence[Change]) -> ReadinessCondition:
+    """Judge a model whose desired generation serves, but by an older manifest.
+
+    `Progressing` while one of its changes, newest first, is open. Else the reason is that of the newest change that
+    could have brought the manifest; a rollback brings none, so it does not change the reason.
+    """
     reached = f"revision {record.observed_generation} of the manifest serves, {record.generation} is wanted"
+    if under_way := next((change for change in own if not change.state.final), None):
+        told = f"{reached}: {under_way.kind} {under_way.id} is under way"
+        return ReadinessCondition("False", Reason.PROGRESSING, told)
+    last = next((change for change in own if change.kind in ROLLS_OUT), None)
     if last is None or last.reason is None or last.state is ChangeState.DONE:
-        return ReadinessCondition("False", Reason.PENDING, reached)
+        return ReadinessCondition("False", Reason.SUPERSEDED, f"{reached}: no change is open that brings it")
     return ReadinessCondition("False", last.reason, f"{reached}: {last.message}")
 
 

@@ -83,7 +83,7 @@ class Wanted:
         (Record(), Wanted(1), ("True", Reason.SUCCEEDED)),
         (Record(), Wanted(2, "GateFailed", "too many errors"), ("False", Reason.GATE_FAILED)),
         (Record(), Wanted(2), ("False", Reason.PROGRESSING)),
-        (Record(generation=2), Wanted(1), ("False", Reason.PENDING)),
+        (Record(generation=2), Wanted(1), ("False", Reason.SUPERSEDED)),
         (Record(retired=True), Wanted(1), ("False", Reason.NOT_PUBLISHED)),
         (Record(serving_generation=None), None, ("False", Reason.NOT_PUBLISHED)),
     ],

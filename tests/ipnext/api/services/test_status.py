@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ipnext.api.services.explanation import ADVICE_FOR_OLD_MANIFEST
 from ipnext.api.services.explanation_chain import cause_steps, trouble_steps
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import Trouble, cause_of, serving_troubles
@@ -22,12 +23,14 @@ from ipnext.model.deployment.deployment import (
 from ipnext.model.deployment.engine_start import EngineStart
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.failure_cause import Cause, Place
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.reasons import ADVICE
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.registry.registry import GraphNode, PartGraph
+from ipnext.store.operations.change_end import end_change, write_ready
 from ipnext.store.records import TransitionRecord
+from tests.ipnext.conftest import model_document
 
 KEY = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
 
@@ -121,6 +124,41 @@ async def test_the_transitions_of_a_model_are_listed_with_their_waves(applied):
     listed = (await applied.http.get("/v1/models/ranker/transitions")).json()["items"]
     assert [(each["id"], each["state"], each["waves_done"]) for each in listed] == [("t2", "running", 1)]
     assert len(listed[0]["transition"]["waves"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "message", "advice"),
+    [
+        (ChangeState.REFUSED, Reason.ENGINE_MISMATCH, "part c has no snapshot", ADVICE[Reason.ENGINE_MISMATCH]),
+        (ChangeState.SUPERSEDED, Reason.SUPERSEDED, "change back is newer", ADVICE_FOR_OLD_MANIFEST),
+    ],
+)
+async def test_after_a_rollback_the_newest_manifest_keeps_its_reason(applied, state, reason, message, advice):
+    await serving(applied)
+    document = model_document()
+    document["spec"]["demand"][0]["qps"] += 1
+    (await applied.http.put("/v1/models/ranker", json=document)).raise_for_status()
+    with applied.rooms.store.begin() as unit:
+        applying = unit.changes("ranker", limit=1)[0]
+        end(unit, applying, LifecycleResult(state=state, generation=1, reason=reason, message=message))
+        back = unit.add_change("ranker", ChangeKind.ROLLBACK, change_id="back", generation=1)
+        unit.update_change(back.id, state=ChangeState.RUNNING)
+        write_ready(unit, unit.model("ranker"))
+    assert conditions_of(await status_of(applied))["UpToDate"] == ("False", "Progressing")
+    with applied.rooms.store.begin() as unit:
+        end(unit, back, LifecycleResult(state=ChangeState.DONE, generation=1))
+
+    assert conditions_of(await status_of(applied))["UpToDate"] == ("False", reason.value)
+    answer, _ = await explained(applied)
+    assert (answer["reason"], answer["advice"]) == (reason.value, advice)
+    assert answer["message"] == f"revision 1 of the manifest serves, 2 is wanted: {message}"
+
+
+def end(unit, change, result):
+    record = RecordInput(
+        model=change.model, change_id=change.id, kind=change.kind, generation=1, result=result, run_id="r", revision=1
+    )
+    end_change(unit, record)
 
 
 async def failed_for_a_region(world, reason, message):
