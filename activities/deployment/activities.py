@@ -9,6 +9,7 @@ from activities.deployment.repetition import pend_again, record_again, replan_st
 from activities.planning.adoption import settle
 from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
+from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import fencing, still_ours
 from activities.runtime.single_calls import OF_ONE, describe, name_failed
 from activities.state.drained_fleet import DrainedFleet, same
@@ -124,6 +125,7 @@ class DeploymentActivities:
         return Done(note=f"out of {len(regions)} gateways")
 
     @activity.defn(name="release_model", no_thread_cancel_exception=True)
+    @of_a_step
     def release_model(self, stage: StageInput) -> Done:
         """Drain and end every replica set of a model.
 

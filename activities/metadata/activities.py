@@ -6,6 +6,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.planning.drift import record_repair
+from activities.runtime.failed_attempts import of_a_step
 from activities.state.drained_fleet import leaves_loss
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
@@ -79,6 +80,7 @@ class MetadataActivities:
         )
 
     @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
+    @of_a_step
     def resolve_snapshots(self, stage: StageInput) -> ResolutionResult:
         """Check that every part's snapshot is in the artifact store, with the published manifest there."""
         with self._store.read() as repository:

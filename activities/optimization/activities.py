@@ -13,6 +13,7 @@ from temporalio import activity
 
 from activities.optimization.split_process import CutRefused, Cutter, cut_in_process
 from activities.runtime.deadline import beat
+from activities.runtime.failed_attempts import of_a_step
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
@@ -52,6 +53,7 @@ class OptimizationActivities:
         return (self.optimize_generation,)
 
     @activity.defn(name="optimize_generation", no_thread_cancel_exception=True)
+    @of_a_step
     def optimize_generation(self, stage: StageInput) -> OptimizationResult:
         """Give a generation the layout that the manifest requests; one that has served keeps its layout.
 

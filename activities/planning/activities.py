@@ -17,6 +17,7 @@ from activities.planning.problem import residual_problem
 from activities.planning.replan import FleetReplan
 from activities.planning.solver import PLANNER, Solver
 from activities.runtime.deadline import beat
+from activities.runtime.failed_attempts import of_a_step
 from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
@@ -55,6 +56,7 @@ class PlanningActivities:
         self._policy = policy or PlanningPolicy()
 
     @activity.defn(name="place_model", no_thread_cancel_exception=True)
+    @of_a_step
     def place_model(self, stage: StageInput) -> PlanningResult:
         """Place one model on the capacity that all others leave, and adopt the plan.
 

@@ -12,6 +12,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.runtime.deadline import Deadline, beat
+from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import of_a_wave, still_ours
 from activities.state.desired import DesiredFacts, choose_kept_sets, shrinking_first, wanted_deployments, wanted_shares
 from activities.state.drained_fleet import same
@@ -89,6 +90,7 @@ class TransitionActivities:
         )
 
     @activity.defn(name="plan_transition", no_thread_cancel_exception=True)
+    @of_a_step
     def plan_transition(self, stage: StageInput) -> TransitionPlanned:
         """Plan the waves from the running state to the plan's placement, once per change. The change's id names them.
 
@@ -114,6 +116,7 @@ class TransitionActivities:
 
     @activity.defn(name="ensure_capacity", no_thread_cancel_exception=True)
     @of_a_wave
+    @of_a_step
     def ensure_capacity(self, wave: WaveInput) -> WaveResult:
         """Add the wave's replicas and wait until they and the target generation's others are ready.
 
@@ -167,6 +170,7 @@ class TransitionActivities:
 
     @activity.defn(name="shift_traffic", no_thread_cancel_exception=True)
     @of_a_wave
+    @of_a_step
     def shift_traffic(self, wave: WaveInput) -> WaveResult:
         """Send traffic by the wave's shares, or by the origin's in a revert.
 
@@ -217,6 +221,7 @@ class TransitionActivities:
 
     @activity.defn(name="check_gate", no_thread_cancel_exception=True)
     @of_a_wave
+    @of_a_step
     def check_gate(self, wave: WaveInput) -> WaveResult:
         """Check whether the target generation has answered well since the wave's traffic moved, and has not failed.
 
@@ -248,6 +253,7 @@ class TransitionActivities:
 
     @activity.defn(name="release_capacity", no_thread_cancel_exception=True)
     @of_a_wave
+    @of_a_step
     def release_capacity(self, wave: WaveInput) -> WaveResult:
         """Release the capacity that the wave no longer needs.
 

@@ -12,6 +12,7 @@ from temporalio import activity
 from temporalio.exceptions import CancelledError, TemporalError
 
 from activities.runtime.deadline import beat, throttle
+from activities.runtime.failed_attempts import of_a_step
 from activities.state.facts import ancestors
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
@@ -105,6 +106,7 @@ class ValidationActivities:
         return (self.validate_generation,)
 
     @activity.defn(name="validate_generation", no_thread_cancel_exception=True)
+    @of_a_step
     def validate_generation(self, stage: StageInput) -> ValidationReport:
         """Run every check on a generation and keep the report. The first refusal is the reason of the condition."""
         with self._store.read() as repository:

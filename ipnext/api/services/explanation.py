@@ -53,6 +53,12 @@ ADVICE_FOR_OLD_MANIFEST = (
 )
 """The change that carried the newest manifest was superseded, for example by a rollback."""
 
+ADVICE_WHILE_RETRIED = (
+    "The platform tries the step again: remove the cause that the message names, "
+    "or stop the change with `ipnext abort MODEL`."
+)
+"""A step of the running change fails."""
+
 ADVICE_WHILE_OUT = (
     "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; "
     "else {back}, or raise the "
@@ -207,6 +213,8 @@ def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
         return ADVICE_FOR_RESTORED
     if reason is Reason.SUPERSEDED and all(found.state.final for found in facts.changes):
         return ADVICE_FOR_OLD_MANIFEST
+    if (retried := _retried(facts)) is not None and retried.reason is reason:
+        return ADVICE_WHILE_RETRIED
     moves = change is not None and change.kind is ChangeKind.MOVE
     return (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
 
@@ -270,12 +278,19 @@ def _explain_unfailed(
     held = conditions.get(ConditionType.PROGRESSING)
     if held is not None and held.status == "False" and (under_way or not is_ready):
         return held.reason, held.message
+    if (retried := _retried(facts)) is not None:
+        return retried.reason or Reason.PROGRESSING, retried.message
     if trouble is not None and (not is_ready or (under_way and trouble.told)):
         return trouble.reason, trouble.message
     if change is not None and under_way:
         started = change.state is ChangeState.RUNNING
         return (Reason.PROGRESSING if started else Reason.PENDING), _progress(conditions, change)
     return _at_rest(facts, conditions.get(ConditionType.READY), is_ready=is_ready)
+
+
+def _retried(facts: ModelFacts) -> Change | None:
+    """Return the oldest change with a step that fails and is tried again: the others wait for it."""
+    return next((change for change in reversed(facts.changes) if change.is_retried), None)
 
 
 def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> tuple[Reason, str]:

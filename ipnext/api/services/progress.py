@@ -14,8 +14,9 @@ def progress_of(
     """Return `Progressing` of a model with these recorded conditions and changes, newest first.
 
     Empty before the first change. False while the oldest open change is blocked (a pause, an approval, a freeze), with
-    reason and message. Else true: with reason `Progressing` and the step if a change runs, `Pending` if one waits,
-    `Succeeded` if none is open. `since` is the condition's time if none was recorded.
+    reason and message. Else true: with reason `Progressing` and the step if a change runs, or the reason of the step's
+    failure while it is tried again, `Pending` if one waits, `Succeeded` if none is open. `since` is the condition's
+    time if none was recorded.
     """
     found = {condition.type: condition for condition in conditions}
     recorded = found.get(ConditionType.PROGRESSING)
@@ -35,7 +36,10 @@ def progress_of(
     if under_way.reason is Reason.FROZEN:
         held = _progressing(Reason.FROZEN, f"{told} is {under_way.message}", at)
         return (held.model_copy(update={"status": "False"}),)
-    return (_progressing(Reason.PROGRESSING, f"{told}, {_step(found.values())}", at),)
+    reason, step = Reason.PROGRESSING, _step(found.values())
+    if under_way.is_retried:
+        reason, step = under_way.reason or reason, f"step: {under_way.message}"
+    return (_progressing(reason, f"{told}, {step}", at),)
 
 
 def _step(conditions: Iterable[Condition]) -> str:

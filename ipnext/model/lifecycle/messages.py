@@ -73,6 +73,11 @@ class Change(Value):
     created_at: datetime
     finished_at: datetime | None = None
 
+    @property
+    def is_retried(self) -> bool:
+        """True while a step of the run has failed and is tried again; `reason` and `message` are its failure."""
+        return self.state is ChangeState.RUNNING and self.reason not in {None, Reason.FROZEN} and bool(self.message)
+
 
 class ModelEntityInput(Value):
     """Input of workflow `model`; `queue` and `recent` are carried over at continue-as-new."""

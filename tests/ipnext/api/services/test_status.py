@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipnext.api.services.explanation import ADVICE_FOR_OLD_MANIFEST
+from ipnext.api.services.explanation import ADVICE_FOR_OLD_MANIFEST, ADVICE_WHILE_RETRIED
 from ipnext.api.services.explanation_chain import cause_steps, trouble_steps
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import Trouble, cause_of, serving_troubles
@@ -113,6 +113,22 @@ async def test_while_traffic_moves_the_wave_is_told(applied):
         unit.advance_transition("t2", waves_done=2, state=TransitionState.DONE)
     answer, steps = await explained(applied)
     assert ("step" in steps, answer["message"]) == (False, "the change is running")
+
+
+async def test_a_step_that_is_tried_again_is_told_with_its_failure(applied):
+    await serving(applied)
+    await applied.publish("b")
+    failure = "shift traffic is tried again: the gateway of region 'eu' does not follow: the disk is full"
+    with applied.rooms.store.begin() as unit:
+        change = unit.changes("ranker", limit=1)[0]
+        unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.ROUTE_FAILED, message=failure)
+    status = await status_of(applied)
+    told = next(c for c in status["conditions"] if c["type"] == "Progressing")
+    assert (told["status"], told["reason"]) == ("True", "RouteFailed")
+    assert told["message"].endswith(f"step: {failure}")
+    answer, _ = await explained(applied)
+    assert (answer["reason"], answer["message"]) == ("RouteFailed", failure)
+    assert answer["advice"] == ADVICE_WHILE_RETRIED.replace("MODEL", "ranker")
 
 
 async def test_the_transitions_of_a_model_are_listed_with_their_waves(applied):
