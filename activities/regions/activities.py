@@ -38,6 +38,8 @@ LAST_REPLAN_AGAIN = timedelta(minutes=5)
 
 MOVING_AWAY = "models move away"
 
+LEFT_THE_FLEET = "the region has left the fleet"
+
 LOST_AND_EMPTY = "nothing is planned there, and no other region sends users there"
 """Of a region that is declared lost. Whether its replicas have ended is not known: it is not called."""
 
@@ -103,11 +105,15 @@ class DrainActivities:
 
         Nothing moves before that plan. A region that fails stays out, and is tried again. What changes store meanwhile
         is applied as well, before the region counts again or right after; a model that fails is left to the reconciler.
+        The return of a region that has left the fleet ends at once.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
+            has_left = drain is not None and _has_left(repository, drain)
         if drain is None or drain.state is not DrainState.RETURNING:
             return self.look_at_drain(asked)
+        if has_left:
+            return _summarize_drain(self._end_left(drain))
         recovered: RegionRecovery | None = None
         if drain.disaster:
             try:
@@ -125,6 +131,17 @@ class DrainActivities:
             drain = self._note_unrepaired(drain, repairs.failed)
         self._wake_replan(drain)
         return _summarize_drain(drain)
+
+    def _end_left(self, read: Drain) -> Drain:
+        """End the return of a region that the fleet no longer has: no supply is left to count again."""
+        with self._store.begin() as repository:
+            drain = repository.drain(read.region) or read
+            if drain.state is not DrainState.RETURNING or not _has_left(repository, drain):
+                return drain
+            repository.add_event(None, "Drain", f"the drain of {drain.region} is over: {LEFT_THE_FLEET}")
+            return repository.update_drain(
+                drain.id, state=DrainState.RETURNED, cause=Reason.SUCCEEDED, message=LEFT_THE_FLEET
+            )
 
     def _submit_moves(self, drain: Drain) -> None:
         """Submit waiting moves away from lost regions again, once for each replan of the drain.
@@ -249,6 +266,11 @@ def count_remaining(repository: Repository, drain: Drain) -> DrainSeen:
         traffic_left_qps=round(qps, 6),
         misrouted=len(shares),
     )
+
+
+def _has_left(repository: Repository, drain: Drain) -> bool:
+    """Return whether the fleet no longer has the drain's region, and no model uses it."""
+    return drain.region not in repository.fleet().spec.regions and not repository.find_models_in(drain.region)
 
 
 def _is_empty(seen: DrainSeen) -> bool:

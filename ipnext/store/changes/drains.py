@@ -4,12 +4,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select as sa_select
-from sqlmodel import col, func, select
+from sqlmodel import col, func, or_, select
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.lifecycle.drain import Drain, DrainState
 from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import TransitionState
 from ipnext.store.tables import (
     METADATA,
     ChangeRow,
@@ -19,6 +20,7 @@ from ipnext.store.tables import (
     PlacementRow,
     RouteRow,
     RouteShareRow,
+    TransitionRow,
 )
 from ipnext.store.unit_of_work import UnitOfWork, batches
 
@@ -26,6 +28,8 @@ LONGEST_REASON = 500
 """Characters of a reason."""
 
 _OVER = tuple(state.value for state in DrainState if state.over)
+
+_OPEN_TRANSITIONS = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
 
 DRAINS = METADATA.tables[DrainRow.__tablename__]
 
@@ -158,6 +162,21 @@ class Drains(UnitOfWork):
             select(PlacedReplicasRow.model).where(PlacedReplicasRow.region == region, PlacedReplicasRow.count > 0)
         ).all()
         return frozenset({model for model, _ in held} | set(placed)), sum(count for _, count in held)
+
+    def find_models_in(self, region: str) -> frozenset[str]:
+        """Return the models that use a region.
+
+        They have replicas or a planned placement there, traffic of or to it, or an open transition that names it.
+        """
+        placed, _ = self.find_remaining(region)
+        sent = select(RouteShareRow.model).where(
+            or_(col(RouteShareRow.region) == region, col(RouteShareRow.to) == region), RouteShareRow.fraction > 0
+        )
+        moved = select(TransitionRow.model).where(
+            col(TransitionRow.state).in_(_OPEN_TRANSITIONS),
+            col(TransitionRow.transition).contains(f'"{region}"', autoescape=True),
+        )
+        return placed | {*self._session.exec(sent), *self._session.exec(moved)}
 
     def models_routed_to(self, region: str) -> tuple[str, ...]:
         """Return the models with a route table to or in the region, the most important first."""

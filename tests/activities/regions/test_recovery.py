@@ -29,6 +29,7 @@ from ipnext.model.deployment.deployment import (
     RouteTable,
     ServedGeneration,
 )
+from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
@@ -364,3 +365,21 @@ def test_tables_are_pushed_side_by_side(fleet):
 
     assert bring_back(fleet).state is DrainState.RETURNED
     assert agrees(fleet)
+
+
+def test_the_return_of_a_region_that_has_left_the_fleet_ends(fleet):
+    with fleet.store.begin() as unit:
+        unit.put_fleet(one_region(), expected_version=None)
+        unit.update_drain(unit.add_drain("mars", disaster=True).id, state=DrainState.RETURNING)
+    activities = DrainActivities(fleet.store, fleet.gateways, lambda: None, lambda *_: None)
+
+    seen = ActivityEnvironment().run(activities.return_region, DrainInput(region="mars"))
+
+    assert (seen.state, seen.message) == (DrainState.RETURNED, "the region has left the fleet")
+    with fleet.store.read() as unit:
+        assert unit.drain("mars").finished_at is not None
+
+
+def one_region():
+    supply = SupplyItem(region="us-east", hardware="cpu", units=40, unit_cost=1)
+    return FleetSpec(regions=("us-east",), rtt_ms=((1,),), hardware=("cpu",), supply=(supply,))

@@ -38,7 +38,7 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms, visibl
     at once. 409 where no other region with supply would be left.
     """
     with rooms.store.begin() as unit:
-        check_region_left(unit.fleet().spec, unit.drains(), region)
+        check_region_left(unit.fleet().spec, unit.drains(), region, in_use=bool(unit.find_models_in(region)))
         drain = unit.add_drain(region, disaster=request.disaster, force=request.force, reason=request.reason)
         unit.note_audit(after=request, reason=request.reason, change_id=drain.id)
     rooms.outbox.wake()
@@ -87,9 +87,12 @@ def list_drains(
     return view_page(page.map(lambda drain: redact_drain(drain_view(drain, rooms.lifecycle, states), visible)))
 
 
-def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) -> None:
-    """Refuse a drain after which no region with supply is in service. Raises InvalidInput, Conflict."""
-    if region not in fleet.regions:
+def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str, *, in_use: bool = False) -> None:
+    """Refuse a drain after which no region with supply is in service. Raises InvalidInput, Conflict.
+
+    A region that the fleet no longer has can be drained while models use it (`in_use`).
+    """
+    if region not in fleet.regions and not in_use:
         msg = f"region: the fleet has no region {region!r}; allowed: {', '.join(fleet.regions)}"
         raise InvalidInput(msg, field="region", value=region, allowed=fleet.regions)
     out = {drain.region for drain in drains} | {region}

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from ipnext.api.authorization.access import Visible, may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.services.fleet_checks import check_agents, check_dropped_regions
 from ipnext.api.services.hidden_fields import redact_fleet
 from ipnext.api.services.manifest_checks import check_fleet_serves
 from ipnext.errors import NotFound, StaleWrite
@@ -30,7 +31,7 @@ def read_fleet(rooms: Rooms, visible: Visible) -> FleetView:
 def apply_fleet(
     manifest: FleetManifest, rooms: Rooms, expected_version: ExpectedVersion = None, dry_run: DryRun = False
 ) -> FleetView:
-    """Create or replace the fleet. What an applied model names may not go.
+    """Create or replace the fleet. What an applied model names or uses may not go; a new region needs an agent.
 
     A changed fleet asks for a replan by itself (`IPNEXT_REPLAN_ON_SUPPLY`), in the same unit of work; several changes
     within `IPNEXT_REPLAN_DELAY_SECONDS` ask for one.
@@ -41,10 +42,13 @@ def apply_fleet(
         if unit.manifests_basis() != basis:
             check_fleet_serves(manifest.spec, tuple(r.manifest for r in unit.models() if not r.retired))
         before = _find(unit)
+        former = before.spec if before else None
+        check_agents(manifest.spec, former, rooms.infrastructure.regions())
+        check_dropped_regions(unit, manifest.spec, former)
         if dry_run:
             return _answer_dry_run(before, manifest, expected_version)
         record = unit.put_fleet(manifest.spec, expected_version=expected_version)
-        unit.note_audit(before=before.spec if before else None, after=manifest.spec)
+        unit.note_audit(before=former, after=manifest.spec)
         changed = before is None or before.version != record.version
         if changed and settings.replan_on_supply and unit.plan_in_force_id() is not None:
             unit.add_supply_replan(record.version, delay_seconds=settings.replan_delay_seconds)
