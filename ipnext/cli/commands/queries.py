@@ -33,7 +33,7 @@ from ipnext.model.api.resources import (
 )
 from ipnext.model.lifecycle.drain import DrainView
 from ipnext.model.lifecycle.messages import Change
-from ipnext.model.lifecycle.status import ConditionType
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.transition import TransitionState
 from ipnext.model.planning.wave_progress import arrived_words, measure_arrival
@@ -385,9 +385,15 @@ def events_table(events: Iterable[EventView]) -> Table:
     return rows("", ("age", "what", "message"), ((age(e.at), e.kind, e.message) for e in events))
 
 
+_AT_REST = frozenset({Reason.SERVING, Reason.SUCCEEDED, Reason.PROGRESSING, Reason.PENDING})
+"""Reasons of a ready model with which nothing is wrong."""
+
+
 def explanation_tables(explanation: StatusExplanation) -> Iterable[Table | str]:
     """Tabulate the chain, then the advice."""
-    ready = "ready" if explanation.ready else "not ready"
+    ready = "not ready"
+    if explanation.ready:
+        ready = "ready" if explanation.reason in _AT_REST else "ready, but one thing is wrong"
     yield f"{explanation.model} is {ready}: {explanation.reason.value}: {explanation.message}\n"
     steps = ((step.level, step.subject, step.state, step.message) for step in explanation.chain)
     yield rows("", ("where", "what", "state", ""), steps)

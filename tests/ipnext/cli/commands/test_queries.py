@@ -3,11 +3,13 @@
 import io
 from datetime import UTC, datetime
 
+import pytest
 from rich.console import Console
 
-from ipnext.cli.commands.queries import parts_table, regions_table, waves_table
-from ipnext.model.api.resources import HardwareUse, RegionView, TransitionView
+from ipnext.cli.commands.queries import explanation_tables, parts_table, regions_table, waves_table
+from ipnext.model.api.resources import HardwareUse, RegionView, StatusExplanation, TransitionView
 from ipnext.model.lifecycle.drain import Drain, DrainState, DrainView
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.transition import Transition, TransitionState
 
@@ -86,3 +88,18 @@ def test_a_region_that_goes_by_an_old_access_list_says_for_how_long():
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(regions_table([view]))
     assert "yes, old access list for 42 s" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("ready", "reason", "line"),
+    [
+        (True, Reason.SERVING, "solo is ready: Serving: why"),
+        (True, Reason.PROGRESSING, "solo is ready: Progressing: why"),
+        (True, Reason.REGION_UNREACHABLE, "solo is ready, but one thing is wrong: RegionUnreachable: why"),
+        (False, Reason.REGION_UNREACHABLE, "solo is not ready: RegionUnreachable: why"),
+    ],
+)
+def test_an_explanation_of_a_ready_model_does_not_contradict_itself(ready, reason, line):
+    explanation = StatusExplanation(model="solo", ready=ready, reason=reason, message="why", advice="", chain=())
+
+    assert next(iter(explanation_tables(explanation))) == f"{line}\n"
