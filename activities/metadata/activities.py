@@ -144,13 +144,19 @@ class MetadataActivities:
 def untaken(generation: Generation, spec: ModelSpec) -> str:
     """Describe the parts of a new manifest that wait for a new generation.
 
-    Another split than the serving one's, a removed adapter.
+    Another split than the serving one's, a removed part or adapter.
     """
     now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut_digest if spec.split else None
     told = [] if now == wanted else ["the changed spec.split is followed from the next publish on"]
     if gone := sorted(set(generation.adapters) - set(spec.adapters)):
         told.append(
             f"generation {generation.number} keeps its adapter {', '.join(gone)}: it leaves with the next publish"
+        )
+    hosted = {part.name for part in spec.hosted_parts}
+    if generation.layout is None and (lost := [part for part in generation.parts if part not in hosted]):
+        told.append(
+            f"generation {generation.number} keeps its part{'s' if len(lost) > 1 else ''} {', '.join(lost)}: "
+            f"{'they leave' if len(lost) > 1 else 'it leaves'} with the next publish"
         )
     return "; ".join(told)
 

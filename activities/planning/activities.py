@@ -185,10 +185,12 @@ def adopt_manifest(
     if (now.validated, now.accepted) != (seen.validated, seen.accepted):
         msg = f"another revision of the manifest of {stage.model!r} was accepted; plan it again"
         raise StaleWrite(msg)
+    brings = stage.kind in ROLLS_OUT
+    generation = stage.generation if brings else 0
     repository.keep_former(
-        stage.model, change_id=stage.change_id, generation=stage.generation, placed=placed, plan_id=plan_id
+        stage.model, change_id=stage.change_id, generation=generation, placed=placed, plan_id=plan_id
     )
-    if stage.kind in ROLLS_OUT:
+    if brings:
         repository.put_in_force(stage.model)
 
 

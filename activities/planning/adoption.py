@@ -178,11 +178,12 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
 def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelProblem | None = None) -> None:
     """Set the plan in force to the observed state of a model, after a change that failed.
 
-    `wishes` are those that the model was placed by before the change; None: those that it is placed by stay. If another
-    change moves the model, set it to the state that its transition leads to. The placements of all other models stay.
-    If the running replicas carry less than they receive, as after a disaster, a replan is recorded: the plan that would
-    have fixed it may be the one that is replaced now. A move records none, or two moves could follow each other
-    forever.
+    `wishes` are those that the model was placed by before the change; None: those that it is placed by stay. They are
+    computed again if they have other parts than the generation that serves, or that a transition leads to. Replicas of
+    parts that it lacks, which a revert may have spared, are not in the plan. If another change moves the model, set it
+    to the state that its transition leads to. The placements of all other models stay. If the running replicas
+    carry less than they receive, as after a disaster, a replan is recorded: the plan that would have fixed it may be
+    the one that is replaced now. A move records none, or two moves could follow each other forever.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
     if in_force is None:
@@ -192,14 +193,17 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
     demanding = {item.region for item in manifest.spec.demand}
     tables = [table for table in repository.routes(model) if table.region in demanding]
     actual = target_state(moving.transition) if moving else running(repository.deployments(model), tables)
+    number = moving.generation if moving else known.serving_generation
+    parts = set(repository.generation(model, number).parts) if number else {row.part for row in actual.replicas}
+    actual = actual.model_copy(update={"replicas": tuple(row for row in actual.replicas if row.part in parts)})
     planned = placed.state if placed else CurrentState()
     asked = wishes if placed is None or wishes is not None else placed.wishes
-    if not rows_differ(planned, actual) and (placed is None or asked == placed.wishes):
+    fits = asked is None or _fit(asked, parts, exactly=known.former is None)
+    if not rows_differ(planned, actual) and fits and (placed is None or asked == placed.wishes):
         return
     wishes = asked or model_problem(repository.as_measured(manifest, None))
-    if not {row.part for row in actual.replicas} <= {part.part for part in wishes.parts}:
-        generation = moving.generation if moving else known.serving_generation
-        wishes = model_problem(model_as_served(repository, model, generation))
+    if not _fit(wishes, parts, exactly=known.former is None):
+        wishes = model_problem(model_as_served(repository, model, number))
     problem = fleet_problem(repository.fleet().spec, [wishes] if actual.replicas else [])
     plan = _build_plan(actual.replicas, actual.traffic, cost=figures_of(problem, _build_plan(actual.replicas, ())).cost)
     record = PlanRecord(
@@ -217,6 +221,12 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
     change = repository.change(change_id)
     if change.kind is not ChangeKind.MOVE and is_short(problem, plan):
         repository.add_shortage_replan(model, change.sequence)
+
+
+def _fit(wishes: ModelProblem, parts: Collection[str], *, exactly: bool) -> bool:
+    """Check whether wishes are for these parts; others may be for a change that is placed already and waits."""
+    named = {part.part for part in wishes.parts}
+    return named == set(parts) if exactly else named.issuperset(parts)
 
 
 def target_state(transition: Transition) -> CurrentState:

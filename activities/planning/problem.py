@@ -141,16 +141,17 @@ def planned_models(
     fleet: FleetSpec,
     records: Iterable[ModelRecord],
     placements: Mapping[str, ModelPlacement],
-    cut: Mapping[str, Sequence[Generation]] | None = None,
+    own: Mapping[str, Sequence[Generation]] | None = None,
     drained: DrainedFleet = NOTHING,
     left_out: dict[str, str] | None = None,
 ) -> list[ModelProblem]:
     """Return models that serve, or have capacity by the plan in force, with the wishes of their manifests in force.
 
-    A manifest with other hosted parts than the model was placed with counts only once a generation has them: until
-    then, and if none ever does, a plan by it takes capacity from others for parts that can't run. The same holds for a
-    manifest that a validation refused: the model is planned as it was placed until one is accepted. `cut`: model -> its
-    split generations that serve or are about to. `fleet` is the whole one, drained regions included.
+    A model is planned with the parts of its serving generation. While a change with others is placed and waits
+    (`former`), it is planned with both: the generation that serves may have to leave a region meanwhile. A manifest
+    that a validation refused does not count: the model is planned as it was placed until one is accepted. `own`: model
+    -> its generations that serve or are about to, if they are split, or if the model is placed by other parts than its
+    manifest has (`keeping_parts`). `fleet` is the whole one, drained regions included.
 
     A model whose wishes can't be computed is planned as it was placed; one that was never placed is left out, so that
     it does not block all others. Both are added to `left_out`, with the error.
@@ -164,8 +165,9 @@ def planned_models(
             wishes = placed.wishes
         else:
             try:
-                generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
-                wishes = _wishes(laid_out(record.in_force, generation), placed, are_cut=generation is not None)
+                generation = _planned_generation(record, placed, (own or {}).get(record.name, ()))
+                wishes = _wishes(laid_out(record.in_force, generation), placed, exist=generation is not None)
+                wishes = _with_parts_that_serve(wishes, record)
             except OF_ONE as error:
                 if left_out is not None:
                     left_out[record.name] = describe(error)
@@ -192,14 +194,35 @@ def choose_wishes(
     return sorted(found, key=lambda wishes: wishes.model)
 
 
-def _wishes(manifest: ModelManifest, placed: ModelPlacement | None, *, are_cut: bool) -> ModelProblem:
+def keeping_parts(records: Iterable[ModelRecord], placements: Mapping[str, ModelPlacement]) -> Mapping[str, int]:
+    """Map each model that is placed by other parts than its manifest in force has to its serving generation.
+
+    Models with an open change that is placed already are left out: their placement may be made for that one.
+    """
+    return {
+        record.name: record.serving_generation
+        for record in records
+        if record.serving_generation is not None and record.former is None and record.name in placements
+        if placements[record.name].parts != {part.name for part in record.in_force.spec.hosted_parts}
+    }
+
+
+def _with_parts_that_serve(wishes: ModelProblem, record: ModelRecord) -> ModelProblem:
+    """Return wishes with the parts that the model was placed by before an open change was placed, too."""
+    before = record.former.placement if record.former else None
+    named = {part.part for part in wishes.parts}
+    more = tuple(part for part in before.wishes.parts if part.part not in named) if before else ()
+    return wishes.model_copy(update={"parts": (*wishes.parts, *more)}) if more else wishes
+
+
+def _wishes(manifest: ModelManifest, placed: ModelPlacement | None, *, exist: bool) -> ModelProblem:
     """Return the manifest's wishes.
 
-    They are those of its placement if its parts differ, or its throughput is not known any more. `are_cut`: its parts
-    are those of a split generation, so they exist.
+    They are those of its placement if its parts differ, or its throughput is not known any more. `exist`: its parts are
+    those of a generation.
     """
     hosted = {part.name for part in manifest.spec.hosted_parts}
-    if placed is not None and not are_cut and {part.part for part in placed.wishes.parts} != hosted:
+    if placed is not None and not exist and placed.parts != hosted:
         return placed.wishes
     try:
         return model_problem(manifest)
@@ -212,8 +235,8 @@ def _wishes(manifest: ModelManifest, placed: ModelPlacement | None, *, are_cut: 
 def _planned_generation(
     record: ModelRecord, placed: ModelPlacement | None, cut: Sequence[Generation]
 ) -> Generation | None:
-    """Return the split generation whose parts the model is placed by; else the serving one, if that is split."""
-    parts = {part.part for part in placed.wishes.parts} if placed else set()
+    """Return the generation of `cut` whose parts the model is placed by; else the serving one, if that is there."""
+    parts = placed.parts if placed else frozenset()
     serving = next((found for found in cut if found.number == record.serving_generation), None)
     if record.serving_generation is None and cut:
         return cut[-1]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from activities.planning.adoption import held_plan, replaces, rows_by_model, rows_differ
 from activities.planning.move_order import SupplyMove, free_units, move_order
 from activities.planning.policy import PlanningPolicy
-from activities.planning.problem import choose_wishes, fleet_left, fleet_problem, planned_models, running
+from activities.planning.problem import choose_wishes, fleet_left, fleet_problem, keeping_parts, planned_models, running
 from activities.planning.solver import SolveFailed, Solver, SolverResult
 from activities.runtime.single_calls import name_failed
 from activities.state.drained_fleet import DrainedFleet, without_drained
@@ -218,7 +218,10 @@ def fleet_snapshot(
     deployments = repository.deployments()
     now = running(deployments, repository.routes())
     left_out = dict[str, str]()
-    wished = planned_models(fleet, records, placements, repository.cut_generations(), drained, left_out)
+    own = dict(repository.cut_generations())
+    keeping = keeping_parts(records, placements).items()
+    own |= {name: (repository.generation(name, number),) for name, number in keeping if name not in own}
+    wished = planned_models(fleet, _without_moved(repository, records), placements, own, drained, left_out)
     models = choose_wishes(wished, placements, _beyond(repository, wished, placements), fleet, drained)
     return FleetSnapshot(
         based_on=repository.plan_in_force_id(),
@@ -236,6 +239,14 @@ def fleet_snapshot(
         tokens=frozenset(found.name for found in records if found.in_force.spec.unit == TOKENS),
         astray=frozenset(repository.models_astray(but=drained.lost)),
         left_out=f"; not planned by their manifests: {name_failed(left_out)}" if left_out else "",
+    )
+
+
+def _without_moved(repository: Repository, records: Iterable[ModelRecord]) -> tuple[ModelRecord, ...]:
+    """Return the records without what a change found, if it has begun to move the model."""
+    return tuple(
+        record.model_copy(update={"former": None}) if record.former and repository.is_moved(record.name) else record
+        for record in records
     )
 
 

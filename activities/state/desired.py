@@ -114,7 +114,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         rtt_ms=round_trips(repository) if lost else {},
         unmet_rules=unmet_rules(repository, record.in_force),
         placed_units=_placed_units(repository.placement(model)),
-        rolled_out=record.former.generation if record.former else None,
+        rolled_out=record.former.generation or None if record.former else None,
     )
 
 
@@ -205,14 +205,15 @@ def served_generation(facts: DesiredFacts, number: int) -> ServedGeneration:
             for served in table.served:
                 if served.generation == number:
                     return served
-    spec = facts.manifest.spec
+    whole = facts.manifest.spec
+    spec = whole if generation.layout is not None else laid_out(facts.manifest, generation).spec
     graph = _graph_of(facts, generation)
     held = {piece: facts.snapshots.get((piece, snapshot)) for piece, snapshot in generation.answering.items()}
     return ServedGeneration(
         generation=number,
         graph=graph,
         snapshots=dict(generation.answering),
-        sync=spec.sync,
+        sync=whole.sync,
         facts={piece: _facts_of(snapshot) for piece, snapshot in held.items() if snapshot is not None},
         engines={part.name: part.engine for part in spec.hosted_parts if part.engine in SERVING_ENGINES},
         routing=_routing(spec.hosted_parts),
@@ -226,13 +227,19 @@ def served_generation(facts: DesiredFacts, number: int) -> ServedGeneration:
 def _graph_of(facts: DesiredFacts, generation: Generation) -> PartGraph:
     """Return the graph of a generation.
 
-    It is that of its layout, of the manifest that is rolled out with it, or the one it served by.
+    It is that of its layout, of the manifest that is rolled out with it, or the one it served by. A manifest's graph
+    with parts that the generation lacks is not for it.
     """
     if generation.layout is not None:
         return generation.layout.graph
     if generation.graph is not None and generation.number != facts.rolled_out:
         return generation.graph
-    return facts.manifest.spec.wiring or _graph_of_one(facts, generation)
+    wiring = facts.manifest.spec.wiring
+    if wiring is not None and (
+        len(generation.parts) > 1 or {node.part for node in wiring.nodes} <= set(generation.snapshots)
+    ):
+        return wiring
+    return _graph_of_one(facts, generation)
 
 
 def _adapters(facts: DesiredFacts, generation: Generation) -> dict[str, ServedAdapter]:
@@ -476,5 +483,5 @@ def _spec_of(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> tuple[Pa
 
 
 def _graph_of_one(facts: DesiredFacts, generation: Generation) -> PartGraph:
-    part = facts.manifest.spec.hosted_parts[0]
+    part = laid_out(facts.manifest, generation).spec.hosted_parts[0]
     return graph_of_one(part, facts.snapshots[part.name, generation.snapshots[part.name]].manifest)

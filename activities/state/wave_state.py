@@ -305,12 +305,16 @@ def keep_held_shares(shares: Iterable[RouteShare], held: Collection[tuple[str, i
     return tuple(route_share(share.to, share.generation, share.fraction * factor) for share in kept)
 
 
-def planned_state(model: str, generation: int, plan: Plan | CurrentState) -> FleetState:
-    """Return the target of a transition: the plan's rows of the model, all of one generation."""
+def planned_state(model: str, generation: int, plan: Plan | CurrentState, *, parts: Collection[str]) -> FleetState:
+    """Return the target of a transition: the plan's rows of the model, all of one generation.
+
+    Only those of `parts`, which the generation has: a plan may have been made for another one since, or follow replicas
+    of another one that were spared.
+    """
     replicas = tuple(
         GenerationReplicas.from_trusted(model, row.part, generation, row.region, row.hardware, row.count)
         for row in plan.replicas
-        if row.model == model and row.count
+        if row.model == model and row.count and row.part in parts
     )
     traffic = tuple(
         GenerationShare.from_trusted(model, row.origin, row.to, generation, row.fraction)

@@ -5,7 +5,7 @@ in a read-only unit, and the unit that writes it first checks that all of its in
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,12 +18,12 @@ from activities.transition.admission import not_swapped, planned_waves, price_of
 from activities.transition.dropped_users import explain_drop
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
-from ipnext.model.manifest.manifest import RolloutSpec
+from ipnext.model.manifest.manifest import ModelManifest, RolloutSpec
 from ipnext.model.planning.plan import RegionDemand
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW
 from ipnext.store.planning.placements import Units
-from ipnext.store.records import ModelRecord, TransitionRecord
+from ipnext.store.records import ModelPlacement, ModelRecord, TransitionRecord
 from ipnext.store.repository import Repository
 
 TOLERANCE = 1e-9
@@ -104,12 +104,33 @@ def _plan_transition(repository: Repository, stage: StageInput, in_use: Units) -
     origin = running_state(
         stage.model, deployments, tables, demanding=demanding, lost=lost, serving=model.serving_generation
     )
-    to = planned_state(stage.model, stage.generation, placed.state)
+    parts = repository.generation(stage.model, stage.generation).parts
+    to = planned_state(stage.model, stage.generation, placed.state, parts=parts)
     if stage.kind is ChangeKind.MOVE and (why := explain_drop(repository, model.in_force, origin, to)) is not None:
         return _record(stage, model, refuse_transition(origin, to, why))
     planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
     transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
+    if transition.refused and (lacking := explain_lacking(stage.generation, parts, placed, model.in_force)):
+        transition = transition.model_copy(update={"refused": lacking})
     return _record(stage, model, transition)
+
+
+def explain_lacking(
+    generation: int, parts: Collection[str], placed: ModelPlacement, manifest: ModelManifest
+) -> str | None:
+    """Explain why a placement can't carry a generation: it was made without one of its parts. None if it has all.
+
+    It was made for another generation, or the generation never served and the manifest no longer has the part.
+    """
+    lacking = sorted(set(parts) - placed.parts)
+    if not lacking:
+        return None
+    named, hosted = ", ".join(lacking), ", ".join(part.name for part in manifest.spec.hosted_parts)
+    return (
+        f"generation {generation} has part{'s' if len(lacking) > 1 else ''} {named}, which plan {placed.plan_id!r} "
+        f"does not place: it was made for {', '.join(sorted(placed.parts))}, and the manifest in force has {hosted}. "
+        f"Apply a manifest with {named}, or publish snapshots of the manifest's parts"
+    )
 
 
 def _refuse_outdated(stage: StageInput, model: ModelRecord) -> TransitionRecord:

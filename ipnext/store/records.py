@@ -49,6 +49,11 @@ class ModelPlacement(Value):
     """At the prices of its plan."""
 
     @property
+    def parts(self) -> frozenset[str]:
+        """Parts that it was made for."""
+        return frozenset(part.part for part in self.wishes.parts)
+
+    @property
     def state(self) -> CurrentState:
         """Its replicas and traffic."""
         return CurrentState(replicas=self.replicas, traffic=self.traffic)
@@ -62,7 +67,7 @@ class FormerBasis(Value):
 
     change_id: str
     generation: int = 0
-    """The generation that the change leads to."""
+    """The generation that the change rolls out by its manifest; 0 for a rollback, which brings none."""
     accepted: JudgedSpec | None = None
     """The revision that was in force; None if there was none yet."""
     placement: ModelPlacement | None = None

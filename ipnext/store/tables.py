@@ -198,6 +198,8 @@ class GenerationRow(Row, table=True):
     """NULL if the generation is not cut."""
     graph: str | None = _packed_field(default=None)
     """The graph by which it served last; NULL before it served, and if no manifest gave it one."""
+    hosting: str | None = _packed_field(default=None)
+    """The hosted parts that it served with last; NULL before it served."""
     adapters: str | None = _text(default=None)
     """JSON; NULL if it has none."""
     state: str = _text()

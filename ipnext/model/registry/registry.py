@@ -11,7 +11,7 @@ from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHand
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.registry.checkpoint import Checkpoint
 from ipnext.model.settings.prompt import PromptTemplate
-from ipnext.model.value import Name, Sha256, Value, WrittenValue, digest_of
+from ipnext.model.value import EngineName, Name, Sha256, Value, WrittenValue, digest_of
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -344,6 +344,24 @@ class SplitLayout(Value):
         return tuple(sorted(found, key=lambda segment: (segment.stage, segment.name)))
 
 
+class HostedPart(Value):
+    """A part with processes of its own, as a generation served with it last."""
+
+    name: Name
+    engine: EngineName
+    hardware: tuple[HardwareOption, ...] = Field(min_length=1)
+    """With the units of a replica and its throughput, measured or declared."""
+    min_replicas: int = Field(ge=0)
+    memory_bytes: int | None = None
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Hosting(Value):
+    """The hosted parts that a generation served with last; for a cut generation: the part that was cut."""
+
+    parts: tuple[HostedPart, ...]
+
+
 class Generation(Value):
     """One snapshot for every part of a model: the set that answers a request together."""
 
@@ -355,6 +373,8 @@ class Generation(Value):
     """How it is cut, where the manifest has it split."""
     graph: PartGraph | None = None
     """The graph by which it served last, if a manifest gave it one; a cut generation has that of its layout."""
+    hosting: Hosting | None = None
+    """None before it served: its parts are those of the manifest that it is rolled out by."""
     adapters: Mapping[str, str] = Field(default_factory=dict)
     """Part that is an adapter -> the part whose engines load it."""
     state: GenerationState = GenerationState.PENDING

@@ -36,8 +36,8 @@ TRANSITIONS = METADATA.tables["transitions"]
 REPORTS = METADATA.tables["reports"]
 EVENTS = METADATA.tables["events"]
 
-_UNCUT = [column for column in GENERATIONS.c if column is not GENERATIONS.c.layout]
-"""Columns of a generation without its layout, which may be long."""
+_UNCUT = [column for column in GENERATIONS.c if column.name not in {"layout", "hosting"}]
+"""Columns of a generation without its layout and its hosting, which may be long."""
 
 
 class Overviews(UnitOfWork):
@@ -103,7 +103,7 @@ class Overviews(UnitOfWork):
         return _newest_first(self._newest(models, sa_select(CHANGES), CHANGES.c.sequence, limit), "sequence", _change)
 
     def recent_generations(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Generation, ...]]:
-        """Map each model to its newest generations, newest first, without their layouts."""
+        """Map each model to its newest generations, newest first, without their layouts and hosting."""
         found = self._newest(models, sa_select(*_UNCUT), GENERATIONS.c.number, limit)
         return _newest_first(found, "number", lambda row: _generation(row, cut=False))
 

@@ -10,6 +10,8 @@ from typing import Literal
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
+from ipnext.model.manifest.layout import hosting_of
+from ipnext.model.manifest.part_tensors import graph_of_one
 from ipnext.model.registry.registry import Generation, GenerationState
 from ipnext.store.operations.quota_claims import lower_claims
 from ipnext.store.operations.refused_routes import refuse_further_users, refuse_users
@@ -204,6 +206,7 @@ def _write_success(repository: Repository, change: Change, record: RecordInput) 
         known = repository.model(model)
         if change.kind in ROLLS_OUT:
             _keep_graph(repository, known, record.generation)
+        _keep_parts(repository, known, record.generation)
         revision = known.accepted.revision if known.accepted else record.revision
         if revision:
             repository.update_model(model, observed_generation=revision)
@@ -211,14 +214,25 @@ def _write_success(repository: Repository, change: Change, record: RecordInput) 
 
 
 def _keep_graph(repository: Repository, known: ModelRecord, number: int) -> None:
-    """Keep the graph with the generation that serves by it now: a later manifest may have another one."""
-    graph, generation = known.in_force.spec.wiring, repository.generation(known.name, number)
-    if (
-        generation.layout is None
-        and graph is not None
-        and {node.part for node in graph.nodes} <= set(generation.snapshots)
-    ):
+    """Keep the graph with the generation that serves by it now: a later manifest may have another one.
+
+    A generation of several parts is served by the one part of a manifest without a graph.
+    """
+    spec, generation = known.in_force.spec, repository.generation(known.name, number)
+    if generation.layout is not None:
+        return
+    graph, first = spec.wiring, spec.hosted_parts[0]
+    if graph is None and len(generation.parts) > 1 and first.name in generation.parts:
+        snapshot = repository.snapshot(known.name, first.name, generation.snapshots[first.name])
+        graph = graph_of_one(first, snapshot.manifest)
+    if graph is not None and {node.part for node in graph.nodes} <= set(generation.snapshots):
         repository.set_graph(known.name, number, graph)
+
+
+def _keep_parts(repository: Repository, known: ModelRecord, number: int) -> None:
+    """Keep the hosted parts with the generation that serves with them now: a later manifest may lack one."""
+    manifest = repository.as_measured(known.in_force, number)
+    repository.set_hosting(known.name, number, hosting_of(manifest, repository.generation(known.name, number)))
 
 
 def _write_failure(repository: Repository, change: Change, record: RecordInput) -> None:

@@ -272,7 +272,9 @@ class Models(UnitOfWork):
     def keep_former(
         self, name: str, *, change_id: str, generation: int, placed: ModelPlacement | None, plan_id: str
     ) -> None:
-        """Keep what the model goes by before a change to a generation is planned; `placed` is its placement.
+        """Keep what the model goes by before a change is planned; `placed` is its placement.
+
+        `generation` is the one that is rolled out by the change's manifest, 0 if the change brings none.
 
         `plan_id` is the plan that the change goes by. If another open change was planned before, what that one found is
         kept.

@@ -13,6 +13,7 @@ from ipnext.model.lifecycle.messages import ValidationReport
 from ipnext.model.registry.registry import (
     Generation,
     GenerationState,
+    Hosting,
     PartGraph,
     Snapshot,
     SnapshotManifest,
@@ -223,6 +224,12 @@ class Snapshots(UnitOfWork):
             text = None if graph is None else document(graph)
             self._write(_ONE_IS, of_model=model, of_number=number, graph=text)
 
+    def set_hosting(self, model: str, number: int, hosting: Hosting) -> None:
+        """Store the hosted parts that a generation serves with. Raises NotFound."""
+        self._writing(model)
+        if self.generation(model, number).hosting != hosting:
+            self._write(_ONE_IS, of_model=model, of_number=number, hosting=document(hosting))
+
     def add_segment(self, model: str, segment: str, source: SnapshotSource) -> Snapshot:
         """Store a snapshot of a segment of a cut model; the same content of the same segment is stored once."""
         self._writing_model(model)
@@ -358,6 +365,7 @@ def _generation(row: Any, *, cut: bool = True) -> Generation:
         snapshots=plain(row.snapshots),
         layout=None if not cut or row.layout is None else decode_frozen(SplitLayout, row.layout),
         graph=None if row.graph is None else decode_frozen(PartGraph, row.graph),
+        hosting=None if not cut or row.hosting is None else decode_frozen(Hosting, row.hosting),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,

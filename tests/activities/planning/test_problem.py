@@ -16,7 +16,9 @@ from activities.planning.problem import (
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.manifest.manifest import MOST_REPLICAS, parse_manifest
+from ipnext.model.planning.plan import ReplicaCount
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS
+from ipnext.store.records import ModelPlacement
 from planner.io.problem import validate
 
 
@@ -32,6 +34,11 @@ def model(kit):
         return model_problem(parse_manifest(kit.manifest("ranker", **spec)))
 
     return build
+
+
+def placed_by(wishes):
+    row = ReplicaCount(model=wishes.model, part=wishes.parts[0].part, region="us-east", hardware="cpu", count=1)
+    return ModelPlacement(model=wishes.model, plan_id="plan-1", wishes=wishes, replicas=(row,))
 
 
 def test_a_model_that_fits_stays_as_it_is(fleet, model):
@@ -90,8 +97,9 @@ def test_parts_that_nothing_was_placed_with_take_no_capacity(fleet, model, kit):
             retired=False,
             serving_generation=1,
             refused_generation=None,
+            former=None,
         )
-        placed = SimpleNamespace(wishes=before, replicas=(1,))
+        placed = placed_by(before)
         assert planned_models(fleet, [record], {"ranker": placed}) == [within_fleet(expected, fleet)]
 
 
@@ -99,9 +107,15 @@ def test_a_manifest_that_a_validation_refused_changes_nothing_that_is_planned(fl
     before = model()
     grown = parse_manifest(kit.manifest("ranker", demand=[{"region": "us-east", "qps": 4000}]))
     record = SimpleNamespace(
-        name="ranker", in_force=grown, retired=False, serving_generation=1, refused_generation=2, generation=3
+        name="ranker",
+        in_force=grown,
+        retired=False,
+        serving_generation=1,
+        refused_generation=2,
+        generation=3,
+        former=None,
     )
-    placed = SimpleNamespace(wishes=before, replicas=(1,))
+    placed = placed_by(before)
     assert planned_models(fleet, [record], {"ranker": placed}) == [before]
     record.refused_generation = None
     assert planned_models(fleet, [record], {"ranker": placed}) == [within_fleet(model_problem(grown), fleet)]
@@ -116,7 +130,7 @@ def test_a_model_whose_throughput_is_unknown_stops_no_plan_and_is_named(fleet, k
 
     monkeypatch.setattr(problem, "model_problem", unmeasured)
     manifests = [parse_manifest(kit.manifest(name)) for name in ("known", "unknown")]
-    own = {"retired": False, "serving_generation": 1, "refused_generation": None}
+    own = {"retired": False, "serving_generation": 1, "refused_generation": None, "former": None}
     records = [SimpleNamespace(name=each.name, in_force=each, **own) for each in manifests]
     left_out = {}
 
@@ -125,7 +139,7 @@ def test_a_model_whose_throughput_is_unknown_stops_no_plan_and_is_named(fleet, k
     assert [found.model for found in planned] == ["known"]
     assert left_out == {"unknown": "its throughput was never measured"}
     former = model_problem(manifests[1])
-    placed = SimpleNamespace(wishes=former, replicas=(1,))
+    placed = placed_by(former)
     assert planned_models(fleet, records[1:], {"unknown": placed}) == [within_fleet(former, fleet)]
 
 
@@ -148,9 +162,9 @@ def test_a_model_with_an_adapter_is_planned_as_its_newest_manifest_wishes(fleet)
         return parse_manifest(document)
 
     record = SimpleNamespace(
-        name="chat", in_force=manifest(90), retired=False, serving_generation=1, refused_generation=None
+        name="chat", in_force=manifest(90), retired=False, serving_generation=1, refused_generation=None, former=None
     )
-    placed = SimpleNamespace(wishes=model_problem(manifest(10)), replicas=(1,))
+    placed = placed_by(model_problem(manifest(10)))
     (planned,) = planned_models(fleet, [record], {"chat": placed})
     assert [item.qps for item in planned.demand] == [90]
 

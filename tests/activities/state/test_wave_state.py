@@ -17,6 +17,7 @@ from ipnext.artifacts.signing import write_key_pair
 from ipnext.infra.assignment import host_holds
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
 from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.planning.plan import CurrentState, ReplicaCount
 from ipnext.model.planning.transition import (
     FleetState,
     GenerationReplicas,
@@ -294,7 +295,13 @@ def test_a_plan_s_rows_become_rows_of_the_target_generation():
         replicas = ()
         traffic = ()
 
-    assert planned_state(M, 4, Rows()) == FleetState()
+    assert planned_state(M, 4, Rows(), parts=("a",)) == FleetState()
+
+
+def test_a_plan_s_rows_of_parts_that_the_generation_lacks_are_not_its_target():
+    rows = tuple(ReplicaCount(model=M, part=part, region="us-east", hardware="cpu", count=2) for part in ("a", "b"))
+    found = planned_state(M, 1, CurrentState(replicas=rows), parts=("a",))
+    assert [(row.part, row.generation, row.count) for row in found.replicas] == [("a", 1, 2)]
 
 
 def test_what_was_sent_to_a_lost_region_answers_nobody_and_its_replicas_still_count(facts):

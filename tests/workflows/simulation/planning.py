@@ -39,7 +39,7 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
         lost=world.out.lost,
         serving=record.serving,
     )
-    to = waves.planned_state(change.model, generation, placement)
+    to = waves.planned_state(change.model, generation, placement, parts=record.generations[generation].parts)
     demand = tuple(RegionDemand(region=item.region, qps=item.amount) for item in manifest.spec.demand)
     if change.kind in BRINGS_NOTHING_NEW and record.serving != generation:
         refused = f"generation {record.serving} serves by now"

@@ -192,7 +192,7 @@ class World:
     def _start(self, model: str, record: Record) -> None:
         """Replicas and routes of the first generation, ready."""
         options = {(p.name, o.kind): o for p in record.in_force.spec.parts for o in p.hardware}
-        state = planned_state(model, 1, record.placement)
+        state = planned_state(model, 1, record.placement, parts=record.generations[1].parts)
         for row in state.replicas:
             key, option = Key(model, row.part, row.region, row.hardware), options[row.part, row.hardware]
             own, swap = {} if record.refresh == "in_place" else {1: row.count}, record.refresh == "swap"

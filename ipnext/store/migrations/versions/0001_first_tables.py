@@ -440,6 +440,7 @@ def upgrade() -> None:
         sa.Column("snapshots", columns.SafeText(), nullable=False),
         sa.Column("layout", columns.PackedText(), nullable=True),
         sa.Column("graph", columns.PackedText(), nullable=True),
+        sa.Column("hosting", columns.PackedText(), nullable=True),
         sa.Column("adapters", columns.SafeText(), nullable=True),
         sa.Column("state", columns.SafeText(), nullable=False),
         sa.Column("reason", columns.SafeText(), nullable=True),
