@@ -51,11 +51,16 @@ def of_a_step(method: Callable[[Any, S], R]) -> Callable[[Any, S], R]:
             if _is_retried(error):
                 _note(self._store, step, name, error)
             raise
-        if not isinstance(step, WaveInput) or step.waited_seconds > 0 or step.back:
+        if _may_have_failed(step):
             _clear(self._store, step)
         return result
 
     return wrapper
+
+
+def _may_have_failed(step: StageInput | WaveInput) -> bool:
+    """Return whether an attempt before this one may have failed; a wave's first one has not waited."""
+    return not isinstance(step, WaveInput) or step.waited_seconds > 0 or step.back
 
 
 def _is_retried(error: Exception) -> bool:
