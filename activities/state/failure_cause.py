@@ -57,16 +57,25 @@ def first_lacking(model: str, state: ModelWaveState, regions: Mapping[str, Regio
 
 def worst_region(before: Sequence[RegionAnswers], now: Iterable[RegionAnswers]) -> str | None:
     """Return the region with the largest fraction of bad answers since `before`; None if none was bad."""
-    earlier = {item.region: item for item in before}
+    earlier, found = _sum_by_region(before), _sum_by_region(now)
     shares: dict[str, float] = {}
-    for item in now:
-        base = earlier.get(item.region)
-        anew = base is None or item.requests < base.requests
-        requests = item.requests - (0 if anew or base is None else base.requests)
-        bad = item.errors + item.non_finite - (0 if anew or base is None else base.errors + base.non_finite)
+    for region, counted in found.items():
+        base = earlier.get(region, (0, 0))
+        if counted[0] < base[0]:  # its router restarted
+            base = (0, 0)
+        requests, bad = counted[0] - base[0], counted[1] - base[1]
         if requests > 0 and bad > 0:
-            shares[item.region] = bad / requests
+            shares[region] = bad / requests
     return max(sorted(shares), key=lambda region: shares[region], default=None)
+
+
+def _sum_by_region(counts: Iterable[RegionAnswers]) -> dict[str, tuple[int, int]]:
+    """Return the answers of each region, and the bad ones of them."""
+    found: dict[str, tuple[int, int]] = {}
+    for item in counts:
+        requests, bad = found.get(item.region, (0, 0))
+        found[item.region] = requests + item.requests, bad + item.errors + item.non_finite
+    return found
 
 
 def note_first(repository: Repository, model: str, cause: Cause, *, regions: Iterable[str] = ()) -> None:

@@ -49,6 +49,7 @@ from activities.transition.wave_context import WaveContext, list_routable
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment, RegionState, RouteShare
+from ipnext.model.gate.gate import GateWindow
 from ipnext.model.lifecycle.failure_cause import GATE, STEPS, Cause, Place
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.lifecycle.status import ConditionType, Reason
@@ -211,7 +212,7 @@ class TransitionActivities:
         gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
         gateways.follow(shares, deployments, waiting=stay, keeping=keeping)
         hold = 0.0 if wave.back else transition.waves[wave.index].hold_seconds
-        former = former_generation(transition, wave.model, wave.generation) if rollout.gate.compares else None
+        former = former_generation(transition, wave.model, wave.generation)
         new = traffic_of(wave.model, wave.generation, states.values())
         old = traffic_of(wave.model, former, states.values()) if former else ()
         baseline, window = open_window(former, new, old, sketched=rollout.gate.judges_drift)
@@ -230,7 +231,7 @@ class TransitionActivities:
         """
         with self._store.read() as repository:
             reaching = WaveContext.read(repository, wave, "routed")
-            asked = _build_gate_input(repository, wave, reaching.state)
+            asked = _build_gate_input(repository, wave, reaching)
         regions = {region for _, region, _ in reaching.state.slots} - reaching.facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
         if silent:
@@ -405,20 +406,22 @@ def _rest(repository: Repository, wave: WaveInput, *, rests: bool) -> None:
     repository.advance_transition(wave.transition_id, rests=rests and not wave.back)
 
 
-def _build_gate_input(repository: Repository, wave: WaveInput, state: ModelWaveState) -> GateInput:
+def _build_gate_input(repository: Repository, wave: WaveInput, reaching: WaveContext) -> GateInput:
     """Return the gate's inputs for a wave. A rollback is judged by errors only: its generation has served before."""
     rollout = repository.model(wave.model).in_force.spec.rollout
-    record, window = repository.transition(wave.transition_id), wave.window
-    if window is None or repository.change(record.change_id).kind in AT_ONCE:
-        return errors_only(rollout.max_error_rate, rollout.gate, early=wave.early)
-    answering = {share.generation for shares in state.shares.values() for share in shares}
-    return GateInput(
+    window = wave.window or GateWindow()
+    stored = {region: table.shares for region, table in reaching.facts.tables.items()}
+    answering = {share.generation for shares in reaching.state.shares.values() for share in shares}
+    asked = GateInput(
         gate=rollout.gate,
         max_error_rate=rollout.max_error_rate,
         early=wave.early,
         wait_left=min(rollout.gate.wait_seconds, wave.deadline_seconds) - wave.watched_seconds,
+        generation=wave.generation,
         former=window.former if window.former in answering else None,
+        shares=(reaching.state.shares, stored),
     )
+    return errors_only(asked) if repository.change(reaching.record.change_id).kind in AT_ONCE else asked
 
 
 def _rerun_refusal(record: TransitionRecord) -> str | None:

@@ -1,23 +1,18 @@
 """Gate of a wave: whether a new generation answers well enough, by its counts against the manifest's limits. Pure.
 
-Before the bake time ends, a limit trips only if chance is an unlikely explanation; at its end the figures count as they
-are.
+Errors, non-finite answers and latencies count only as far as the former generation does better on the same requests
+(`activities.transition.gate_evidence`): else clients could fail a gate by what they send. Before the bake time ends, a
+limit trips only if the figure is beyond it almost certainly; at its end the figures count as they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from activities.transition.gate_evidence import Measure, Shares, Surplus, measure, stratify, unanswered, unfinished
 from ipnext.model.gate.comparison import Pair, latencies, predictions
-from ipnext.model.gate.distributions import (
-    Counts,
-    SampleDistance,
-    above,
-    at_least,
-    mean_shift,
-    quantile,
-    stability_index,
-)
-from ipnext.model.gate.gate import GateSpec
+from ipnext.model.gate.distributions import Counts, SampleDistance, above, mean_shift, quantile, stability_index
+from ipnext.model.gate.gate import GateSpec, RegionTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS
 
 EARLY_REQUESTS = 20
@@ -40,8 +35,12 @@ class GateInput:
     """True while the bake time lasts."""
     wait_left: float = 0.0
     """Seconds until too few answers become final."""
+    generation: int = 0
+    """The new one."""
     former: int | None = None
     """The generation to compare with; None if none answers beside the new one in this wave."""
+    shares: tuple[Shares, ...] = ()
+    """All weights that gateways may have had since the wave's traffic moved."""
 
     @property
     def compares(self) -> bool:
@@ -66,10 +65,11 @@ class GateVerdict:
     again_seconds: float = 0.0
 
 
-def errors_only(max_error_rate: float, gate: GateSpec, *, early: bool = False) -> GateInput:
-    """Return inputs for a rollback or a wave without a window: no comparison, and no wait for answers."""
+def errors_only(asked: GateInput) -> GateInput:
+    """Return inputs for a rollback: of the limits only those on errors, and no wait for answers."""
+    gate = asked.gate
     limits = GateSpec(max_error_rate=gate.max_error_rate, max_non_finite_rate=gate.max_non_finite_rate)
-    return GateInput(limits, max_error_rate, early)
+    return replace(asked, gate=limits, wait_left=0.0)
 
 
 def judge(asked: GateInput, pairs: Sequence[Pair]) -> GateVerdict:
@@ -82,7 +82,15 @@ def judge(asked: GateInput, pairs: Sequence[Pair]) -> GateVerdict:
     if answers.fewest < needed:
         return _too_few(asked, answers)
     trips = tuple(answers.trips())
-    return GateVerdict(ok=not trips, message="; ".join(trips) or answers.text)
+    if not trips and answers.doubts and asked.wait_left > 0:
+        return _wait(asked, answers)
+    return GateVerdict(ok=not trips, message="; ".join(trips or (answers.text, *answers.doubts, *answers.uncompared)))
+
+
+def _wait(asked: GateInput, answers: "_Answers") -> GateVerdict:
+    pause = max(AGAIN_SECONDS, asked.gate.wait_seconds / MOST_LOOKS)
+    message = "; ".join((answers.text, *answers.doubts))
+    return GateVerdict(ok=True, message=message, again_seconds=min(asked.wait_left, pause))
 
 
 def _too_few(asked: GateInput, answers: "_Answers") -> GateVerdict:
@@ -94,10 +102,33 @@ def _too_few(asked: GateInput, answers: "_Answers") -> GateVerdict:
     if certain:
         return GateVerdict(ok=False, message="; ".join(certain))
     if asked.wait_left > 0:
-        pause = max(AGAIN_SECONDS, asked.gate.wait_seconds / MOST_LOOKS)
-        return GateVerdict(ok=True, message=answers.text, again_seconds=min(asked.wait_left, pause))
+        return _wait(asked, answers)
     few = f"{answers.text}: too few to judge, {asked.gate.needed_answers} are needed"
     return GateVerdict(ok=asked.gate.on_too_few == "pass", message=f"{few}; onTooFew is {asked.gate.on_too_few}")
+
+
+def _requests(item: RegionTraffic) -> float:
+    return item.requests
+
+
+def _failed(item: RegionTraffic) -> float:
+    return item.failed
+
+
+def _broken(item: RegionTraffic) -> float:
+    return item.broken
+
+
+def _non_finite(item: RegionTraffic) -> float:
+    return item.non_finite
+
+
+def _above(name: str, limit: float, item: RegionTraffic) -> float:
+    return above(getattr(item, name), LATENCY_SECONDS, limit)
+
+
+def _total(name: str, item: RegionTraffic) -> float:
+    return sum(getattr(item, name).values())
 
 
 class _Answers:
@@ -106,15 +137,21 @@ class _Answers:
     def __init__(self, asked: GateInput, pairs: Sequence[Pair]) -> None:
         self._asked = asked
         self._gate = asked.gate
+        self._strata = stratify(pairs, asked.shares, asked.generation, asked.former)
         self.requests = sum(pair.new.requests for pair in pairs)
         self._errors = sum(pair.new.errors for pair in pairs)
         self._non_finite = sum(pair.new.non_finite for pair in pairs)
+        self._bad = sum(pair.new.failed + pair.new.broken for pair in pairs)
         self._former_requests = sum(pair.old.requests for pair in pairs)
         self._latency = _sum_histograms(pair.new.latency for pair in pairs)
         self._first_token = _sum_histograms(pair.new.first_token for pair in pairs)
         self._token = _sum_histograms(pair.new.token for pair in pairs)
         self._latencies = latencies(pairs) if asked.compares else None
         self._predictions = predictions(pairs) if asked.compares else {}
+        self.doubts: list[str] = []
+        """Figures beyond a limit that chance may explain, in words, as the next one; known once `trips` has run."""
+        self.uncompared: list[str] = []
+        """Those that the requests may explain, because no generation answers beside the new one."""
 
     @property
     def fewest(self) -> int:
@@ -142,55 +179,62 @@ class _Answers:
         yield from (words + limit for words, limit in self._comparisons() if limit)
 
     def errors(self, *, at_least_of: int = 0) -> Iterator[str]:
-        """Yield the exceeded rates.
-
-        With `at_least_of`, assume that so many answers were counted and the missing ones are good.
-        """
-        count = max(self.requests, at_least_of)
-        bad = min(self.requests, self._errors + self._non_finite)
-        told = f"{self._errors} errors and {self._non_finite} non-finite answers of {self.requests}"
-        if self._too_many(bad, count, self._asked.error_rate):
-            yield f"{told}: {bad / self.requests:.1%}, allowed {self._asked.error_rate:.1%}"
+        """Yield the exceeded rates. With `at_least_of`, assume that so many answers were counted and the missing ones are good."""
+        bad = self._bad
+        counts = f"{self._errors} errors and {self._non_finite} non-finite answers of {self.requests}"
+        limit = self._asked.error_rate
+        if self.requests and bad / self.requests > limit:
+            text = f"{counts}: {bad / self.requests:.1%}, allowed {limit:.1%}"
+            failed = self._measure(_failed, unanswered)
+            broken = self._measure(_broken, unfinished)
+            yield from self._judge(text, limit, failed, broken, at_least_of=at_least_of)
         limit = self._gate.max_non_finite_rate
-        if limit is not None and self._too_many(self._non_finite, count, limit):
+        if limit is not None and self.requests and self._non_finite / self.requests > limit:
             share = self._non_finite / self.requests
-            yield f"{self._non_finite} non-finite answers of {self.requests}: {share:.1%}, allowed {limit:.1%}"
+            text = f"{self._non_finite} non-finite answers of {self.requests}: {share:.1%}, allowed {limit:.1%}"
+            yield from self._judge(text, limit, self._measure(_non_finite, unanswered), at_least_of=at_least_of)
 
-    def _too_many(self, bad: float, count: float, rate: float) -> bool:
-        if not count:
-            return False
-        return (at_least(bad, count) if self._asked.early else bad / count) > rate
+    def _judge(self, text: str, allowed: float, *found: Surplus, at_least_of: float = 0) -> Iterator[str]:
+        """Yield the words for a figure beyond its limit if the new generation is the cause; else keep it as a doubt."""
+        over = [one for one in found if one.exceeds(allowed, early=self._asked.early, at_least_of=at_least_of)]
+        if any(one.is_sure for one in over):
+            yield text
+        elif over:
+            self.doubts.append(f"{text}, which chance may make beside generation {self._asked.former}")
+        elif not self._strata:
+            self.uncompared.append(f"{text}, and no other generation answers the same clients")
+
+    def _measure(self, bad: Measure, unknown: Measure, answers: Measure = _requests) -> Surplus:
+        return measure(self._strata, bad, unknown=unknown, answers=answers)
 
     def _slow(self) -> Iterator[str]:
         gate = self._gate
-        for what, counts, limits in (
-            ("", self._latency, gate.max_latency_ms),
-            ("first token ", self._first_token, gate.max_first_token_ms),
-            ("between tokens ", self._token, gate.max_token_ms),
+        for name, what, counts, limits in (
+            ("latency", "", self._latency, gate.max_latency_ms),
+            ("first_token", "first token ", self._first_token, gate.max_first_token_ms),
+            ("token", "between tokens ", self._token, gate.max_token_ms),
         ):
             answers = f"{sum(counts.values()) if what else self.requests:g} answers"
-            for name, share, limit in (("p50", _P50, limits.p50), ("p99", _P99, limits.p99)):
-                if limit is not None and self._too_slow(counts, share, limit / 1000):
-                    yield f"{what}{name} {_ms(_quantile(counts, share))}, allowed {limit:g} ms; {answers}"
+            for quantile_name, share, limit in (("p50", _P50, limits.p50), ("p99", _P99, limits.p99)):
+                if limit is not None and _quantile(counts, share) > limit / 1000:
+                    text = f"{what}{quantile_name} {_ms(_quantile(counts, share))}, allowed {limit:g} ms; {answers}"
+                    yield from self._judge(text, 1 - share, self._beyond_seconds(name, limit / 1000))
 
     def _slower(self) -> Iterator[str]:
         allowed, both = self._gate.max_latency_ratio, self._latencies
         if allowed is None or both is None or not self._enough_of_former:
             return
         new, old = (quantile(counts, LATENCY_SECONDS, _P99) for counts in (both.new, both.old))
-        if self._too_slow(both.new, _P99, allowed * old):
-            yield (
+        if new > allowed * old:
+            text = (
                 f"p99 {_ms(new)} against {_ms(old)} of generation {self._asked.former}: ratio {new / old:.2f}, "
                 f"allowed {allowed:g}; {self.requests} answers"
             )
+            yield from self._judge(text, 1 - _P99, self._beyond_seconds("latency", allowed * old))
 
-    def _too_slow(self, counts: Counts, share: float, limit: float) -> bool:
-        total = sum(counts.values())
-        if not total:
-            return False
-        if self._asked.early:
-            return at_least(above(counts, LATENCY_SECONDS, limit), total) > 1 - share
-        return quantile(counts, LATENCY_SECONDS, share) > limit
+    def _beyond_seconds(self, name: str, limit: float) -> Surplus:
+        """Return the surplus of answers that took longer than the limit."""
+        return self._measure(partial(_above, name, limit), unfinished, partial(_total, name))
 
     def _comparisons(self) -> Iterator[tuple[str, str]]:
         """Yield a description of each output's comparison, and the rest of the sentence if a limit is exceeded."""

@@ -1,6 +1,7 @@
 """Counts of the routers since a wave's traffic moved, for the new generation and the former one. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
 from ipnext.model.gate.comparison import Pair
@@ -12,6 +13,9 @@ from ipnext.model.planning.transition import Transition
 
 MAX_WINDOW_BYTES = 128 * 1024
 """Limit of a wave's counts in a run's history, which stores them once for each evaluation of a gate."""
+_NUMBERS: Final = ("requests", "errors", "non_finite", "failed", "broken", "withdrawn", "left")
+"""Counts that only grow."""
+_COUNTED: Final = (*_NUMBERS, "under_way", "latency", "first_token", "token")
 
 
 def former_generation(transition: Transition, model: str, generation: int) -> int | None:
@@ -48,27 +52,22 @@ def refuse_uncompared(
 
 
 def traffic_of(model: str, generation: int, regions: Iterable[RegionState]) -> tuple[RegionTraffic, ...]:
-    """Return the counts of the generation from each region's router; regions without counts have zeros."""
-    found = []
+    """Return the generation's counts from each region's router: one entry for predictions, and one for each gateway.
+
+    Only requests count whose generation a gateway chose: clients that name a generation neither fail its gate nor pass
+    it.
+    """
+    found: list[RegionTraffic] = []
     for region in regions:
         counts = [t for t in region.traffic if (t.model, t.generation) == (model, generation)]
-        found.append(_of_region(region.region, counts[0]) if counts else RegionTraffic(region=region.region))
+        found += _of_region(region.region, counts[0]) if counts else (RegionTraffic(region=region.region),)
     return tuple(found)
 
 
-def _of_region(region: str, counted: GenerationTraffic) -> RegionTraffic:
-    """Count only requests that the gateway chose: clients that name a generation neither fail its gate nor pass it."""
-    aside = counted.aside
-    return RegionTraffic(
-        region=region,
-        requests=counted.requests - aside.requests,
-        errors=counted.errors - aside.errors,
-        non_finite=counted.non_finite - aside.non_finite,
-        latency=_less(counted.latency, aside.latency),
-        first_token=_less(counted.first_token, aside.first_token),
-        token=_less(counted.token, aside.token),
-        predictions=counted.predictions,
-    )
+def _of_region(region: str, counted: GenerationTraffic) -> Iterator[RegionTraffic]:
+    yield RegionTraffic(region=region, predictions=counted.predictions)
+    for gateway, chosen in sorted(counted.chosen.items()):
+        yield RegionTraffic(region=region, gateway=gateway, **{name: getattr(chosen, name) for name in _COUNTED})
 
 
 def open_window(
@@ -79,8 +78,8 @@ def open_window(
     They stay within MAX_WINDOW_BYTES: the largest regions' predictions are dropped until they do, or all predictions
     unless `sketched`.
     """
-    sizes = {item.region: _sketch_bytes(item) for item in new}
-    for item in old:
+    sizes: dict[str, int] = {}
+    for item in (*new, *old):
         sizes[item.region] = sizes.get(item.region, 0) + _sketch_bytes(item)
     dropped: list[str] = []
     over = sum(len(item.model_dump_json()) for item in (*new, *old)) - MAX_WINDOW_BYTES
@@ -108,26 +107,41 @@ def count_since(
     new: Sequence[RegionTraffic],
     old: Sequence[RegionTraffic],
 ) -> tuple[Pair, ...]:
-    """Return the counts of each region since the baselines. If a router restarted, they are those since its start."""
-    before_new = {item.region: item for item in baseline}
-    before_old = {item.region: item for item in (window.baseline if window else ())}
-    now_old = {item.region: item for item in old}
+    """Return the counts of each region and gateway since the baselines.
+
+    If a router restarted, those of its region are since its start.
+    """
+    before_new, before_old = _by_place(baseline), _by_place(window.baseline if window else ())
+    now_new, now_old = _by_place(new), _by_place(old)
+    places = [*now_new, *(place for place in now_old if place not in now_new)]
+    nothing = {place: RegionTraffic(region=place[0], gateway=place[1]) for place in places}
+    regions = {place[0] for place in places}
+    restarted = {
+        place[0]
+        for now, before in ((now_new, before_new), (now_old, before_old))
+        for place, base in before.items()
+        if place[0] in regions and _went_back(now.get(place) or RegionTraffic(region=place[0]), base)
+    }
     pairs = []
-    for item in new:
-        other = now_old.get(item.region) or RegionTraffic(region=item.region)
-        bases = (before_new.get(item.region), before_old.get(item.region))
-        anew = _went_back(item, bases[0]) or _went_back(other, bases[1])
-        first, second = (None, None) if anew else bases
-        sketched = anew or window is None or item.region not in window.unsketched
-        pairs.append(Pair(_since(item, first), _since(other, second), sketched))
+    for place in places:
+        first, second = (now.get(place) or nothing[place] for now in (now_new, now_old))
+        anew = place[0] in restarted
+        if not anew:
+            first, second = _since(first, before_new.get(place)), _since(second, before_old.get(place))
+        sketched = anew or window is None or place[0] not in window.unsketched
+        pairs.append(Pair(first, second, sketched, restarted=anew))
     return tuple(pairs)
+
+
+def _by_place(counts: Iterable[RegionTraffic]) -> dict[tuple[str, str | None], RegionTraffic]:
+    return {(item.region, item.gateway): item for item in counts}
 
 
 def _went_back(now: RegionTraffic, before: RegionTraffic | None) -> bool:
     """Check whether any count is smaller than before."""
     if before is None:
         return False
-    if now.requests < before.requests or now.errors < before.errors or now.non_finite < before.non_finite:
+    if any(getattr(now, name) < getattr(before, name) for name in _NUMBERS):
         return True
     times = ((now.latency, before.latency), (now.first_token, before.first_token), (now.token, before.token))
     if any(new.get(bucket, 0) < count for new, old in times for bucket, count in old.items()):
@@ -142,9 +156,9 @@ def _since(now: RegionTraffic, before: RegionTraffic | None) -> RegionTraffic:
     nothing = PredictionSketch()
     return RegionTraffic(
         region=now.region,
-        requests=now.requests - before.requests,
-        errors=now.errors - before.errors,
-        non_finite=now.non_finite - before.non_finite,
+        gateway=now.gateway,
+        under_way=now.under_way,
+        **{name: getattr(now, name) - getattr(before, name) for name in _NUMBERS},
         latency=_less(now.latency, before.latency),
         first_token=_less(now.first_token, before.first_token),
         token=_less(now.token, before.token),

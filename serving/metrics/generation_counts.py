@@ -5,22 +5,31 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from ipnext.model.deployment.deployment import AsideTraffic, GenerationTraffic
+from ipnext.model.deployment.deployment import ChosenTraffic, GenerationTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS
 from serving.metrics.prediction_sketches import Predictions
-from serving.metrics.tallies import Answers, Histogram, StreamTally
+from serving.metrics.tallies import CANCELLED, Answers, Histogram, StreamTally
 
 ENOUGH_ANSWERS: Final = 20
 """Fewest answers for a meaningful median."""
 
 
-class Aside:
-    """Requests that gates ignore; the other counters include them too."""
+MOST_GATEWAYS: Final = 256
+"""Gateways whose choices are counted: a region has far fewer peers."""
+
+
+class ChosenCounts:
+    """Requests whose generation one gateway chose by weight; the other counters include them too."""
 
     def __init__(self) -> None:
+        self.begun = 0
         self.requests = 0
         self.errors = 0
         self.non_finite = 0
+        self.failed = 0
+        self.broken = 0
+        self.withdrawn = 0
+        self.left = 0
         self.drop_details()
 
     def drop_details(self) -> None:
@@ -29,20 +38,33 @@ class Aside:
         self.first_token = Histogram(LATENCY_SECONDS)
         self.token = Histogram(LATENCY_SECONDS)
 
-    def note(self, status: int, seconds: float) -> None:
-        """Count an answer."""
+    def note(self, status: int, seconds: float, *, non_finite: bool, streamed: bool) -> None:
+        """Count an answer. `streamed`: it has begun before, so that its client knows the generation."""
+        if status == CANCELLED and not streamed:
+            self.withdrawn += 1
+            return
+        is_error = status >= 500  # HTTP's server errors
         self.requests += 1
-        self.errors += status >= 500  # HTTP's server errors
+        self.errors += is_error
+        self.non_finite += non_finite
+        self.failed += (is_error and not streamed) or non_finite
+        self.broken += is_error and streamed
+        self.left += status == CANCELLED
         if status == 200:  # HTTP's OK
             self.latency.observe(seconds)
 
     @property
-    def traffic(self) -> AsideTraffic:
+    def traffic(self) -> ChosenTraffic:
         """The counters in the report to the agent."""
-        return AsideTraffic(
+        return ChosenTraffic(
             requests=self.requests,
             errors=self.errors,
             non_finite=self.non_finite,
+            failed=self.failed,
+            broken=self.broken,
+            withdrawn=self.withdrawn,
+            left=self.left,
+            under_way=max(0, self.begun - self.requests - self.withdrawn),
             latency=self.latency.counts,
             first_token=self.first_token.counts,
             token=self.token.counts,
@@ -68,7 +90,8 @@ class GenerationCounts:
     substituted: int = 0
     prefills: Counter[str] = field(default_factory=Counter)
     """Disaggregated prefills, by their outcome."""
-    aside: Aside = field(default_factory=Aside)
+    chosen: dict[str, ChosenCounts] = field(default_factory=dict)
+    """By the region of the gateway that chose."""
     last_at: float = 0.0
     """Unix time of the last answer."""
 
@@ -84,9 +107,16 @@ class GenerationCounts:
         """Drop latencies and predictions, which take the most memory."""
         self.latency = Histogram(LATENCY_SECONDS)
         self.predictions = Predictions()
-        self.aside.drop_details()
+        for chosen in self.chosen.values():
+            chosen.drop_details()
         if self.streams is not None:
             self.streams.drop_details()
+
+    def chosen_by(self, gateway: str | None) -> ChosenCounts | None:
+        """Return the counters of a gateway's choices; None if no gateway chose, or they are too many."""
+        if gateway is None or (gateway not in self.chosen and len(self.chosen) >= MOST_GATEWAYS):
+            return None
+        return self.chosen.setdefault(gateway, ChosenCounts())
 
     @property
     def usual_seconds(self) -> float | None:
@@ -112,5 +142,5 @@ class GenerationCounts:
             first_token=self.streams.first_token.counts if self.streams else {},
             token=self.streams.token.counts if self.streams else {},
             predictions=self.predictions.sketches,
-            aside=self.aside.traffic,
+            chosen={gateway: counts.traffic for gateway, counts in self.chosen.items()},
         )

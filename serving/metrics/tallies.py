@@ -101,18 +101,18 @@ class StreamTally:
         *,
         seconds: float | None,
         broken: bool,
-        aside: tuple[Histogram, Histogram] | None = None,
+        chosen: tuple[Histogram, Histogram] | None = None,
     ) -> None:
         """Count an answer that ended `seconds` after its request arrived; None if its times must not be judged.
 
-        `aside`: further histograms of the times to the first piece, and between pieces.
+        `chosen`: further histograms of the times to the first piece, and between pieces.
         """
         self.first_seconds.observe(first_seconds)
         self.pieces += pieces
         self.broken += broken
         if seconds is None:
             return
-        for first, between in ((self.first_token, self.token), *(() if aside is None else (aside,))):
+        for first, between in ((self.first_token, self.token), *(() if chosen is None else (chosen,))):
             first.observe(first_seconds)
             if pieces > 1:
                 between.observe((seconds - first_seconds) / (pieces - 1))

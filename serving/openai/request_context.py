@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from serving.metrics.generation_counts import ChosenCounts
 from serving.metrics.tallies import CANCELLED
 from serving.openai.engines.response import End, EngineAnswer
 from serving.routing.metrics import RouterMetrics
@@ -21,15 +22,17 @@ BROKEN = 502
 class RequestContext:
     """Counts a request as in flight from `begin`, and as answered at its end: once, however it ends."""
 
-    def __init__(self, metrics: RouterMetrics, size: int, *, judged: bool = True) -> None:
-        """`size`: bytes of the request's body. Gates ignore requests that are not `judged`."""
+    def __init__(self, metrics: RouterMetrics, size: int) -> None:
+        """`size`: bytes of the request's body."""
         self._metrics = metrics
-        self.judged = judged
+        self.chosen_by: str | None = None
+        """Region of the gateway that chose the generation by weight."""
         self._size = size
         self._began = time.perf_counter()
         self._held: tuple[AbstractContextManager[Any], ...] = ()
         self._call: AbstractContextManager[Any] | None = None
         self._ended = False
+        self._chosen: ChosenCounts | None = None
         self.model: str | None = None
         self.route: GenerationRoute | None = None
         self.snapshot: int | None = None
@@ -43,6 +46,7 @@ class RequestContext:
         counted = self._metrics.in_flight(route.model, route.generation)
         counted.__enter__()
         self._held = (admitted, counted)
+        self._chosen = self._metrics.note_chosen(route.model, route.generation, self.chosen_by)
 
     def ask(self, snapshot: int, call: AbstractContextManager[Any]) -> None:
         """Record a call to an engine, which replaces the former one, if any."""
@@ -62,10 +66,9 @@ class RequestContext:
                 counts = self._metrics.streams(self.route.model, self.route.generation)
                 good = how == "whole" and answer.status == OK
                 seconds = time.perf_counter() - self._began if good else None
-                left_out = self._metrics.aside(self.route.model, self.route.generation)
-                aside = None if self.judged else (left_out.first_token, left_out.token)
-                counts.note(first, answer.pieces, seconds=seconds, broken=how == "broken", aside=aside)
-            self.end(status, size=answer.size)
+                chosen = None if self._chosen is None else (self._chosen.first_token, self._chosen.token)
+                counts.note(first, answer.pieces, seconds=seconds, broken=how == "broken", chosen=chosen)
+            self.end(status, size=answer.size, streamed=True)
 
         answer.on_end = on_end
 
@@ -77,8 +80,8 @@ class RequestContext:
         """Count nothing: the request meets no generation of this region."""
         self._ended = True
 
-    def end(self, status: int, *, size: int = 0) -> None:
-        """Count the answer and the bytes of its body."""
+    def end(self, status: int, *, size: int = 0, non_finite: bool = False, streamed: bool = False) -> None:
+        """Count the answer and the bytes of its body. `non_finite`, `streamed`: as for `RouterMetrics.note_answer`."""
         if self._ended:
             return
         self._ended = True
@@ -91,7 +94,9 @@ class RequestContext:
             status=status,
             seconds=time.perf_counter() - self._began,
             sizes=(self._size, size),
-            judged=self.judged,
+            chosen_by=self.chosen_by,
+            non_finite=non_finite,
+            streamed=streamed,
         )
 
     def _release_call(self) -> None:

@@ -43,8 +43,9 @@ from serving.openai.prompt.pre_generation import PreGeneration
 from serving.openai.request_context import RequestContext
 from serving.openai.weighted_choice import ForwardedRequest, directed
 from serving.protocol.json_size import SMALL_BYTES
+from serving.protocol.response_templates import NotFinite
 from serving.routing.admission import RequestAdmission
-from serving.routing.gateway_choice import is_chosen
+from serving.routing.gateway_choice import chosen_by
 from serving.routing.host_client import HostClient
 from serving.routing.lost_requests import LostRequests
 from serving.routing.metrics import RouterMetrics
@@ -150,7 +151,7 @@ class OpenAIEdge:
         raise NotFound(msg)
 
     async def _generate(self, request: Request, path: str) -> Answer:
-        context = RequestContext(self._metrics, len(request.content), judged=is_chosen(request))
+        context = RequestContext(self._metrics, len(request.content))
         claim = self._limits.budget.claim()
         try:
             asked = await self._read_request(request, path, context, claim)
@@ -213,7 +214,7 @@ class OpenAIEdge:
         way = self._directed(request, name)
         if not isinstance(way, Request):
             return way
-        context.judged = is_chosen(way)
+        context.chosen_by = chosen_by(way, self._region)
         model = generative(routes, name)
         context.model = model.model
         check_fields(body)
@@ -301,7 +302,7 @@ class OpenAIEdge:
 
     def _answer_refusal(self, context: RequestContext, error: IPnextError) -> Response:
         response = openai_error(error)
-        context.end(response.status, size=len(response.body))
+        context.end(response.status, size=len(response.body), non_finite=isinstance(error, NotFinite))
         return Response(response.status, response.body, {**response.headers, **self._proof(context)})
 
     async def _in_time(self, request: Request, path: str, asked: EngineRequest) -> EngineAnswer:

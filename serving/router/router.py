@@ -57,7 +57,7 @@ from serving.protocol.v2 import (
 from serving.router.management_routes import ManagementRoutes
 from serving.router.shutdown import GracefulShutdown
 from serving.routing.admission import DEFAULT_MAX_IN_FLIGHT, RequestAdmission
-from serving.routing.gateway_choice import is_chosen
+from serving.routing.gateway_choice import chosen_by
 from serving.routing.host_call import CallState
 from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
@@ -187,10 +187,11 @@ class Router:
     async def _answer_counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
         route: GenerationRoute | None = None
-        asked = CallState(judged=is_chosen(request))
+        asked = CallState(chosen_by=chosen_by(request, self._region))
         response = Response(500)
         try:
             route = self._follower.routes.model(model).choose(pin)
+            self._metrics.note_chosen(route.model, route.generation, asked.chosen_by)
             response = await self._answer_admitted(request, route, asked)
             if any(route.snapshots[part] != number for part, number in asked.used.items()):
                 self._metrics.note_substituted(model, route.generation)
@@ -201,12 +202,13 @@ class Router:
             raise
         finally:
             self._metrics.note_answer(
-                model if model in self._follower.routes.models else "unknown",
+                model if route is not None or model in self._follower.routes.models else "unknown",
                 route.generation if route is not None else None,
                 status=response.status,
                 seconds=time.perf_counter() - began,
                 sizes=(len(request.content), len(response.body)),
-                judged=asked.judged,
+                chosen_by=asked.chosen_by,
+                non_finite=asked.non_finite,
             )
         return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
 
@@ -235,7 +237,7 @@ class Router:
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
         passes = route.only_part is not None or (self._hosts_walk and route.executing_part is not None)
         answer = self._relay if passes else self._walk
-        asked.sampled = asked.judged and self._metrics.samples(route.model, route.generation)
+        asked.sampled = asked.chosen_by is not None and self._metrics.samples(route.model, route.generation)
         with self._metrics.in_flight(route.model, route.generation):
             try:
                 async with asyncio.timeout(seconds):
@@ -260,10 +262,9 @@ class Router:
         try:
             answer = await self._with_retry(route, body, asked, attempt)
         except NotFinite:
-            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+            asked.non_finite = True
             raise
-        if not answer.header["finite"]:
-            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+        asked.non_finite = not answer.header["finite"]
         sketches = answer.header.get("sketches")
         if sketches:
             self._metrics.note_predictions(route.model, route.generation, sketches)
@@ -328,7 +329,7 @@ class Router:
         chosen = wanted.select(outputs)
         if not all(all_finite(tensor) for tensor in outputs.values()):
             if all(all_finite(tensor) for tensor in wanted.inputs.values()):
-                self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+                asked.non_finite = True
             elif len(wanted.binary_names(chosen)) < len(chosen):
                 raise not_finite_inputs()
         proof = proof_parameters(route.generation, {**route.snapshots, **asked.used}, self._region)

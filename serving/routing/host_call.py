@@ -58,8 +58,10 @@ class CallState:
     """Part -> the snapshot used for it in this attempt."""
     sampled: bool = False
     """Whether the host of the last node sketches its answer."""
-    judged: bool = True
-    """Whether gates count the request: the gateway chose its generation."""
+    chosen_by: str | None = None
+    """Region of the gateway that chose the generation; None if no gateway did, so that gates ignore the request."""
+    non_finite: bool = False
+    """Whether its answer holds NaN or infinity, and the request had none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,11 +13,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ipnext.model.deployment.deployment import GenerationTraffic
-from serving.metrics.generation_counts import Aside, GenerationCounts
+from serving.metrics.generation_counts import ChosenCounts, GenerationCounts
 from serving.metrics.in_flight import InFlight
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS, Sketches
 from serving.metrics.refusals import RefusalCounts
-from serving.metrics.tallies import Histogram, StreamTally
+from serving.metrics.tallies import CANCELLED, Histogram, StreamTally
 from serving.routing.table import GenerationRoute
 
 _FORGET_SECONDS: Final = 3600.0
@@ -51,7 +51,7 @@ class RouterMetrics(Collector):
         """Count a request until it ends."""
         return InFlight(self._of(model, generation))
 
-    def note_answer(
+    def note_answer(  # noqa: PLR0913 - the facts of a request's end
         self,
         model: str,
         generation: int | None,
@@ -59,20 +59,26 @@ class RouterMetrics(Collector):
         status: int,
         seconds: float,
         sizes: tuple[int, int] = (0, 0),
-        judged: bool = True,
+        chosen_by: str | None = None,
+        non_finite: bool = False,
+        streamed: bool = False,
     ) -> None:
         """Count an answer; `sizes` are the bytes of the request's body and of the answer's.
 
-        If no generation was chosen, `generation` is None and the answer is counted in Prometheus only. Gates ignore
-        answers that are not `judged`, and missed deadlines shorter than twice the usual time of the model's fastest
-        generation.
+        If no generation was chosen, `generation` is None and the answer is counted in Prometheus only. Gates judge
+        answers of generations that a gateway chose (`chosen_by`, see `note_chosen`). A missed deadline shorter than
+        twice the usual time of the model's fastest generation counts as withdrawn. `non_finite`: the answer holds NaN
+        or infinity, and its request had none; `streamed`: the answer had begun.
         """
         counts = self._of(model, generation)
         counts.note(status).note(seconds, *sizes)
         if status == 200:
             counts.latency.observe(seconds)
-        if not judged or (status == LATE and self._is_too_early(model, seconds)):
-            counts.aside.note(status, seconds)
+        counts.non_finite += non_finite
+        chosen = counts.chosen_by(chosen_by)
+        if chosen is not None:
+            is_early = status == LATE and self._is_too_early(model, seconds)
+            chosen.note(CANCELLED if is_early else status, seconds, non_finite=non_finite, streamed=streamed)
 
     def _is_too_early(self, model: str, seconds: float) -> bool:
         usual = [counts.usual_seconds for counts in self._of_model[model]]
@@ -104,15 +110,12 @@ class RouterMetrics(Collector):
             counts.before = Histogram()
         counts.before.observe(seconds)
 
-    def aside(self, model: str, generation: int) -> Aside:
-        """Return the counters of requests that gates ignore."""
-        return self._of(model, generation).aside
-
-    def note_non_finite(self, model: str, generation: int, *, judged: bool = True) -> None:
-        """Count an answer with NaN or infinity whose request had none. Gates ignore those that are not `judged`."""
-        counts = self._of(model, generation)
-        counts.non_finite += 1
-        counts.aside.non_finite += not judged
+    def note_chosen(self, model: str, generation: int, gateway: str | None) -> ChosenCounts | None:
+        """Count a request that begins, and whose generation a gateway chose; return the counters of its choices."""
+        chosen = self._of(model, generation).chosen_by(gateway)
+        if chosen is not None:
+            chosen.begun += 1
+        return chosen
 
     def note_substituted(self, model: str, generation: int) -> None:
         """Count an answer in which the sync policy allowed other snapshots."""

@@ -44,6 +44,17 @@ async def test_a_generation_that_answers_with_errors_fails_its_gate_and_the_traf
     assert (ready.status, ready.reason) == ("False", Reason.GATE_FAILED)
 
 
+async def test_requests_that_fail_with_either_generation_revert_no_rollout(house, model, serves_one, carried_out):
+    """A client sends what no generation can answer."""
+    for generation in (1, 2):
+        house.infrastructure.answer_with(model, generation, errors=1.0)
+
+    change = await carried_out(house.publish(model, 2))
+
+    assert change.state is ChangeState.DONE, change.message
+    assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
+
+
 async def test_answers_that_are_not_finite_fail_the_gate(house, model, serves_one, carried_out):
     house.infrastructure.answer_with(model, 2, non_finite=0.05)
 

@@ -43,7 +43,7 @@ def doubled(activities, names: set[str]):
 
 
 async def test_every_activity_may_be_done_twice(house, kit, model, client, carried_out, no_engine):
-    house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 180})
+    house.apply(model, rollout={"canary": 0.5, "maxStep": 1, "deadlineSeconds": 180})
     devfile, done = read_devfile(), set()
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
     theirs = planner_activities(house.store, ThreadSolver())

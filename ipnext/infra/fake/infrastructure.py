@@ -241,7 +241,8 @@ class MemoryInfrastructure:
     ) -> None:
         """Add to the traffic counts of a generation by hand."""
         with self._lock:
-            self._region(region).count(model, generation).add(requests, errors=errors, non_finite=non_finite)
+            found = self._region(region).count(model, generation)
+            found.add(requests, gateway=region, errors=errors, non_finite=non_finite)
 
     def use_key(self, region: str, key_id: str, at: float) -> None:
         """Record that an API key requested predictions, at a Unix time."""
@@ -348,6 +349,7 @@ class MemoryInfrastructure:
         errors = found.errors if self._answers(region, table, share.generation) else 1.0
         region.count(table.model, share.generation).add(
             requests,
+            gateway=table.region,
             errors=math.ceil(requests * errors),
             non_finite=math.ceil(requests * found.non_finite),
             seconds=found.seconds,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ipnext.infra.assignment import assign_processes, replica_sets
 from ipnext.model.deployment.deployment import (
     AssignedSnapshot,
+    ChosenTraffic,
     Deployment,
     DeploymentKey,
     GenerationTraffic,
@@ -174,14 +175,26 @@ class TrafficCount:
     seconds: float = 0.0
     latency: Counter[int] = field(default_factory=Counter)
     predictions: Counter[float] = field(default_factory=Counter)
+    chosen: dict[str, "TrafficCount"] = field(default_factory=dict)
+    """By the region of the gateway that chose the generation."""
 
     def add(
-        self, requests: int, *, errors: int = 0, non_finite: int = 0, seconds: float = 0.002, prediction: float = 0.5
+        self,
+        requests: int,
+        *,
+        gateway: str | None = None,
+        errors: int = 0,
+        non_finite: int = 0,
+        seconds: float = 0.002,
+        prediction: float = 0.5,
     ) -> None:
-        """Count further answers.
+        """Count further answers. `gateway`: the region whose gateway chose the generation.
 
         Those without error took `seconds`, and had the value `prediction` if they were finite.
         """
+        if gateway is not None:
+            chosen = self.chosen.setdefault(gateway, TrafficCount())
+            chosen.add(requests, errors=errors, non_finite=non_finite, seconds=seconds, prediction=prediction)
         self.requests += requests
         self.errors += errors
         self.non_finite += non_finite
@@ -200,6 +213,18 @@ class TrafficCount:
             latency_seconds_sum=self.seconds,
             latency={bucket: count for bucket, count in self.latency.items() if count},
             predictions={"output": self._sketch()},
+            chosen={gateway: count.chosen_traffic for gateway, count in self.chosen.items()},
+        )
+
+    @property
+    def chosen_traffic(self) -> ChosenTraffic:
+        """The counts of one gateway's choices."""
+        return ChosenTraffic(
+            requests=self.requests,
+            errors=self.errors,
+            non_finite=self.non_finite,
+            failed=min(self.requests, self.errors + self.non_finite),
+            latency={bucket: count for bucket, count in self.latency.items() if count},
         )
 
     def _sketch(self) -> PredictionSketch:

@@ -14,12 +14,14 @@ from ipnext.model.gate.sketch import PredictionSketch
 
 @dataclass(frozen=True)
 class Pair:
-    """One region's counts of both generations over the same time."""
+    """One region's counts of both generations over the same time, of requests that one gateway sent to it."""
 
     new: RegionTraffic
     old: RegionTraffic
     sketched: bool = True
     """Whether their predictions may be compared."""
+    restarted: bool = False
+    """Whether the region's router restarted in this time: the counts are those since its start."""
 
 
 _NONE = Moments(0.0, 0.0)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 GROUPS = 10
 """Groups of about equal weight in a population stability index."""
@@ -57,6 +58,30 @@ def at_least(bad: float, count: float) -> float:
     middle = rate + z2 / (2 * count)
     spread = _Z * math.sqrt(rate * (1 - rate) / count + z2 / (4 * count * count))
     return max(0.0, (middle - spread) / (1 + z2 / count))
+
+
+UNLIKELY: Final = 0.001
+"""Probability below which chance does not explain that more bad answers are of the new generation."""
+_ODDS: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0)
+"""Alternatives of `chance`: how many times as often a bad answer is of the new generation as the weights say."""
+
+
+def chance(strata: Iterable[tuple[float, float, float]]) -> float:
+    """Return how likely chance has ever made that many bad answers those of the new generation, or more.
+
+    A stratum has the bad answers of the new generation, those of the former one, and the probability with which a
+    request comes to the new one of the two. If answers are bad for the requests' sake, the likelihood ratio against any
+    other odds is a martingale, and so is the mean of several; the probability that it ever reaches c is at most 1 / c
+    (Ville, 1939). So the result holds for any number of looks, and if a client stops as soon as the counts suit it.
+    """
+    found = tuple(strata)
+    logs = [
+        sum(new * math.log(odds) - (new + old) * math.log1p(weight * (odds - 1)) for new, old, weight in found)
+        for odds in _ODDS
+    ]
+    largest = max(logs)
+    mean = largest + math.log(sum(math.exp(log - largest) for log in logs) / len(logs))
+    return math.exp(-mean) if mean > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)

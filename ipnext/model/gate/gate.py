@@ -80,12 +80,20 @@ class GateSpec(WrittenValue):
 
 
 class RegionTraffic(Value):
-    """Counts of one generation at a region's router; the gate compares two of these."""
+    """Counts of one generation at a region's router, of the requests that one gateway sent to it by weight."""
 
     region: Name
+    gateway: Name | None = None
+    """Region of that gateway; None: `predictions`, which are those of all gateways."""
     requests: int = 0
+    """As in `ipnext.model.deployment.deployment.ChosenTraffic`, here and below."""
     errors: int = 0
     non_finite: int = 0
+    failed: int = 0
+    broken: int = 0
+    withdrawn: int = 0
+    left: int = 0
+    under_way: int = 0
     latency: Mapping[int, int] = Field(default_factory=dict)
     """Bucket of LATENCY_SECONDS -> answers with status 200."""
     first_token: Mapping[int, int] = Field(default_factory=dict)

@@ -20,7 +20,6 @@ from serving.openai.engines.registry import EngineRegistry
 from serving.openai.prompt.embeddings import embed
 from serving.openai.prompt.prompt_builder import CHAT_PATH, COMPLETIONS_PATH, compose_prompt, extract_prompt, with_text
 from serving.openai.prompt.request_inputs import INPUTS, read_inputs
-from serving.protocol.response_templates import NotFinite
 from serving.protocol.tensors import Tensor
 from serving.routing.host_call import CallState, RetryOnOtherHost
 from serving.routing.host_client import HostClient
@@ -76,11 +75,7 @@ class PreGeneration:
         self._metrics.note_before(route.model, route.generation, time.monotonic() - began)
         if any(route.snapshots[part] != number for part, number in steps.attempt.used.items()):
             self._metrics.note_substituted(route.model, route.generation)
-        try:
-            text = _compose_prompt(route, request, given)
-        except NotFinite:
-            self._metrics.note_non_finite(route.model, route.generation)
-            raise
+        text = _compose_prompt(route, request, given)
         plain = {name: value for name, value in body.items() if name != INPUTS}
         return GeneratorRequest(with_text(path, plain, text), steps.attempt.used)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.transition.gate_window import MAX_WINDOW_BYTES, count_since, former_generation, open_window, traffic_of
-from ipnext.model.deployment.deployment import AsideTraffic, GenerationTraffic, RegionState
+from ipnext.model.deployment.deployment import ChosenTraffic, GenerationTraffic, RegionState
 from ipnext.model.gate.comparison import latencies, predictions
 from ipnext.model.gate.gate import GateWindow, RegionTraffic
 from ipnext.model.gate.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_bucket
@@ -50,7 +50,7 @@ def test_the_former_generation_is_that_with_most_traffic_and_never_the_new_one()
 
 
 def test_what_clients_chose_is_left_out():
-    aside = AsideTraffic(requests=4, errors=3, non_finite=1, latency={3: 1}, first_token={2: 2}, token={1: 2})
+    chosen = ChosenTraffic(requests=5, non_finite=1, failed=1, latency={3: 4, 4: 1}, token={1: 1})
     told = GenerationTraffic(
         model="m",
         generation=2,
@@ -60,17 +60,19 @@ def test_what_clients_chose_is_left_out():
         latency={3: 5, 4: 1},
         first_token={2: 2},
         token={1: 3},
-        aside=aside,
+        chosen={"a": chosen},
     )
     state = RegionState(region="a", gateway_url="", traffic=(told,))
-    [found] = traffic_of("m", 2, [state])
-    assert found == counts(requests=5, errors=0, non_finite=1, latency={3: 4, 4: 1}, first_token={}, token={1: 1})
+    whole, found = traffic_of("m", 2, [state])
+    assert whole == counts()
+    assert found == counts(gateway="a", requests=5, non_finite=1, failed=1, latency={3: 4, 4: 1}, token={1: 1})
 
 
 def test_a_region_that_counted_nothing_counts_zero():
-    told = GenerationTraffic(model="m", generation=2, requests=5, latency={3: 5})
+    chosen = {"b": ChosenTraffic(requests=5, latency={3: 5})}
+    told = GenerationTraffic(model="m", generation=2, requests=9, chosen=chosen)
     states = [RegionState(region=name, gateway_url="", traffic=(told,) if name == "a" else ()) for name in "ab"]
-    assert traffic_of("m", 2, states) == (counts("a", 5, latency={3: 5}), counts("b"))
+    assert traffic_of("m", 2, states) == (counts("a"), counts("a", 5, gateway="b", latency={3: 5}), counts("b"))
 
 
 def test_the_window_holds_what_came_since():
@@ -177,11 +179,26 @@ def test_baselines_of_a_gate_that_looks_at_no_predictions_have_none():
 
 
 def test_the_times_of_streams_are_those_since_the_baseline():
-    told = GenerationTraffic(model="m", generation=2, requests=5, first_token={3: 5}, token={1: 4})
-    [now] = traffic_of("m", 2, [RegionState(region="a", gateway_url="http://a", traffic=(told,))])
-    before = counts("a", 3, first_token={3: 2}, token={1: 1})
+    chosen = {"a": ChosenTraffic(requests=5, first_token={3: 5}, token={1: 4})}
+    told = GenerationTraffic(model="m", generation=2, chosen=chosen)
+    _, now = traffic_of("m", 2, [RegionState(region="a", gateway_url="http://a", traffic=(told,))])
+    before = counts("a", 3, gateway="a", first_token={3: 2}, token={1: 1})
 
     [pair] = since([now], [before])
     assert (pair.new.first_token, pair.new.token) == ({3: 3}, {1: 3})
-    [anew] = since([now], [counts("a", 3, token={1: 5})])
+    [anew] = since([now], [counts("a", 3, gateway="a", token={1: 5})])
     assert anew.new.token == {1: 4}
+
+
+def test_a_restarted_router_is_known_by_any_of_its_counts_and_only_its_region_starts_anew():
+    """The router of region a answered gateway b before, and does not know it any more."""
+    before = [counts("a", 50, gateway="a"), counts("a", 9, gateway="b"), counts("b", 5, gateway="a")]
+    now = [counts("a", 60, gateway="a"), counts("b", 7, gateway="a", under_way=4)]
+    pairs = since(now, [], old=now, old_before=before)
+    assert [(pair.old.region, pair.old.requests, pair.restarted) for pair in pairs] == [
+        ("a", 60, True),
+        ("b", 2, False),
+    ]
+    assert pairs[1].old.under_way == 4
+    gone = since([counts("a", 60, gateway="a")], [counts("a", 50, gateway="a")], old=[], old_before=before[:1])
+    assert [(pair.new.requests, pair.restarted) for pair in gone] == [(60, True)]

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ipnext.model.gate.sketch import LATENCY_SECONDS, latency_bucket, prediction_bucket
+from serving.metrics.generation_counts import MOST_GATEWAYS
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, RequestedOutput, encode_request
@@ -108,7 +109,8 @@ def test_gates_count_only_what_a_gateway_chose(running, model, by, left_out):
     assert ask(running, model, 1.0, by=by, **{"x-ipnext-generation": "1", "content-encoding": "br"}).status_code == 400
     found = traffic(running, model)
     assert (found.requests, sum(found.latency.values())) == (3, 2)
-    assert (found.aside.requests, sum(found.aside.latency.values())) == (left_out, left_out and 2)
+    judged = {} if left_out else {"us" if by is FORWARDED else running.metrics.region: (3, 2)}
+    assert {name: (one.requests, sum(one.latency.values())) for name, one in found.chosen.items()} == judged
     assert bool(found.predictions) == (not left_out)
 
 
@@ -116,7 +118,7 @@ def test_gates_count_only_what_a_gateway_chose(running, model, by, left_out):
 def test_not_finite_answers_to_clients_that_chose_are_left_out_of_gates(running, model):
     assert ask(running, model, 1.0, binary=False, by=PINNED).status_code == 500
     found = traffic(running, model)
-    assert (found.errors, found.non_finite, found.aside.errors, found.aside.non_finite) == (1, 1, 1, 1)
+    assert (found.errors, found.non_finite, found.chosen) == (1, 1, {})
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -139,10 +141,11 @@ def test_a_deadline_too_short_for_any_generation_says_nothing_of_one(usual, coun
     for _ in range(count):
         metrics.note_answer("m", 1, status=200, seconds=usual)
         metrics.note_answer("other", 1, status=200, seconds=1000.0)
-    metrics.note_answer("m", 2, status=504, seconds=late)
+    metrics.note_answer("m", 2, status=504, seconds=late, chosen_by="north")
     [found] = [told for told in metrics.traffic if (told.model, told.generation) == ("m", 2)]
     assert (found.requests, found.errors) == (1, 1)
-    assert (found.aside.requests, found.aside.errors) == ((1, 1) if left_out else (0, 0))
+    chosen = found.chosen["north"]
+    assert (chosen.withdrawn, chosen.requests, chosen.failed) == ((1, 0, 0) if left_out else (0, 1, 1))
 
 
 def test_a_slow_generation_is_judged_by_the_fast_one():
@@ -150,8 +153,35 @@ def test_a_slow_generation_is_judged_by_the_fast_one():
     for _ in range(20):
         metrics.note_answer("m", 1, status=200, seconds=0.01)
         metrics.note_answer("m", 2, status=200, seconds=1.0)
-    metrics.note_answer("m", 2, status=504, seconds=0.5)
-    assert [told.aside.errors for told in metrics.traffic] == [0, 0]
+    metrics.note_answer("m", 2, status=504, seconds=0.5, chosen_by="north")
+    assert [told.chosen["north"].errors for told in metrics.traffic if told.chosen] == [1]
+
+
+def test_each_answer_of_a_chosen_generation_counts_once_by_how_it_ended():
+    metrics = RouterMetrics(region="north")
+    for how in (
+        {"status": 200},
+        {"status": 500, "non_finite": True},
+        {"status": 502, "streamed": True},
+        {"status": 499, "streamed": True},
+        {"status": 499},
+    ):
+        metrics.note_chosen("m", 2, "south")
+        metrics.note_answer("m", 2, seconds=0.01, chosen_by="south", **how)
+    metrics.note_chosen("m", 2, "south")
+    metrics.note_answer("m", 2, status=500, seconds=0.01)
+    [found] = metrics.traffic
+    chosen = found.chosen["south"]
+    assert (chosen.requests, chosen.errors, chosen.non_finite) == (4, 2, 1)
+    assert (chosen.failed, chosen.broken, chosen.left, chosen.withdrawn, chosen.under_way) == (1, 1, 1, 1, 1)
+
+
+def test_gateways_beyond_the_most_are_not_counted():
+    metrics = RouterMetrics(region="north")
+    for number in range(MOST_GATEWAYS + 10):
+        metrics.note_answer("m", 2, status=200, seconds=0.01, chosen_by=f"south-{number}")
+    [found] = metrics.traffic
+    assert (found.requests, len(found.chosen)) == (MOST_GATEWAYS + 10, MOST_GATEWAYS)
 
 
 @pytest.mark.parametrize("model", MODELS)

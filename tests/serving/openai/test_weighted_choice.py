@@ -234,8 +234,8 @@ async def test_a_generation_chosen_by_weight_is_evidence_for_gates_and_a_pinned_
     for headers in ({}, {"x-ipnext-generation": "2"}):
         assert (await client.post(edge.url + CHAT, json=ask(), headers=headers)).status_code == 200
     [first, second] = sorted(edge.metrics.traffic, key=lambda one: one.generation)
-    assert (first.requests, first.aside.requests) == (1, 0)
-    assert (second.requests, second.aside.requests) == (1, 1)
+    assert (first.requests, first.chosen[REGION].requests, first.chosen[REGION].under_way) == (1, 1, 0)
+    assert (second.requests, second.chosen) == (1, {})
 
 
 # access

@@ -283,12 +283,17 @@ def check_gate(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     generation = wave.moving.generation
     errors = 40 if world.faults.answers_badly(wave.model, generation) else 0
     rate = world.journal.records[wave.model].in_force.spec.rollout.max_error_rate
-    counted = Pair(RegionTraffic(region="all", requests=200, errors=errors), RegionTraffic(region="all"))
+    compared = any(s.generation != generation for shares in state.shares.values() for s in shares if s.fraction > 0)
+    new = RegionTraffic(region="all", gateway="all", requests=200, errors=errors, failed=errors)
+    old = RegionTraffic(region="all", gateway="all", requests=200)
+    shares = {"all": tuple(RouteShare(to="all", generation=g, fraction=0.5) for g in (generation, 0))}
+    told = (shares if compared else {},)
+    asked = gates.GateInput(GateSpec(), rate, wave.early, generation=generation, former=0, shares=told)
     failure = regions.first_failure(wave.model, generation, _named(states))
     if failure is not None:
         return WaveResult(ok=False, reason=failure.reason, message=failure.message)
-    verdict = gates.judge(gates.GateInput(GateSpec(), rate, wave.early), [counted])
-    world.invariants.gate(wave, errors=errors, rate=rate, passed=verdict.ok)
+    verdict = gates.judge(asked, [Pair(new, old)])
+    world.invariants.gate(wave, errors=errors if compared else 0, rate=rate, passed=verdict.ok)
     reason = Reason.SUCCEEDED if verdict.ok else Reason.GATE_FAILED
     return WaveResult(ok=verdict.ok, reason=reason, message=verdict.message)
 

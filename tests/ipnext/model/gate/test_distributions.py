@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipnext.model.gate.distributions import Moments, above, at_least, mean_shift, moments, quantile, stability_index
+from ipnext.model.gate.distributions import (
+    UNLIKELY,
+    Moments,
+    above,
+    at_least,
+    chance,
+    mean_shift,
+    moments,
+    quantile,
+    stability_index,
+)
 from ipnext.model.gate.sketch import LATENCY_SECONDS, PREDICTION_BOUNDS, latency_bucket, prediction_bucket
 
 HISTOGRAMS = st.dictionaries(st.integers(0, len(PREDICTION_BOUNDS)), st.integers(1, 10_000), max_size=40)
@@ -114,3 +124,26 @@ def test_moments_of_weighted_samples_are_those_of_their_mixture():
 def test_a_part_that_leaves_a_heavy_bucket_is_not_joined_with_it():
     found = stability_index({10: 150, 50: 850}, {50: 1000}, noise=0.0)
     assert found.size > 0.5
+
+
+@pytest.mark.parametrize("weight", [0.02, 0.1, 0.5, 0.9])
+def test_a_client_that_stops_when_the_counts_suit_it_is_seldom_ahead_beyond_chance(weight):
+    """It looks after each of its 300 bad requests: at most once in a thousand times it is ever as far ahead."""
+    random, ahead = np.random.default_rng(3), 0
+    for _ in range(400):
+        new = (random.random(300) < weight).cumsum()
+        ahead += any(chance([(n, sent - n, weight)]) <= UNLIKELY for sent, n in enumerate(new.tolist(), 1))
+    assert ahead <= 2
+
+
+def test_bad_answers_of_the_new_generation_alone_are_no_chance():
+    assert chance([(0, 0, 0.1)]) == 1.0
+    assert chance([(1, 9, 0.1)]) == 1.0
+    assert chance([(3, 0, 0.1)]) > UNLIKELY >= chance([(4, 0, 0.1)])
+    assert chance([(500, 4_000, 0.1)]) > UNLIKELY > chance([(600, 4_000, 0.1)])
+
+
+def test_fewer_bad_answers_than_expected_are_no_evidence_and_gateways_add_up():
+    assert chance([(0, 500, 0.1)]) == 1.0
+    assert chance([(2, 0, 0.1), (2, 0, 0.1)]) == pytest.approx(chance([(4, 0, 0.1)]))
+    assert chance([(6, 0, 0.5), (0, 60, 0.5)]) == 1.0
