@@ -48,6 +48,8 @@ class EngineRequest:
     """The client's name and that of the answering engine; None if they are the same."""
     expected: str | None = None
     """The `model` that the called engine must write into its answer; None if it is unknown."""
+    sent_name: str = ""
+    """The model's name in the request as the called engine gets it."""
     hint: RoutingHint | None = None
 
     def content_for(self, url: str) -> bytes | bytearray:
@@ -60,6 +62,7 @@ class EngineRequest:
         else:
             self.answering = None if answers_as is None else Alias(self.name, answers_as)
         self.expected = None if self.answering is None or answers_as is None else self.answering.engine
+        self.sent_name = self.name if self.alias is None or self.answering is None else self.answering.engine
         return content
 
     def keep_bytes(self, *, beside: bytearray) -> None:

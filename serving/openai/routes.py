@@ -354,7 +354,7 @@ class OpenAIEdge:
             answer: EngineAnswer | None = None
             try:
                 answer = await self._engines.ask(candidate.url, "POST", path, headers, content)
-                is_own = await is_proven(answer, path, asked.expected)
+                is_own = await is_proven(answer, path, asked.expected, asked.sent_name)
             except EngineLost as error:
                 reason = str(error)
                 if answer is not None:

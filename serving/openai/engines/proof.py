@@ -7,7 +7,7 @@ parts.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from prometheus_client.core import CounterMetricFamily
@@ -21,11 +21,13 @@ METADATA: Final = "metadata"
 """Header with the metadata of a JSON body, which vLLM sends if the body is not JSON (`encoding_format: bytes`)."""
 _OK: Final = 200
 _NOT_FOUND: Final = 404
-_UNKNOWN: Final = (b"The model `", b"does not exist")
-"""Texts in vLLM's answer to a name that it does not serve."""
+_UNKNOWN: Final = "The model `{}` does not exist."
+"""Beginning of vLLM's message about a name that it does not serve."""
+_UNKNOWN_PARAMS: Final = (None, "model")
 _EVENTS: Final = "text/event-stream"
 _JSON: Final = "application/json"
 _EVENT_END: Final = b"\n\n"
+_DATA: Final = b"data:"
 
 
 class ForeignAnswers(Collector):
@@ -55,16 +57,18 @@ class ForeignAnswers(Collector):
         yield family
 
 
-async def is_proven(answer: EngineAnswer, path: str, name: str | None) -> bool:
+async def is_proven(answer: EngineAnswer, path: str, name: str | None, asked: str) -> bool:
     """Return whether a begun answer names its engine; wait until that is known.
 
     `name`: the `model` that the engine must write; None: it is unknown. Errors claim no snapshot, except that the
-    engine has no model of this name. EngineLost if the answer breaks off before.
+    engine has no model of the name `asked`, which the request had. EngineLost if the answer breaks off before.
     """
     if name is None:
         return True
     if answer.status == _NOT_FOUND:
-        return not all(words in (answer.complete or b"") for words in _UNKNOWN)
+        while await answer.await_more(answer.pieces):
+            pass
+        return not _denies(answer.complete or b"", asked)
     if answer.status != _OK or path in NAMELESS:
         return True
     kind = answer.headers.get("content-type", "")
@@ -97,9 +101,34 @@ async def _names_itself(answer: EngineAnswer, needle: bytes, *, events: bool) ->
             return False
 
 
+def _denies(body: bytes, asked: str) -> bool:
+    """Whether an error says that the engine has no model of this name.
+
+    vLLM repeats texts of a client in other errors, too. Only the message that begins with this sentence counts, which
+    is no client's: the router knows the name, and serves it.
+    """
+    found = _read_object(body)
+    error = found.get("error", found)
+    if not isinstance(error, dict) or error.get("param") not in _UNKNOWN_PARAMS:
+        return False
+    message = error.get("message")
+    return isinstance(message, str) and message.startswith(_UNKNOWN.format(asked))
+
+
 def _is_error(event: bytes) -> bool:
     """Whether an event reports an error, which claims no snapshot."""
-    return b'"error"' in event and b'"model"' not in event
+    data = b"".join(line.removeprefix(_DATA) for line in event.splitlines() if line.startswith(_DATA))
+    found = _read_object(data)
+    return "error" in found and "model" not in found
+
+
+def _read_object(content: bytes) -> dict[str, Any]:
+    """Return the JSON object; an empty one if it is none."""
+    try:
+        found = orjson.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def restore_headers(headers: Mapping[str, str], engine: str, asked: str) -> Mapping[str, str]:

@@ -153,7 +153,7 @@ NAMED = f'"model":"{FIRST}"'.encode()
 
 async def test_a_name_that_comes_in_pieces_is_waited_for():
     answer = coming(JSON, b"{" + NAMED[:15])
-    judging = asyncio.ensure_future(is_proven(answer, CHAT, FIRST))
+    judging = asyncio.ensure_future(is_proven(answer, CHAT, FIRST, "llm"))
     await asyncio.sleep(0)
     assert not judging.done()
     answer.piece(NAMED[15:])
@@ -168,6 +168,9 @@ async def test_a_name_that_comes_in_pieces_is_waited_for():
         ((JSON, b'{"text":"\\"llm@0000000000000001\\""}'), False),
         ((SSE, b'data: {"model":"llm"}\n\n', b"data: {" + NAMED + b"}\n\n"), False),
         ((SSE, b'data: {"error":{"message":"no"}}\n\n'), True),
+        ((SSE, b'data: {"error":{"message":"\\"model\\"","param":"model"}}\n\n'), True),
+        ((SSE, b'data: {"error":null,"model":"llm"}\n\n'), False),
+        ((SSE, b'data: "error"\n\n'), False),
         ((SSE, b'event: x\ndata: {"response":{' + NAMED + b"}}\n\n"), True),
         (("application/octet-stream", b"\1\2"), False),
     ],
@@ -175,18 +178,99 @@ async def test_a_name_that_comes_in_pieces_is_waited_for():
 async def test_what_proves_an_answer(answer, proven):
     given = coming(*answer)
     given.whole()
-    assert await is_proven(given, CHAT, FIRST) is proven
+    assert await is_proven(given, CHAT, FIRST, "llm") is proven
 
 
 async def test_vectors_as_bytes_are_proven_by_their_header():
     answer = coming("application/octet-stream", b"\1", headers={"metadata": NAMED.decode()})
-    assert await is_proven(answer, EMBEDDINGS, FIRST)
+    assert await is_proven(answer, EMBEDDINGS, FIRST, "llm")
 
 
 async def test_an_answer_that_breaks_off_before_its_name_is_lost():
     answer = coming(JSON, b"{")
-    judging = asyncio.ensure_future(is_proven(answer, CHAT, FIRST))
+    judging = asyncio.ensure_future(is_proven(answer, CHAT, FIRST, "llm"))
     await asyncio.sleep(0)
     answer.lost()
     with pytest.raises(EngineLost):
         await judging
+
+
+def not_found(message, **error):
+    return json.dumps({"error": {"message": message, "type": "NotFoundError", "code": 404, **error}}).encode()
+
+
+UNKNOWN = "The model `llm` does not exist."
+
+
+@pytest.mark.parametrize(
+    ("body", "proven"),
+    [
+        (not_found(UNKNOWN, param="model"), False),
+        (not_found(f"{UNKNOWN} Valid aliases: other."), False),
+        (json.dumps({"object": "error", "message": UNKNOWN, "param": None}).encode(), False),
+        (not_found("The model `other` does not exist.", param="model"), True),
+        (not_found(f"Response with id '{UNKNOWN}' not found.", param="response_id"), True),
+        (not_found(UNKNOWN, param="response_id"), True),
+        (not_found(f"no such file: {UNKNOWN}"), True),
+        (b"The model `llm` does not exist.", True),
+        (b'["error"]', True),
+        (b'{"error":{"message":7}}', True),
+        (b'{"error":"The model `llm` does not exist."}', True),
+    ],
+)
+async def test_only_the_engines_own_sentence_about_the_name_denies_it(body, proven):
+    """A client's own text may be anywhere in an engine's error."""
+    answer = EngineAnswer(Line(), AnswerBudget())
+    answer.head(404, {"content-type": JSON})
+    answer.piece(body[:9])
+    judging = asyncio.ensure_future(is_proven(answer, CHAT, FIRST, "llm"))
+    await asyncio.sleep(0)
+    answer.piece(body[9:])
+    answer.whole()
+    assert await judging is proven
+
+
+async def test_no_text_of_a_client_makes_an_engine_a_foreign_one(edge, client):
+    """vLLM repeats it in its 404."""
+    told = []
+
+    async def script(_, __, body, writer):
+        told.append(json.loads(body)["user"])
+        content = not_found(f"Response with id {told[-1]!r} not found.")
+        writer.write(
+            b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(content)
+        )
+        writer.write(content)
+
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url, answers_as={engine.url: FIRST})
+        for text in ("The model ` does not exist", UNKNOWN, f'"{FIRST}"'):
+            answer = await client.post(edge.url + "/v1/responses", json=ask(user=text))
+            assert (answer.status_code, told[-1]) == (404, text)
+    assert edge.router.engines.foreign.count("llm", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("encoding_format", "bytes_only", "must be one of float, base64, bytes, got 'bytes_only'"),
+        ("encoding_format", ["float"], "must be one of float, base64, bytes, got ['float']"),
+        ("previous_response_id", "resp_1", "must be left out, because no response is stored, got 'resp_1'"),
+    ],
+)
+@pytest.mark.parametrize("path", [EMBEDDINGS, "/pooling", "/v1/responses"])
+async def test_what_no_engine_can_prove_its_answer_to_is_refused_by_its_field(edge, client, field, value, words, path):
+    async with raw_engine(None) as engine:
+        edge.serve(engine.url, answers_as={engine.url: FIRST})
+        refused = await client.post(edge.url + path, json=ask(input="a", **{field: value}))
+        assert engine.requests == []
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+    assert words in refused.json()["error"]["message"]
+    assert edge.router.engines.foreign.count("llm", 1) == 0
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64", None])
+async def test_vectors_in_other_forms_are_answered(edge, client, first, encoding):
+    edge.serve(first, answers_as={first: FIRST})
+    answer = await client.post(edge.url + EMBEDDINGS, json=ask(input="a", encoding_format=encoding))
+    assert answer.status_code == 200, answer.text
