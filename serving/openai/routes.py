@@ -76,6 +76,7 @@ _NO_ROUTE: Final = b'{"detail":"Not Found"}'
 _ENDING: Final = frozenset({500, 502, 503})
 """Statuses of an engine that ends or has no room: another one may answer."""
 _FULL: Final = 503
+_FAILED: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +342,7 @@ class OpenAIEdge:
         """
         headers = filter_headers(request.headers)
         tried: list[str] = []
+        suspect: str | None = None
         reason = ""
         for number in range(ATTEMPTS):
             candidate = self._candidate(asked, tried)
@@ -369,16 +371,29 @@ class OpenAIEdge:
                 answer.cancel()
                 reason = self._engines.note_foreign(asked.route, candidate)
                 continue
+            self._convict(suspect, answer)
             if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._candidate(asked, tried) is None:
                 return answer
             if answer.status != _FULL and await self._engines.is_gone(candidate.url):
                 asked.record.lost()
                 return answer
             answer.cancel()
-            self._engines.loads.note_lost(candidate.url)
+            suspect = self._blame(candidate.url, answer)
         route = asked.route
         msg = f"generation {route.generation} of {route.model}: no engine answers; {reason}"
         raise Unavailable(msg)
+
+    def _blame(self, url: str, answer: EngineAnswer) -> str | None:
+        """Eject an engine that has not answered. If its request may be the cause, return it: the next engine's answer decides."""
+        if answer.status == _FAILED:
+            return url
+        self._engines.loads.note_lost(url)
+        return None
+
+    def _convict(self, suspect: str | None, answer: EngineAnswer) -> None:
+        """Eject an engine that failed a request which another one answers."""
+        if suspect is not None and answer.status not in _ENDING:
+            self._engines.loads.note_lost(suspect)
 
     def _candidate(self, asked: EngineRequest, tried: list[str]) -> HostCandidate | None:
         """Return an untried engine from the current table; None if there is none."""

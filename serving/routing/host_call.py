@@ -6,6 +6,7 @@ It is sent at once; its answer, or the lack of one, is reported to the load bala
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -45,6 +46,14 @@ class HostEnded(Exception):  # not an error yet: that host may answer once it is
 _ANY_HOST: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A host that failed a request, and is ejected only if others answer the same request."""
+
+    convict: Callable[[], None]
+    acquit: Callable[[], None]
+
+
 @dataclass(slots=True)
 class CallState:
     """State of a request across its attempts. `deadline` is a time of the client's clock."""
@@ -54,6 +63,8 @@ class CallState:
     """URLs of hosts that failed to answer, in this attempt or an earlier one."""
     only: Mapping[str, str] = field(default_factory=lambda: _ANY_HOST)
     """Part -> URL of the only host that may be called: it ended while it processed the request."""
+    suspects: list["Suspect"] = field(default_factory=list)
+    """Hosts that failed the request in its first attempt."""
     used: dict[str, int] = field(default_factory=dict)
     """Part -> the snapshot used for it in this attempt."""
     sampled: bool = False
@@ -62,6 +73,16 @@ class CallState:
     """Region of the gateway that chose the generation; None if no gateway did, so that gates ignore the request."""
     non_finite: bool = False
     """Whether its answer holds NaN or infinity, and the request had none."""
+
+    def convict_suspects(self) -> None:
+        """Strike the hosts that failed a request which others have answered."""
+        while self.suspects:
+            self.suspects.pop().convict()
+
+    def acquit_suspects(self) -> None:
+        """Forget the failures of hosts: others failed the same request, too."""
+        while self.suspects:
+            self.suspects.pop().acquit()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,10 +189,30 @@ class HostCall:
             _check_proof(target.part, target.candidate, header, tried)
             return
         if status in _BROKEN and not target.walk:
-            self._loads.note_strike(
-                url, tiers=self._tiers, given=self._clock() - self._began if status == 504 else None
-            )
+            self._blame(header)
         raise classify_refusal(target.part, url, header, tried)
+
+    def _blame(self, header: Mapping[str, Any]) -> None:
+        """Record a strike, except for failures that the request may cause.
+
+        A request that fails on every host must eject none. RetryOnOtherHost before a host is ejected for a failure: the
+        answer of another host to the same request decides.
+        """
+        target, attempt = self._target, self._target.attempt
+        url = target.candidate.url
+        if header["status"] == 504:
+            self._loads.note_strike(url, tiers=self._tiers, given=self._clock() - self._began)
+            return
+        if attempt.suspects:
+            attempt.acquit_suspects()
+        elif header.get("finite") is not False and not self._loads.would_eject(url, tiers=self._tiers):
+            self._loads.note_strike(url, tiers=self._tiers)
+        elif header.get("finite") is not False and not attempt.tried:
+            convict = partial(self._loads.note_strike, url, tiers=self._tiers)
+            attempt.suspects.append(Suspect(convict, partial(self._loads.acquit, url)))
+            attempt.tried.add(url)
+            msg = f"part {target.part!r}: {header.get('error')}"
+            raise RetryOnOtherHost(msg)
 
 
 def classify_refusal(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:

@@ -138,6 +138,16 @@ class HostLoadBalancer:
         if host.out is None and (host.half_open or host.strikes >= STRIKES) and self._others_do_well(url, tiers):
             self._eject(url, "behind")
 
+    def would_eject(self, url: str, *, tiers: CandidateTiers) -> bool:
+        """Whether one more strike ejects the host."""
+        host = self._of(url)
+        strikes = host.half_open or host.strikes + 1 >= STRIKES
+        return host.out is None and strikes and self._others_do_well(url, tiers)
+
+    def acquit(self, url: str) -> None:
+        """Forget a host's strikes: the requests are their cause."""
+        self._of(url).strikes = 0
+
     def note_lost(self, url: str) -> None:
         """Record that a connection ended or failed. Calls that were lost together count once."""
         host = self._of(url)

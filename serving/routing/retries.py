@@ -80,6 +80,7 @@ async def run_with_retry(  # noqa: C901, PLR0912 - each way in which an attempt 
                 record.lost(deadly=True)
             raise
         else:
+            asked.convict_suspects()
             if before is not None and record is not None:
                 record.note_answer()
             return answer

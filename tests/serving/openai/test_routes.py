@@ -229,6 +229,27 @@ async def test_an_engine_that_ends_before_the_first_byte_is_replaced_by_another(
     assert edge.counts().retries == 1
 
 
+async def test_a_request_that_fails_on_every_engine_ejects_none(edge, client):
+    """vLLM answers 500 to a grammar that refers to itself; each engine goes on with all others."""
+
+    async def script(_, __, body, writer):
+        if b"$ref" in body:
+            writer.write(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 2\r\n\r\n{}")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
+
+    async with raw_engine(script) as one, raw_engine(script) as other:
+        edge.serve(one.url, other.url, routing="round-robin")
+        attack = ask(structured_outputs={"json": {"$ref": "#"}})
+        for seed in range(6):
+            assert (await client.post(edge.url + CHAT, json=attack | {"seed": seed})).status_code == 500
+            one.requests.clear()
+            other.requests.clear()
+            for _ in range(4):
+                assert (await client.post(edge.url + CHAT, json=ask())).status_code == 200
+            assert (len(one.requests), len(other.requests)) == (2, 2)
+
+
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 500 X\r\ncontent-length: 2\r\n\r\n{}"])
 async def test_a_request_that_ends_an_engine_is_sent_to_no_other_one(edge, engine, client, first):
     async def dies(_, __, ___, writer):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
+from ipnext.errors import IPnextError
 from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy
 from serving.graph import run_graph
@@ -21,6 +22,7 @@ from serving.routing.host_call import CallState, HostEnded, RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.host_connection import ConnectionLost, Pieces, connect
 from serving.routing.load_balancer import HostLoadBalancer
+from serving.routing.retries import run_with_retry
 from serving.routing.table import compile_routes
 from tests.waiting import eventually
 
@@ -32,8 +34,8 @@ X = {"x": Tensor("FP32", np.zeros((1, 1), np.float32))}
 class Host:
     """Answers each call with its generation's number, as snapshot and as data, after `seconds`, or once `let_go`."""
 
-    def __init__(self, seconds=0.0, *, silent=False, status=200):
-        self.seconds, self.silent, self.status = seconds, silent, status
+    def __init__(self, seconds=0.0, *, silent=False, status=200, finite=True):
+        self.seconds, self.silent, self.status, self.finite = seconds, silent, status, finite
         self.pings = self.cancelled = 0
         self.asked = []
         self.open = set()
@@ -74,6 +76,7 @@ class Host:
 
     def answer(self, protocol, header):
         answer = {"id": header["id"], "status": self.status, "error": "told so", "snapshot": header["generation"]}
+        answer |= {} if self.finite else {"finite": False}
         y = Tensor("FP32", np.full((1, 1), header["generation"], np.float32))
         protocol.send(tensor_frame(answer, {"y": y}))
 
@@ -241,11 +244,42 @@ async def test_a_host_whose_answers_fail_one_after_another_is_passed_over(client
         one = route(hosts, (2,), (2,))
         failed = 0
         for _ in range(20):
-            try:
-                await client.infer(one, "p", X, client.attempt())
-            except Exception:  # noqa: BLE001 - counted
-                failed += 1
-        assert failed == load_balancer.STRIKES
+            failed += await ask_with_retry(client, one) != 200
+        assert failed == load_balancer.STRIKES - 1, "the last failure is answered by the other host"
+        assert len(hosts[1].asked) == load_balancer.STRIKES
+
+
+async def test_requests_that_fail_on_every_host_eject_none(client, monkeypatch):
+    """A client sends what no host can answer whenever it is one host's turn, and the other host does well in between."""
+    monkeypatch.setattr(load_balancer, "FIRST_SECONDS", 60.0)
+    async with running(Host(), Host()) as hosts:
+        one = route(hosts, (2,), (2,))
+        for number in range(40):
+            for host in hosts:
+                host.status = 500 if number % 2 else 200
+            await ask_with_retry(client, one)
+            assert [client._loads.standing(host.url) for host in hosts] == ["in", "in"]
+
+
+async def test_an_answer_that_is_not_finite_is_no_failure_of_its_host(client):
+    async with running(Host(), Host(status=500, finite=False)) as hosts:
+        one = route(hosts, (2,), (2,))
+        for _ in range(20):
+            await ask_with_retry(client, one)
+        assert client._loads.standing(hosts[1].url) == "in"
+        assert len(hosts[1].asked) == 10
+
+
+async def ask_with_retry(client, one):
+    """Return the status of a request, as a router answers it."""
+    asked = client.attempt()
+    try:
+        await run_with_retry(
+            lambda: client.infer(one, "p", X, asked), asked, again=lambda _: None, subject="generation 1 of m"
+        )
+    except IPnextError as error:
+        return error.http_status
+    return 200
 
 
 async def test_a_host_that_lets_deadlines_pass_is_passed_over(client, monkeypatch):
