@@ -13,11 +13,14 @@ from typing import Any, Final, NamedTuple
 import httpcore
 import httpx
 
+from ipnext.components.certificates import is_past
 from ipnext.errors import Unavailable
 
 _CONNECTIONS: Final = 100
 _IDLE_CONNECTIONS: Final = 20
 _IDLE_SECONDS: Final = 5.0
+CONNECTION_SECONDS: Final = 60.0
+"""Longest use of a connection: far below the time from which a certificate has a successor to its end."""
 
 _ENDS_AT: ContextVar[float | None] = ContextVar("ends_at", default=None)
 """End of the call that this thread makes, by the monotonic clock."""
@@ -137,6 +140,7 @@ class _DeadlineBackend(httpcore.SyncBackend):
 class _DeadlineStream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
+        self._began = time.monotonic()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, _remaining_seconds(timeout))
@@ -153,4 +157,10 @@ class _DeadlineStream(httpcore.NetworkStream):
         return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, _remaining_seconds(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
+        """Return the same. A connection that is old, or to a component whose certificate has expired, seems closed: it is used no more."""
+        if info == "is_readable" and (
+            time.monotonic() - self._began > CONNECTION_SECONDS
+            or is_past(self._stream.get_extra_info("ssl_object"), time.time())
+        ):
+            return True
         return self._stream.get_extra_info(info)

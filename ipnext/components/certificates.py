@@ -46,11 +46,13 @@ class CheckedSSLObject(ssl.SSLObject):
     accepts: Accept
     peer: ComponentIdentity
     """The component at the other end, after the handshake."""
+    peer_until: float
+    """Unix time at which its certificate expires."""
 
     def do_handshake(self) -> None:
         """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
         super().do_handshake()
-        self.peer = _check_peer(self.getpeercert(), type(self).accepts)
+        self.peer, self.peer_until = _check_peer(self.getpeercert(), type(self).accepts)
 
 
 class CheckedSSLSocket(ssl.SSLSocket):
@@ -58,11 +60,12 @@ class CheckedSSLSocket(ssl.SSLSocket):
 
     accepts: Accept
     peer: ComponentIdentity
+    peer_until: float
 
     def do_handshake(self, block: bool = False) -> None:
         """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
         super().do_handshake(block)
-        self.peer = _check_peer(self.getpeercert(), type(self).accepts)
+        self.peer, self.peer_until = _check_peer(self.getpeercert(), type(self).accepts)
 
 
 def server_context(files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
@@ -105,7 +108,12 @@ def _load(context: ssl.SSLContext, files: CertificateFiles) -> None:
             return
 
 
-def _check_peer(certificate: Any, accept: Accept) -> ComponentIdentity:
+def is_past(link: object, now: float) -> bool:
+    """Return whether the certificate of a TLS connection's other end has expired at this Unix time; False without one."""
+    return now >= getattr(link, "peer_until", now + 1.0)
+
+
+def _check_peer(certificate: Any, accept: Accept) -> tuple[ComponentIdentity, float]:
     names = [name for kind, name in (certificate or {}).get("subjectAltName", ()) if kind == "URI"]
     if len(names) != 1:
         msg = f"a component's certificate has exactly one URI, got {len(names)}"
@@ -117,4 +125,4 @@ def _check_peer(certificate: Any, accept: Accept) -> ComponentIdentity:
     if not accept(peer):
         msg = f"{peer.uri} is not the component that is expected here"
         raise ssl.SSLCertVerificationError(msg)
-    return peer
+    return peer, ssl.cert_time_to_seconds(certificate["notAfter"])

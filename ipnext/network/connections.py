@@ -148,14 +148,18 @@ class BoundedConnection(asyncio.Protocol):
         connections: ServerConnections,
         make: Callable[[], Any],
         phase_of: Callable[[Any], Phase],
+        *,
+        is_over: Callable[[object], bool] = lambda _: False,
     ) -> None:
         """Prepare for one connection.
 
-        `make` makes the wrapped protocol; `phase_of` returns its phase.
+        `make` makes the wrapped protocol; `phase_of` returns its phase; `is_over`: whether the connection ends, by its
+        TLS object (None without TLS), even within an answer.
         """
         self._connections = connections
         self._make = make
         self._phase_of = phase_of
+        self._is_over = is_over
         self._inner: Any = None
         self._transport: Any = None
         self._began: float | None = None
@@ -224,7 +228,7 @@ class BoundedConnection(asyncio.Protocol):
         limits = self._connections.limits
         if not self.is_made:
             return
-        if self._ended or self._is_stalled(now):
+        if self._ended or self._is_stalled(now) or self._is_over(self._transport.get_extra_info("ssl_object")):
             self._transport.abort()
         elif self._phase_of(self._inner) is Phase.ANSWER:
             self._began = self._quiet = None

@@ -64,16 +64,18 @@ class BoundedListener:
         phase_of: Callable[[Any], Phase],
         *,
         context: Callable[[], ssl.SSLContext | None] = lambda: None,
+        is_over: Callable[[object], bool] = lambda _: False,
     ) -> None:
         """Prepare to listen on `listener`, which is closed with this object.
 
-        `protocol` makes the protocol of a connection; `phase_of` is that of `BoundedConnection`. `context` returns the
-        TLS context of the next connection; None: clear text.
+        `protocol` makes the protocol of a connection; `phase_of` is that of `BoundedConnection`. `context` returns the TLS context
+        of the next connection; None: clear text. `is_over`: whether a connection with this TLS object has to end.
         """
         self._listener = listener
         self._connections = connections
         self._protocol, self._phase_of = protocol, phase_of
         self._context = context
+        self._is_over = is_over
         self._accepting: asyncio.Task[None] | None = None
         self._connecting: set[asyncio.Task[None]] = set()
 
@@ -117,7 +119,7 @@ class BoundedListener:
 
     def _take(self, client: socket.socket, peer: object) -> None:
         """Count a connection and pass it on, or refuse it."""
-        connection = BoundedConnection(self._connections, self._protocol, self._phase_of)
+        connection = BoundedConnection(self._connections, self._protocol, self._phase_of, is_over=self._is_over)
         context = self._context()
         try:
             self._connections.add(connection, source_of(peer))

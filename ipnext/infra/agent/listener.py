@@ -5,12 +5,13 @@ It has certificates that are reloaded when their files change, or none on a loop
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 
-from ipnext.components.certificates import CertificateFiles, Stamp, server_context
+from ipnext.components.certificates import CertificateFiles, Stamp, is_past, server_context
 from ipnext.components.identity import ComponentIdentity
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput
@@ -55,7 +56,7 @@ def agent_limits(settings: AgentSettings) -> ConnectionLimits:
 
 
 class AgentListener:
-    """One port for the life of the agent. A new certificate applies to new connections; open ones stay."""
+    """One port for the life of the agent. A new certificate applies to new connections; open ones stay until the caller's expires."""
 
     def __init__(
         self,
@@ -80,7 +81,14 @@ class AgentListener:
         if self._files is not None:
             self._read(self._files)
         for one in bound_sockets(host, port):
-            listener = BoundedListener(one, self._connections, self._protocol, _phase_of, context=lambda: self._context)
+            listener = BoundedListener(
+                one,
+                self._connections,
+                self._protocol,
+                _phase_of,
+                context=lambda: self._context,
+                is_over=lambda link: is_past(link, time.time()),
+            )
             listener.start()
             self._listeners.append(listener)
         if self._files is not None:

@@ -44,6 +44,8 @@ LONGEST_ANSWER_BYTES = 4096
 """Envoy's limit of a direct answer."""
 MANY = 1_000_000
 """Above any number of requests that reach one gateway: the router applies the limits."""
+PEER_CLIENT_SECONDS = 240
+"""Longest life of a connection to another region's gateway: below the time after which that one ends it."""
 UPSTREAM_IDLE_SECONDS = 2
 """Below the keep-alive time of any server behind Envoy, so that it never sends into a connection that just closes."""
 OF_ALL_MODELS = ("/v2/repository/index", "/v2/models/stats")
@@ -294,6 +296,8 @@ def _peer_cluster(gateway: Gateway, region: str, url: str) -> Json:
     cluster = _cluster(upstream_name(region), url, filters=_PEER_FILTERS)
     if gateway.tls is not None and url.startswith("https://"):
         cluster["transport_socket"] = gateway.tls.upstream(region)
+    (protocol,) = cluster["typed_extension_protocol_options"].values()
+    protocol["common_http_protocol_options"]["max_connection_duration"] = f"{PEER_CLIENT_SECONDS}s"
     return cluster
 
 

@@ -18,6 +18,8 @@ Json = dict[str, Any]
 
 CERTIFICATE_NAME = "gateway"
 EGRESS_MODE = 0o600
+PEER_SECONDS = 300
+"""Longest life of a connection from another region's gateway, whose certificate is checked again with the next one."""
 CONNECT_RETRIES = 8
 """Retries of a refused connection: usually some three seconds in all, in which a killed router is back."""
 RETRIES: Json = {
@@ -72,7 +74,8 @@ def listeners_of(
     if given.peer_port is not None:
         tls = None if given.peer_tls is None else given.peer_tls.downstream()
         secured = _tls_fields(tls, handshake_seconds)
-        found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, connections, secured))
+        aging = connections | {"common_http_protocol_options": {"max_connection_duration": f"{PEER_SECONDS}s"}}
+        found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, aging, secured))
     if given.egress is not None:
         found.append(_egress_listener(given.egress, connections, idle_seconds))
     return found

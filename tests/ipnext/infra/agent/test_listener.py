@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -13,7 +15,7 @@ from ipnext.dev.certificates import DevCertificates
 from ipnext.errors import Conflict
 from ipnext.infra.agent.listener import AgentListener
 from ipnext.infra.process.ports import free_port
-from ipnext.network.connections import ConnectionLimits
+from ipnext.network.connections import SWEEP_SECONDS, ConnectionLimits
 from ipnext.settings import DevSettings
 from tests.waiting import PATIENCE_SECONDS
 
@@ -146,6 +148,25 @@ async def test_a_new_certificate_counts_for_new_connections(certificates, monkey
             while await serial(port, certificates) == before:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.05)
         assert (await client.get("/")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/?seconds=600"], ids=["between requests", "within an answer"])
+async def test_a_connection_ends_with_the_certificate_that_it_was_opened_with(certificates, monkeypatch, path):
+    day = 24 * 3600
+    now = {"later": 0.0}
+    monkeypatch.setattr("ipnext.infra.agent.listener.time", SimpleNamespace(time=lambda: time.time() + now["later"]))
+    async with listening(files_of(certificates), keep_alive_seconds=600) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=plane(certificates))
+        request = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        writer.write(request % b"/")
+        assert await reader.readuntil(b"\r\n\r\n0") is not None
+        writer.write(request % path.encode())
+        now["later"] = day - 3600
+        await asyncio.sleep(2 * SWEEP_SECONDS)  # what must not happen has no event
+        assert not reader.at_eof()
+        now["later"] = 2 * day
+        await rest(reader)  # TimeoutError if it goes on
+        writer.close()
 
 
 async def serial(port, certificates):

@@ -7,7 +7,7 @@ import pytest
 
 from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
-from ipnext.infra.envoy.listeners import Listeners, certificate
+from ipnext.infra.envoy.listeners import PEER_SECONDS, Listeners, certificate
 from ipnext.infra.envoy.public_listener import PublicListener
 from ipnext.names import CLIENT_HEADERS, INNER_HEADERS
 
@@ -176,6 +176,15 @@ def test_the_public_listener_takes_inner_headers_from_clients_and_that_for_peers
     assert "early_header_mutation_extensions" not in _connections(peers)
     assert peers["address"]["socket_address"]["address"] == "127.0.0.1"
     assert "transport_socket" not in public["filter_chains"][0]
+
+
+def test_connections_between_gateways_end_and_the_caller_ends_them_first():
+    """Their certificates are checked again with the next ones."""
+    given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": Listeners(peer_port=2)}
+    public, peers = bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
+    assert _connections(peers)["common_http_protocol_options"] == {"max_connection_duration": "300s"}
+    assert "common_http_protocol_options" not in _connections(public)
+    assert envoy.PEER_CLIENT_SECONDS < PEER_SECONDS
 
 
 def test_a_certificate_is_followed_and_not_written_into_the_configuration(tmp_path):
