@@ -148,6 +148,7 @@ answers."""
 COMMAND_GROUP: Final = "ipnext.commands"
 VALIDATOR_GROUP: Final = "ipnext.validators"
 ENGINE_GROUP: Final = "ipnext.engines"
+SNAPSHOT_FILES_GROUP: Final = "ipnext.snapshot_files"
 
 # native code in a snapshot
 LIBRARY_FILE: Final = "library.so"

@@ -3,14 +3,19 @@
 The worker runs the validators, the API lists them: both need the same distributions installed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any
+
+import structlog
+from pydantic import PositiveInt, TypeAdapter
 
 from ipnext import names
 from ipnext.model.api.plugins import BUILT_IN, BUILT_IN_ENGINES, BUILT_IN_VALIDATORS, ValidatorView
+from ipnext.model.registry.snapshot_files import ENGINE_FILES, OTHER_FILES, FileSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,16 @@ class Plugins:
         """Names that a manifest may give as `engine`; entry points of the group `ipnext.engines` are not loaded."""
         return tuple(sorted({*BUILT_IN_ENGINES, *(point.name for point in _points(names.ENGINE_GROUP))}))
 
+    def files_of(self, engine: str) -> FileSet:
+        """Return the files that snapshots of an engine may have. Engines without a set, or with a broken one, have OTHER_FILES."""
+        return ENGINE_FILES.get(engine) or self._files.get(engine, OTHER_FILES)
+
+    @cached_property
+    def _files(self) -> Mapping[str, FileSet]:
+        """Engine -> its set, by the entry points of the group `ipnext.snapshot_files`."""
+        found = {point.name: _file_set(point) for point in _points(names.SNAPSHOT_FILES_GROUP)}
+        return {engine: files for engine, files in found.items() if files is not None}
+
     @cached_property
     def validators(self) -> tuple[FoundValidator, ...]:
         """Entry points of the group `ipnext.validators`, in the order of their names, refused ones included."""
@@ -43,6 +58,16 @@ class Plugins:
 
 def _points(group: str) -> Iterable[EntryPoint]:
     return sorted(entry_points(group=group), key=lambda point: (point.name, point.value))
+
+
+def _file_set(point: EntryPoint) -> FileSet | None:
+    """Load a set of files: a mapping of patterns to numbers. None if it is none."""
+    try:
+        return MappingProxyType(TypeAdapter(dict[str, PositiveInt]).validate_python(dict(point.load())))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
+        reason = f"{type(error).__name__}: {error}"
+        structlog.get_logger().error("snapshot files refused", engine=point.name, source=_source(point), reason=reason)
+        return None
 
 
 def _validators(points: Iterable[EntryPoint]) -> Iterator[FoundValidator]:

@@ -9,10 +9,11 @@ from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, 
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
-from ipnext.errors import ArtifactMissing, SignatureInvalid
+from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import OWN_FILES, ArtifactFile, Snapshot
+from ipnext.model.registry.snapshot_files import check_files
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 
 PATHS = "safe-paths"
@@ -40,26 +41,32 @@ _CODE_MAGIC = {
 
 
 def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
-    """Check that every path stays inside the snapshot's directory and is listed once."""
+    """Check that every path stays inside the snapshot's directory, is listed once, and is one that the engine's snapshots have."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         paths = [file.path for file in snapshot.manifest.files]
+        other = _foreign_file(candidate, snapshot)
         faults = [f"{path!r} {fault}" for path in paths if (fault := _path_fault(path))]
         faults += [f"{path!r} stands twice" for path, count in sorted(Counter(paths).items()) if count > 1]
         if faults:
             yield fail_check(
                 PATHS, part, Reason.UNSAFE_FORMAT, f"{faults[0]}; a path is relative and plain, as in weights.json"
             )
+        elif other:
+            yield fail_check(PATHS, part, Reason.UNSAFE_FORMAT, other)
         else:
             yield pass_check(PATHS, part, f"{len(paths)} files")
 
 
 def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
-    """Read every file through once, and compare its size and SHA-256 with the manifest."""
+    """Read every blob through once, whatever names it has, and compare its size and SHA-256 with the manifest."""
+    read: dict[str, tuple[int, str]] = {}
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             subject = f"{part}/{file.path}"
             try:
-                size, digest = _hash_file(candidate, file, subject)
+                if file.sha256 not in read:
+                    read[file.sha256] = _hash_file(candidate, file, subject)
+                size, digest = read[file.sha256]
             except ArtifactMissing as error:
                 yield fail_check(DIGESTS, subject, Reason.ARTIFACT_MISSING, error.message)
                 continue
@@ -119,6 +126,14 @@ def _path_fault(path: str) -> str:
     if any(step in {"", ".", ".."} for step in steps):
         return "holds an empty step, '.' or '..'"
     return f"takes the name {steps[0]}, which the platform writes itself" if steps[0] in OWN_FILES else ""
+
+
+def _foreign_file(candidate: Candidate, snapshot: Snapshot) -> str:
+    try:
+        check_files(snapshot.manifest, candidate.plugins.files_of(snapshot.manifest.engine))
+    except InvalidInput as error:
+        return error.message
+    return ""
 
 
 def _hash_file(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:

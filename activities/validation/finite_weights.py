@@ -14,6 +14,7 @@ from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, 
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, exactly, read_places, size_fault
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import ArtifactFile
 
 FINITE = "finite-weights"
 
@@ -21,33 +22,42 @@ Finite = Callable[[bytes], bool]
 
 
 def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
-    """Yield one result for each safetensors file; a refusal names part and tensor."""
+    """Yield one result for each safetensors file; a refusal names part and tensor. Each blob is read once."""
+    judged: dict[str, CheckResult] = {}
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             if not file.path.endswith(".safetensors"):
                 continue
             subject = f"{part}/{file.path}"
             candidate.beat(f"checking {subject}")
-            with candidate.open(file.sha256) as stream:
-                yield _check_tensors(stream, file.size_bytes, subject, candidate)
+            if file.sha256 not in judged:
+                with candidate.open(file.sha256) as stream:
+                    judged[file.sha256] = _check_tensors(stream, file.size_bytes, subject, candidate)
+            yield judged[file.sha256].model_copy(update={"subject": subject})
 
 
 def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
-    """Refuse files by header and size alone, as `check_finite` does, without reading weights."""
+    """Refuse files by header and size alone, as `check_finite` does, without reading weights. Each blob is read once."""
+    judged: dict[str, CheckResult] = {}
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             if not file.path.endswith(".safetensors"):
                 continue
             subject = f"{part}/{file.path}"
             candidate.beat(f"reading the header of {subject}")
-            with candidate.open(file.sha256) as stream:
-                try:
-                    places, _ = read_places(stream, file.size_bytes, parse=candidate.parse)
-                except MalformedTensors as error:
-                    yield fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
-                    continue
-            fault = next(filter(None, (size_fault(name, place) for name, place in places.items())), "")
-            yield fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, fault) if fault else pass_check(FINITE, subject)
+            if file.sha256 not in judged:
+                judged[file.sha256] = _check_header(candidate, file, subject)
+            yield judged[file.sha256].model_copy(update={"subject": subject})
+
+
+def _check_header(candidate: Candidate, file: ArtifactFile, subject: str) -> CheckResult:
+    with candidate.open(file.sha256) as stream:
+        try:
+            places, _ = read_places(stream, file.size_bytes, parse=candidate.parse)
+        except MalformedTensors as error:
+            return fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
+    fault = next(filter(None, (size_fault(name, place) for name, place in places.items())), "")
+    return fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, fault) if fault else pass_check(FINITE, subject)
 
 
 def non_finite_tensor(

@@ -5,7 +5,13 @@ from functools import partial
 
 from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.programs.forms import UnsafeProgram
-from ipnext.artifacts.programs.reader import LARGEST_PROGRAM_BYTES, PROGRAM_FILE, parse_program, program_file
+from ipnext.artifacts.programs.reader import (
+    ENGINE,
+    LARGEST_PROGRAM_BYTES,
+    PROGRAM_FILE,
+    parse_program,
+    program_file,
+)
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import ArtifactFile
@@ -14,15 +20,18 @@ PROGRAM = "program"
 
 
 def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
-    """Yield one result for each `program.json` of the torch engine.
+    """Yield one result for each `program.json` of the torch engine; its operators, names and texts must be of closed sets.
 
-    Its operators, names and texts must be of closed sets.
+    A full snapshot without one is refused.
     """
     for part, snapshot in sorted(candidate.snapshots.items()):
-        file = program_file(snapshot.manifest)
+        manifest, subject = snapshot.manifest, f"{part}/{PROGRAM_FILE}"
+        file = program_file(manifest)
         if file is None:
+            if manifest.engine == ENGINE and not manifest.is_delta:
+                message = f"is missing: a snapshot of engine {ENGINE!r} has a program, or is a delta; export the model"
+                yield fail_check(PROGRAM, subject, Reason.ARTIFACT_MISSING, message)
             continue
-        subject = f"{part}/{PROGRAM_FILE}"
         candidate.beat(f"reading {subject}")
         try:
             operations = candidate.parse(file.size_bytes, partial(_operations, candidate, file))

@@ -155,7 +155,7 @@ def model_document(name: str = "ranker", *, qps: float = 10) -> dict[str, Any]:
 def snapshot_manifest(*contents: bytes) -> SnapshotManifest:
     """A snapshot whose files are these bytes."""
     files = tuple(
-        ArtifactFile(path=f"file-{i}", sha256=hashlib.sha256(c).hexdigest(), size_bytes=len(c))
+        ArtifactFile(path=f"file-{i}.txt", sha256=hashlib.sha256(c).hexdigest(), size_bytes=len(c))
         for i, c in enumerate(contents)
     )
     tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))

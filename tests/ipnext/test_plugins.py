@@ -11,6 +11,7 @@ from activities.validation.validator import discover_validators
 from ipnext.cli import app
 from ipnext.model.api.plugins import BUILT_IN_VALIDATORS
 from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.registry.snapshot_files import ENGINE_FILES, OTHER_FILES
 from ipnext.plugins import Plugins
 from tests.plugin_packages import write_distribution
 
@@ -148,3 +149,16 @@ async def test_a_registered_engine_is_taken_and_another_is_refused_with_those_th
 async def test_without_plug_ins_the_built_in_ones_are_all():
     assert Plugins().engines == ("torch", "vllm")
     assert Plugins().validators == ()
+
+
+def test_an_engine_of_another_distribution_names_its_files(packages):
+    code = "files = {'factor.json': 1, '*.md': 2}\nodd = {'*': 0}\n"
+    points = {"times": "times_files:files", "torch": "times_files:files"}
+    points |= {"odd": "times_files:odd", "gone": "times_files:gone"}
+    write_distribution(packages, "times_files", code, {"ipnext.snapshot_files": points})
+    plugins = Plugins()
+    with structlog.testing.capture_logs() as logs:
+        assert plugins.files_of("times") == {"factor.json": 1, "*.md": 2}
+    assert plugins.files_of("torch") == ENGINE_FILES["torch"]
+    assert [plugins.files_of(name) for name in ("odd", "gone", "none")] == [OTHER_FILES] * 3
+    assert {log["engine"] for log in logs if log["event"] == "snapshot files refused"} == {"odd", "gone"}

@@ -1,10 +1,13 @@
 """Files that a snapshot may hold, and bytes that are what the manifest says."""
 
 import pickle
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from activities.validation.files import check_digests, check_formats, check_paths
+from activities.validation.finite_weights import check_finite, check_headers
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.model.lifecycle.status import Reason
@@ -179,3 +182,50 @@ def test_a_file_that_is_gone_is_named(candidate, house):
     found = refused(check_digests(given))
 
     assert {result.reason for result in found} == {Reason.ARTIFACT_MISSING}
+
+
+class Openings:
+    """Counts the openings of each blob of an artifact store."""
+
+    def __init__(self, artifacts, monkeypatch):
+        self.of = Counter()
+        opened = artifacts.open_blob
+
+        def count(sha256):
+            self.of[sha256] += 1
+            return opened(sha256)
+
+        monkeypatch.setattr(artifacts, "open_blob", count)
+
+
+def test_a_blob_of_many_names_is_read_once_by_each_check(candidate, house, monkeypatch):
+    given = candidate()
+    dense = given.snapshots["dense"]
+    weights = next(file for file in dense.manifest.files if file.path == "weights.safetensors")
+    names = tuple(weights.model_copy(update={"path": f"{n}.safetensors"}) for n in range(20))
+    manifest = dense.manifest.model_copy(update={"files": (*dense.manifest.files, *names)})
+    many = replace(given, snapshots={"dense": dense.model_copy(update={"manifest": manifest})})
+    for check in (check_digests, check_formats, check_finite, check_headers):
+        openings = Openings(house.artifacts, monkeypatch)
+        results = tuple(check(many))
+        assert refused(results) == []
+        assert len([result for result in results if "safetensors" in result.subject]) == 21
+        assert set(openings.of.values()) == {1}, check
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ([f"n/{number}.txt" for number in range(200)], "'n/64.txt' is one file of *.txt too many"),
+        (["other.json"], "'other.json' is no file of such a snapshot; allowed for engine 'torch': program.json"),
+    ],
+)
+def test_files_that_no_snapshot_of_the_engine_has_are_refused(candidate, paths, words):
+    given = candidate()
+    dense = given.snapshots["dense"]
+    more = tuple(dense.manifest.files[0].model_copy(update={"path": path}) for path in paths)
+    manifest = dense.manifest.model_copy(update={"files": (*dense.manifest.files, *more)})
+    broken = replace(given, snapshots={**given.snapshots, "dense": dense.model_copy(update={"manifest": manifest})})
+    (found,) = refused(check_paths(broken))
+    assert (found.subject, found.reason) == ("dense", Reason.UNSAFE_FORMAT)
+    assert words in found.message

@@ -1,6 +1,7 @@
 """A publish refuses a program that hosts would refuse, by name and without torch."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -77,3 +78,14 @@ def test_the_check_is_part_of_every_publish(candidate, house, kit):
     assert found[-1].check == "program"
     (validator,) = [each for each in BUILT_IN if each.name == "program"]
     assert validator.required
+
+
+def test_a_full_snapshot_of_torch_without_a_program_is_refused(candidate):
+    given = candidate()
+    dense = given.snapshots["dense"]
+    files = tuple(file for file in dense.manifest.files if file.path != "program.json")
+    without = dense.model_copy(update={"manifest": dense.manifest.model_copy(update={"files": files})})
+    results = tuple(check_programs(replace(given, snapshots={"dense": without})))
+    assert [(found.passed, found.reason, found.subject) for found in results] == [
+        (False, Reason.ARTIFACT_MISSING, "dense/program.json")
+    ]

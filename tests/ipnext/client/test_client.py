@@ -61,7 +61,7 @@ def test_publish_uploads_only_what_the_server_lacks(applied, snapshots):
     change = applied.publish("ranker", snapshots, on_upload=lambda file: uploaded.append(file.path))
     assert change.generation == 1
     assert len(uploaded) == 3
-    (snapshots["dense"] / "file-0").write_bytes(b"denso")
+    (snapshots["dense"] / "file-0.txt").write_bytes(b"denso")
     with pytest.raises(errors.ArtifactDigestMismatch, match="file-0"):
         applied.publish("ranker", snapshots)
     assert [s.number for s in applied.snapshots("ranker")] == [1, 1]
@@ -116,8 +116,8 @@ def test_a_directory_that_is_no_snapshot_is_named(applied, tmp_path):
 
 def test_a_snapshot_that_leads_outside_its_directory_is_refused(applied, live, snapshots):
     (live.rooms.directory / "secret").write_bytes(b"dense")
-    (snapshots["dense"] / "file-0").unlink()
-    (snapshots["dense"] / "file-0").symlink_to(live.rooms.directory / "secret")
+    (snapshots["dense"] / "file-0.txt").unlink()
+    (snapshots["dense"] / "file-0.txt").symlink_to(live.rooms.directory / "secret")
     with pytest.raises(errors.PathNotAllowed):
         applied.publish("ranker", snapshots)
 

@@ -27,6 +27,7 @@ from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import BlobQuery, MissingBlobs, StoredSnapshot
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.registry.signing import SignatureEnvelope
+from ipnext.model.registry.snapshot_files import check_files
 from ipnext.model.value import Name, Sha256
 from ipnext.platform.collection import Collection, Grace
 from ipnext.settings import PlatformSettings
@@ -127,6 +128,7 @@ async def commit(
 
 
 def _commit(manifest: SnapshotManifest, rooms: PlatformAdapters, asker: Principal, model: str | None) -> StoredSnapshot:
+    check_files(manifest, rooms.plugins.files_of(manifest.engine))
     rooms.artifacts.check_whole(manifest)  # a refused one leaves no row behind
     digest, sizes = manifest.digest, sizes_of(manifest)
     allowance = _allowance_for(rooms, asker, model)

@@ -27,6 +27,7 @@ from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ChangeView, PublishPart, PublishRequest, RollbackRequest
 from ipnext.model.lifecycle.messages import Change, ChangeKind
 from ipnext.model.registry.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
+from ipnext.model.registry.snapshot_files import check_files
 from ipnext.store.records import ModelRecord
 from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
@@ -182,8 +183,9 @@ def _source(rooms: PlatformAdapters, asker: Principal, owner: str, given: Publis
 def _announce(rooms: PlatformAdapters, owner: str, manifest: SnapshotManifest) -> None:
     """Count the artifacts that are about to be read or named, and protect them from a collection.
 
-    Raises QuotaExceeded.
+    Raises QuotaExceeded; InvalidInput for a file that the engine's snapshots do not have.
     """
+    check_files(manifest, rooms.plugins.files_of(manifest.engine))
     with rooms.store.begin_free(()) as unit:
         _charge(unit, rooms, owner, manifest)
 

@@ -78,7 +78,7 @@ def manifest(name: str = "ctr") -> ModelManifest:
 
 
 def source() -> SnapshotSource:
-    file = ArtifactFile(path="weights", sha256="a" * 64, size_bytes=1)
+    file = ArtifactFile(path="weights.safetensors", sha256="a" * 64, size_bytes=1)
     snapshot = SnapshotManifest(engine="torch", signature=Signature(inputs=(SPEC,), outputs=(SPEC,)), files=(file,))
     return SnapshotSource(manifest=snapshot, uri="file:///store/snapshots/a")
 

@@ -49,7 +49,9 @@ def test_what_is_asked_for_lies_in_the_cache_of_the_region(agent, stored):
     agent.infra.prefetch("eu", [uri for uri, _ in asked])
 
     for _, digest in asked:
-        until(lambda d=digest: (agent.state / "cache" / d / "file-0").is_file(), why=lambda: "the snapshot is fetched")
+        until(
+            lambda d=digest: (agent.state / "cache" / d / "file-0.txt").is_file(), why=lambda: "the snapshot is fetched"
+        )
 
 
 def test_one_that_can_not_be_fetched_holds_up_no_other(agent, stored, store):
@@ -57,7 +59,7 @@ def test_one_that_can_not_be_fetched_holds_up_no_other(agent, stored, store):
 
     agent.infra.prefetch("eu", [f"{store.uri}/snapshots/{'0' * 64}", "s3://elsewhere/snapshots/x", "nothing", uri])
 
-    until((agent.state / "cache" / digest / "file-0").is_file, why=lambda: "the last one is fetched")
+    until((agent.state / "cache" / digest / "file-0.txt").is_file, why=lambda: "the last one is fetched")
     assert [path.name for path in (agent.state / "cache").iterdir()] == [digest]
 
 
@@ -68,7 +70,7 @@ def test_another_process_fetches_when_the_first_has_ended(agent, stored):
 
     def fetched():
         agent.infra.prefetch("eu", [second])
-        return (agent.state / "cache" / digest / "file-0").is_file()
+        return (agent.state / "cache" / digest / "file-0.txt").is_file()
 
     until(fetched, why=lambda: "another process fetches")
 

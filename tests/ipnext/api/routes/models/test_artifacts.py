@@ -307,7 +307,7 @@ def audit_entries(world):
 
 async def test_a_commit_that_is_refused_leaves_nothing(world):
     rooms = world.rooms
-    named = tuple(ArtifactFile(path=f"{n}.json", sha256=sha(b"%d" % n), size_bytes=1) for n in range(20))
+    named = tuple(ArtifactFile(path=f"{n}.txt", sha256=sha(b"%d" % n), size_bytes=1) for n in range(20))
     absent = rooms.snapshot_manifest(b"w").model_copy(update={"files": named})
     await world.upload(b"right")
     right = rooms.snapshot_manifest(b"right")
@@ -425,3 +425,16 @@ async def test_an_operator_collects_nothing(world):
     for method in ("GET", "POST"):
         answer = await world.http.request(method, "/v1/artifacts/collect", headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 403
+
+
+async def test_files_that_no_snapshot_of_the_engine_has_are_not_committed(world):
+    """Else one blob costs its whole size under each of its names, wherever the snapshot is laid out."""
+    await world.upload(b"w")
+    one = world.rooms.snapshot_manifest(b"w")
+    names = [*(f"n/{number}.txt" for number in range(65)), "other.bin"]
+    for number, paths in ((64, names[:65]), (-1, names[-1:])):
+        files = tuple(one.files[0].model_copy(update={"path": path}) for path in paths)
+        refused = await commit(world, one.model_copy(update={"files": files}))
+        error = refused.json()
+        assert (refused.status_code, error["code"], error["field"]) == (400, "InvalidInput", "files.path")
+        assert (error["value"], "64 of *.txt" in error["allowed"]) == (names[number], True)

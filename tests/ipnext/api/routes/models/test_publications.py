@@ -133,13 +133,13 @@ async def test_a_missing_or_changed_file_is_named(applied):
     directory = applied.rooms.directory / "allowed" / "dense"
     applied.rooms.write_snapshot(directory, b"weights")
     body = {"parts": {"dense": {"uri": directory.as_uri()}}}
-    (directory / "file-0").write_bytes(b"weightz")
+    (directory / "file-0.txt").write_bytes(b"weightz")
     changed = await applied.http.post("/v1/models/ranker/publish", json=body)
     assert (changed.status_code, changed.json()["code"]) == (422, "ArtifactDigestMismatch")
-    (directory / "file-0").unlink()
+    (directory / "file-0.txt").unlink()
     missing = await applied.http.post("/v1/models/ranker/publish", json=body)
     assert (missing.status_code, missing.json()["code"]) == (422, "ArtifactMissing")
-    assert "file-0" in missing.json()["message"]
+    assert "file-0.txt" in missing.json()["message"]
 
 
 @pytest.mark.parametrize("content", [b"weightz", b"longer than it was"])
@@ -147,7 +147,7 @@ async def test_what_the_servers_file_contains_is_told_to_operators_only(applied,
     """Its size and digest tell who guesses the content whether the guess is right."""
     directory = applied.rooms.directory / "allowed" / "dense"
     applied.rooms.write_snapshot(directory, b"weights")
-    (directory / "file-0").write_bytes(content)
+    (directory / "file-0.txt").write_bytes(content)
     found = hashlib.sha256(content).hexdigest() if len(content) == 7 else f"{len(content)} bytes"
 
     keys = {
@@ -159,7 +159,7 @@ async def test_what_the_servers_file_contains_is_told_to_operators_only(applied,
         headers = {"Authorization": f"Bearer {keys[role]}"}
         answer = await applied.http.post("/v1/models/ranker/publish", json=body, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (422, "ArtifactDigestMismatch")
-        assert "'file-0'" in answer.json()["message"]
+        assert "'file-0.txt'" in answer.json()["message"]
         return found in answer.text
 
     assert [await told(role) for role in keys] == [False, True, True]
@@ -321,3 +321,27 @@ async def test_a_client_that_publishes_many_directories_keeps_no_other_one_waiti
     assert begun[-1].startswith("file:///slow/b/")
     may_end.set()
     await asyncio.gather(*asked)
+
+
+async def test_a_directory_with_a_file_that_the_engine_does_not_have_is_not_read(applied):
+    directory = applied.rooms.directory / "allowed" / "dense"
+    manifest = applied.rooms.write_snapshot(directory, b"weights")
+    foreign = manifest.model_copy(update={"files": (manifest.files[0].model_copy(update={"path": "run.bin"}),)})
+    (directory / "snapshot.json").write_text(foreign.model_dump_json())
+    refused = await applied.http.post(
+        "/v1/models/ranker/publish", json={"parts": {"dense": {"uri": directory.as_uri()}}}
+    )
+    error = refused.json()
+    assert (refused.status_code, error["field"], error["value"]) == (400, "files.path", "run.bin")
+
+
+async def test_a_stored_snapshot_with_a_foreign_file_is_not_published(applied):
+    """One that was committed for another purpose, such as by a former release."""
+    store, manifest = applied.rooms.artifacts, applied.rooms.snapshot_manifest(b"weights")
+    store.put_blob(manifest.files[0].sha256, iter([b"weights"]))
+    foreign = manifest.model_copy(update={"files": (manifest.files[0].model_copy(update={"path": "run.bin"}),)})
+    store.commit(foreign)
+    refused = await applied.http.post(
+        "/v1/models/ranker/publish", json={"parts": {"dense": {"digest": foreign.digest}}}
+    )
+    assert (refused.status_code, refused.json()["field"]) == (400, "files.path")
