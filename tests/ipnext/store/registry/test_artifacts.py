@@ -228,3 +228,14 @@ def test_a_snapshot_that_was_given_free_names_nothing_and_is_published_again_as_
     with applied.read() as unit:
         assert named.keys() <= set(unit.kept_artifacts())
         assert dict(unit.generation("ctr", 2).snapshots) == {"dense": 1, "sparse": 1}
+
+
+def test_names_of_one_blob_count_for_the_manifest(make):
+    manifest = make.source("a").manifest
+    (file,) = manifest.files
+    before = sizes_of(manifest)
+    files = tuple(file.model_copy(update={"path": f"{number}.txt", "size_bytes": 1000}) for number in range(3))
+    more = manifest.model_copy(update={"files": files})
+    after = sizes_of(more)
+    assert after[file.sha256] == 1000
+    assert sum(after.values()) >= more.size_bytes + before[manifest.digest]
