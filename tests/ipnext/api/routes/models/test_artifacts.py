@@ -438,3 +438,14 @@ async def test_files_that_no_snapshot_of_the_engine_has_are_not_committed(world)
         error = refused.json()
         assert (refused.status_code, error["code"], error["field"]) == (400, "InvalidInput", "files.path")
         assert (error["value"], "64 of *.txt" in error["allowed"]) == (names[number], True)
+
+
+async def test_each_further_name_of_a_blob_counts_for_the_owner(world):
+    world.rooms.seed("ranker")
+    await world.upload(b"w" * 1000)
+    one = world.rooms.snapshot_manifest(b"w" * 1000)
+    files = tuple(one.files[0].model_copy(update={"path": f"{number}.txt"}) for number in range(3))
+    await apply_owner(world, artifactBytes=await documents(world) + 2000)
+    refused = await commit(world, one.model_copy(update={"files": files}), params={"model": "ranker"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "QuotaExceeded")
+    assert (await commit(world, one, params={"model": "ranker"})).status_code == 201
