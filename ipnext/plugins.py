@@ -35,7 +35,10 @@ class Plugins:
         return tuple(sorted({*BUILT_IN_ENGINES, *(point.name for point in _points(names.ENGINE_GROUP))}))
 
     def files_of(self, engine: str) -> FileSet:
-        """Return the files that snapshots of an engine may have. Engines without a set, or with a broken one, have OTHER_FILES."""
+        """Return the files that snapshots of an engine may have.
+
+        Engines without a set, or with a broken one, have OTHER_FILES.
+        """
         return ENGINE_FILES.get(engine) or self._files.get(engine, OTHER_FILES)
 
     @cached_property

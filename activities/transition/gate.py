@@ -179,7 +179,10 @@ class _Answers:
         yield from (words + limit for words, limit in self._comparisons() if limit)
 
     def errors(self, *, at_least_of: int = 0) -> Iterator[str]:
-        """Yield the exceeded rates. With `at_least_of`, assume that so many answers were counted and the missing ones are good."""
+        """Yield the exceeded rates.
+
+        With `at_least_of`, assume that so many answers were counted and the missing ones are good.
+        """
         bad = self._bad
         counts = f"{self._errors} errors and {self._non_finite} non-finite answers of {self.requests}"
         limit = self._asked.error_rate

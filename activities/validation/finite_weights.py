@@ -37,7 +37,10 @@ def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
-    """Refuse files by header and size alone, as `check_finite` does, without reading weights. Each blob is read once."""
+    """Refuse files by header and size alone, as `check_finite` does, without reading weights.
+
+    Each blob is read once.
+    """
     judged: dict[str, CheckResult] = {}
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:

@@ -157,7 +157,10 @@ class _DeadlineStream(httpcore.NetworkStream):
         return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, _remaining_seconds(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
-        """Return the same. A connection that is old, or to a component whose certificate has expired, seems closed: it is used no more."""
+        """Return the same.
+
+        A connection that is old, or to a component whose certificate has expired, seems closed: it is used no more.
+        """
         if info == "is_readable" and (
             time.monotonic() - self._began > CONNECTION_SECONDS
             or is_past(self._stream.get_extra_info("ssl_object"), time.time())

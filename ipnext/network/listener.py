@@ -68,8 +68,9 @@ class BoundedListener:
     ) -> None:
         """Prepare to listen on `listener`, which is closed with this object.
 
-        `protocol` makes the protocol of a connection; `phase_of` is that of `BoundedConnection`. `context` returns the TLS context
-        of the next connection; None: clear text. `is_over`: whether a connection with this TLS object has to end.
+        `protocol` makes the protocol of a connection; `phase_of` is that of `BoundedConnection`. `context` returns the
+        TLS context of the next connection; None: clear text. `is_over`: whether a connection with this TLS object has
+        to end.
         """
         self._listener = listener
         self._connections = connections

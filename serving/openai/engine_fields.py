@@ -18,7 +18,10 @@ STORED: Final = "previous_response_id"
 """Field that continues a stored response. None is stored: each request may come to another engine."""
 ENCODING: Final = "encoding_format"
 ENCODINGS: Final = ("float", "base64", "bytes")
-"""Forms of vectors in answers that name their model. vLLM's `bytes_only` does not, so that nothing proves its engine."""
+"""Forms of vectors in answers that name their model.
+
+vLLM's `bytes_only` does not, so that nothing proves its engine.
+"""
 PASSED_HEADERS: Final = frozenset(
     {
         *("accept", "content-type", "user-agent", "x-request-id"),

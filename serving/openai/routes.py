@@ -384,7 +384,10 @@ class OpenAIEdge:
         raise Unavailable(msg)
 
     def _blame(self, url: str, answer: EngineAnswer) -> str | None:
-        """Eject an engine that has not answered. If its request may be the cause, return it: the next engine's answer decides."""
+        """Eject an engine that has not answered.
+
+        If its request may be the cause, return it: the next engine's answer decides.
+        """
         if answer.status == _FAILED:
             return url
         self._engines.loads.note_lost(url)

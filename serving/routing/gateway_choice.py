@@ -20,7 +20,10 @@ def is_chosen(request: Request) -> bool:
 
 
 def chosen_by(request: Request, region: str) -> str | None:
-    """Return the region whose gateway chose the generation: `region`, or the one that forwarded the request. None if a client did."""
+    """Return the region whose gateway chose the generation: `region`, or the one that forwarded the request.
+
+    None if a client did.
+    """
     return region if CHOSEN_HEADER in request.headers else _forwarding_gateway(request)
 
 

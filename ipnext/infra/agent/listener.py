@@ -56,7 +56,10 @@ def agent_limits(settings: AgentSettings) -> ConnectionLimits:
 
 
 class AgentListener:
-    """One port for the life of the agent. A new certificate applies to new connections; open ones stay until the caller's expires."""
+    """One port for the life of the agent.
+
+    A new certificate applies to new connections; open ones stay until the caller's expires.
+    """
 
     def __init__(
         self,

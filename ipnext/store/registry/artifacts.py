@@ -297,8 +297,8 @@ class Artifacts(Snapshots):
 def sizes_of(manifest: SnapshotManifest) -> Mapping[str, int]:
     """Map each digest of a snapshot's blobs and of its manifest to the bytes that it counts for.
 
-    A blob counts once. Each further name that the manifest gives to one of its blobs counts for the manifest, so that all
-    together count as many bytes as the snapshot has where it is laid out.
+    A blob counts once. Each further name that the manifest gives to one of its blobs counts for the manifest, so that
+    all together count as many bytes as the snapshot has where it is laid out.
     """
     blobs = {file.sha256: file.size_bytes for file in manifest.files}
     names = manifest.size_bytes - sum(blobs.values())
