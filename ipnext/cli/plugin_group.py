@@ -28,6 +28,9 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 _COMPLETION = frozenset({"install_completion", "show_completion"})
 """Options that typer gives to a program of its own, and that make no sense on a command of ours."""
 
+_ALTERNATIVES = {"--wait": "; `ipnext wait MODEL` waits for a model"}
+"""Option -> what to use if a command lacks it."""
+
 _ABOUT = re.compile(r"^`ipnext [a-z-]+`: (.+?)\.(?:\s|$)")
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*).*extra\s*==\s*['\"]platform['\"]")
@@ -67,7 +70,8 @@ class PluginGroup(TyperGroup):
         except _USAGE_ERROR as error:
             path = error.ctx.command_path if error.ctx is not None else "ipnext"
             text = " ".join(error.format_message().removesuffix(".").split()).replace(": Value error, ", ": ")
-            typer.echo(f"error: {escape_controls(text)}; see `{path} -h`", err=True)
+            other = _ALTERNATIVES.get(getattr(error, "option_name", ""), "")
+            typer.echo(f"error: {escape_controls(text)}{other}; see `{path} -h`", err=True)
             status = EXIT_BAD_INPUT
         except typer.Abort:
             status = EXIT_FAILURE

@@ -21,6 +21,10 @@ from ipnext.cli import app
         ),
         (("get", "models", "--output", "xml"), "'xml' is not one of 'table', 'json', 'yaml'; see `ipnext get -h`"),
         (("publish", "m"), "Missing option '--part'; see `ipnext publish -h`"),
+        (
+            ("apply", "--wait", "-f", "m.yaml"),
+            "No such option: --wait; `ipnext wait MODEL` waits for a model; see `ipnext apply -h`",
+        ),
         (("rollback", "m", "--generation", "9"), "No such option: --generation; see `ipnext rollback -h`"),
     ],
 )
