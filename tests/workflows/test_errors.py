@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from activities.runtime.failed_attempts import EVENT
 from activities.transition import traffic_shift as routing
 from activities.transition.activities import TransitionActivities
 from ipnext.errors import Unavailable
@@ -44,15 +45,19 @@ async def test_a_generation_that_answers_with_errors_fails_its_gate_and_the_traf
     assert (ready.status, ready.reason) == ("False", Reason.GATE_FAILED)
 
 
-async def test_requests_that_fail_with_either_generation_revert_no_rollout(house, model, serves_one, carried_out):
-    """A client sends what no generation can answer."""
-    for generation in (1, 2):
-        house.infrastructure.answer_with(model, generation, errors=1.0)
+async def test_a_step_that_fails_again_and_again_is_an_event_and_no_longer_told_at_the_end(
+    house, model, serves_one, carried_out
+):
+    house.infrastructure.fail_next("route", Unavailable("the disk is full"), times=3)
 
     change = await carried_out(house.publish(model, 2))
 
-    assert change.state is ChangeState.DONE, change.message
-    assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
+    assert (change.state, change.is_retried) == (ChangeState.DONE, False)
+    with house.store.read() as repository:
+        told = [event.message for event in repository.events(model) if event.kind == EVENT]
+    assert len(told) == 1
+    assert told[0].startswith("shift traffic is tried again: ")
+    assert told[0].endswith(": the disk is full")
 
 
 async def test_answers_that_are_not_finite_fail_the_gate(house, model, serves_one, carried_out):
