@@ -21,7 +21,7 @@ from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
 R = TypeVar("R")
-S = TypeVar("S", StageInput, WaveInput)
+S = TypeVar("S", bound=StageInput | WaveInput)
 
 EVENT = "StepRetried"
 """Kind of the event that repeats a failure."""
@@ -51,16 +51,10 @@ def of_a_step(method: Callable[[Any, S], R]) -> Callable[[Any, S], R]:
             if _is_retried(error):
                 _note(self._store, step, name, error)
             raise
-        if _may_have_failed(step):
-            _clear(self._store, step)
+        _clear(self._store, step)
         return result
 
     return wrapper
-
-
-def _may_have_failed(step: StageInput | WaveInput) -> bool:
-    """Return whether an attempt before this one may have failed; a wave's first one has not waited."""
-    return not isinstance(step, WaveInput) or step.waited_seconds > 0 or step.back
 
 
 def _is_retried(error: Exception) -> bool:
@@ -96,7 +90,12 @@ def _shape(message: str) -> str:
 
 
 def _clear(store: Store, step: StageInput | WaveInput) -> None:
-    """Record that the step no longer fails, as far as the database answers."""
+    """Record that the step no longer fails, as far as the database answers.
+
+    The first attempt of a wave forward has nothing to clear: no step before it has failed and ended.
+    """
+    if isinstance(step, WaveInput) and not (step.waited_seconds > 0 or step.back):
+        return
     with suppress(IPnextError):
         with store.read() as reading:
             change = reading.change(_change_id(step))

@@ -16,7 +16,7 @@ from ipnext.model.gate.gate import GateSpec, RegionTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS
 
 EARLY_REQUESTS = 20
-"""If fewer answers were counted, a wave never ends before its bake time does."""
+"""If fewer answers were counted, a wave never ends before its bake time does, and none fails without a comparison."""
 AGAIN_SECONDS = 2.0
 """Least time between two evaluations of a gate that waits for answers; longer waits have about MOST_LOOKS
 evaluations."""
@@ -128,7 +128,7 @@ def _above(name: str, limit: float, item: RegionTraffic) -> float:
 
 
 def _total(name: str, item: RegionTraffic) -> float:
-    return sum(getattr(item, name).values())
+    return float(sum(getattr(item, name).values()))
 
 
 class _Answers:
@@ -188,14 +188,26 @@ class _Answers:
         limit = self._asked.error_rate
         if self.requests and bad / self.requests > limit:
             text = f"{counts}: {bad / self.requests:.1%}, allowed {limit:.1%}"
+            if self._answers_nothing:
+                yield f"{text}; no other generation answers the same clients, and none of them got a good answer"
+                return
             failed = self._measure(_failed, unanswered)
             broken = self._measure(_broken, unfinished)
             yield from self._judge(text, limit, failed, broken, at_least_of=at_least_of)
-        limit = self._gate.max_non_finite_rate
-        if limit is not None and self.requests and self._non_finite / self.requests > limit:
+        most = self._gate.max_non_finite_rate
+        if most is not None and self.requests and self._non_finite / self.requests > most:
             share = self._non_finite / self.requests
-            text = f"{self._non_finite} non-finite answers of {self.requests}: {share:.1%}, allowed {limit:.1%}"
-            yield from self._judge(text, limit, self._measure(_non_finite, unanswered), at_least_of=at_least_of)
+            text = f"{self._non_finite} non-finite answers of {self.requests}: {share:.1%}, allowed {most:.1%}"
+            yield from self._judge(text, most, self._measure(_non_finite, unanswered), at_least_of=at_least_of)
+
+    @property
+    def _answers_nothing(self) -> bool:
+        """Return whether nothing compares, and no request at all was answered well.
+
+        Clients with good requests prevent that, whatever others send.
+        """
+        alone = not self._strata and not self._former_requests
+        return alone and self.requests >= EARLY_REQUESTS and self._bad >= self.requests
 
     def _judge(self, text: str, allowed: float, *found: Surplus, at_least_of: float = 0) -> Iterator[str]:
         """Yield the words for a figure beyond its limit if the new generation is the cause; else keep it as a doubt."""

@@ -20,7 +20,7 @@ Measure = Callable[[RegionTraffic], float]
 
 @dataclass(frozen=True)
 class Stratum:
-    """Counts of requests that came to the new generation with the same probability `weight`, and else to the former one."""
+    """Counts of requests that came to the new generation with one probability `weight`, else to the former one."""
 
     new: tuple[RegionTraffic, ...]
     old: tuple[RegionTraffic, ...]
@@ -38,9 +38,9 @@ class Surplus:
     """How likely chance makes as many."""
 
     def exceeds(self, allowed: float, *, early: bool, at_least_of: float = 0) -> bool:
-        """Return whether the surplus is a larger fraction of the answers than `allowed`; of `at_least_of`, if those are more.
+        """Return whether the surplus is a larger fraction of the answers than `allowed`.
 
-        `early`: it has to be that almost certainly.
+        `at_least_of`: of so many answers, if those are more. `early`: it has to be that almost certainly.
         """
         count = max(self.answers, at_least_of)
         if count <= 0 or self.size <= 0:

@@ -41,7 +41,7 @@ _CODE_MAGIC = {
 
 
 def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
-    """Check that every path stays inside the snapshot's directory, is listed once, and is one that the engine's snapshots have."""
+    """Check that each path stays inside the snapshot, is listed once, and is one that the engine's snapshots have."""
     for part, snapshot in sorted(candidate.snapshots.items()):
         paths = [file.path for file in snapshot.manifest.files]
         other = _foreign_file(candidate, snapshot)

@@ -20,7 +20,7 @@ PROGRAM = "program"
 
 
 def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
-    """Yield one result for each `program.json` of the torch engine; its operators, names and texts must be of closed sets.
+    """Yield one result for each `program.json` of torch; its operators, names and texts must be of closed sets.
 
     A full snapshot without one is refused.
     """

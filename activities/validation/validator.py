@@ -42,7 +42,7 @@ class Candidate:
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
     """(part, digest) -> every ancestor of this generation's deltas, down to the full snapshots."""
     native_signers: SignerPolicy | None = None
-    """Keys of the signers whose native code the operator of the platform lets run; None if native code is not allowed."""
+    """Keys of the signers whose native code the platform's operator lets run; None: native code is not allowed."""
     plugins: Plugins = field(default_factory=Plugins)
     """Name the files that snapshots of other engines may have."""
     parse: Parse = parse_at_once

@@ -109,7 +109,7 @@ def _load(context: ssl.SSLContext, files: CertificateFiles) -> None:
 
 
 def is_past(link: object, now: float) -> bool:
-    """Return whether the certificate of a TLS connection's other end has expired at this Unix time; False without one."""
+    """Return whether the certificate of a connection's other end has expired at this Unix time; False without one."""
     return now >= getattr(link, "peer_until", now + 1.0)
 
 

@@ -32,7 +32,7 @@ PASSED_HEADERS: Final = frozenset(
 
 
 def check_fields(body: Mapping[str, Any]) -> None:
-    """Raise InvalidInput if the request has fields that only the platform sends to engines, or asks for what they don't answer."""
+    """Raise InvalidInput for fields that only the platform sends, and for what engines don't answer."""
     for field in REFUSED_FIELDS:
         if body.get(field) is not None:
             msg = (

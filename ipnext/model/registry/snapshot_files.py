@@ -37,7 +37,7 @@ ENGINE_FILES: Final[Mapping[str, FileSet]] = MappingProxyType(
         ),
     }
 )
-"""Of the built-in engines: exports, compiled snapshots, deltas and segments of torch; checkpoints and adapters of vLLM."""
+"""Of the built-in engines: exports, compiled snapshots, deltas, segments of torch; checkpoints, adapters of vLLM."""
 
 OTHER_FILES: Final[FileSet] = MappingProxyType({"*": 64})
 """Of an engine whose distribution names no set (entry points of the group `ipnext.snapshot_files`)."""

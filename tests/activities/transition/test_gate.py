@@ -274,7 +274,7 @@ def test_requests_that_fail_with_either_generation_fail_no_gate():
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.98])
 def test_a_client_fails_a_gate_less_often_than_once_in_a_thousand(share):
-    """It looks after each answer, and stops once the counts suit it; its requests fail, are not finite, or take long."""
+    """It looks after each answer, and stops once the counts suit it; requests fail, are not finite, or take long."""
     random = np.random.default_rng(1)
     failed = 0
     for _ in range(400):
@@ -322,9 +322,19 @@ def test_only_the_surplus_counts_for_the_rate():
 
 
 def test_without_another_generation_beside_it_no_error_decides():
-    found = verdict(counted(65, errors=65), share=1.0, wait_left=30, **ALL_LIMITS)
+    found = verdict(counted(65, errors=64), share=1.0, wait_left=30, **ALL_LIMITS)
     assert (found.ok, found.again_seconds) == (True, 0)
     assert "and no other generation answers the same clients" in found.message
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("bad", [{"errors": 20}, {"non_finite": 20}])
+def test_a_generation_alone_that_gives_no_good_answer_fails(early, bad):
+    found = verdict(counted(20, **bad), share=1.0, early=early)
+    assert not found.ok
+    assert found.message.endswith("none of them got a good answer")
+    assert verdict(counted(21, **bad), share=1.0, early=early).ok
+    assert verdict(counted(19, **dict.fromkeys(bad, 19)), share=1.0, early=early).ok
 
 
 def test_a_former_generation_that_answers_only_at_other_gateways_is_no_comparison():

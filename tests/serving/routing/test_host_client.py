@@ -250,7 +250,7 @@ async def test_a_host_whose_answers_fail_one_after_another_is_passed_over(client
 
 
 async def test_requests_that_fail_on_every_host_eject_none(client, monkeypatch):
-    """A client sends what no host can answer whenever it is one host's turn, and the other host does well in between."""
+    """A client sends what no host can answer whenever it is one host's turn; the other host does well in between."""
     monkeypatch.setattr(load_balancer, "FIRST_SECONDS", 60.0)
     async with running(Host(), Host()) as hosts:
         one = route(hosts, (2,), (2,))
