@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(ABI < 6, reason=f"this kernel's Landlock is of v
 CONFINED = """
 import json, os, socket, sys
 from pathlib import Path
-from serving.confinement.landlock import Allowed, Confinement, restrict
+from serving.confinement.landlock import LandlockRights, Confinement, restrict
 from serving.confinement.socket_filter import LOCAL
 given = json.loads(sys.argv[1])
 assert restrict(Confinement.REQUIRED, LandlockRights(reads=(Path("/proc"),)), sockets=LOCAL)
