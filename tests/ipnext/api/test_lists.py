@@ -1,6 +1,7 @@
 """Lists and the page in a large fleet: pages by key, filters, one statement whatever the number of models."""
 
 import asyncio
+import math
 from contextlib import contextmanager
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from activities.planning.replan import read_records
+from ipnext.api.requests import guarded_route
 from ipnext.api.services.region_states import States
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Cause, Place
@@ -22,8 +24,11 @@ from tests.ipnext.store.registry.test_profiles import profile
 
 
 @pytest.fixture
-async def quiet(rooms):
+async def quiet(rooms, monkeypatch):
     """The API without its background work: nothing but the requests asks or writes the store."""
+    monkeypatch.setattr(
+        guarded_route, "LATE_SECONDS", math.inf
+    )  # no request is checked again, however slow the machine
     app = rooms.app()
     app.state.platform.access._clock = lambda: 0.0  # a credential that was proved once stays so
     transport = httpx.ASGITransport(app=app)
