@@ -26,9 +26,7 @@ from tests.ipnext.store.registry.test_profiles import profile
 @pytest.fixture
 async def quiet(rooms, monkeypatch):
     """The API without its background work: nothing but the requests asks or writes the store."""
-    monkeypatch.setattr(
-        guarded_route, "LATE_SECONDS", math.inf
-    )  # no request is checked again, however slow the machine
+    monkeypatch.setattr(guarded_route, "LATE_SECONDS", math.inf)  # however slow the machine
     app = rooms.app()
     app.state.platform.access._clock = lambda: 0.0  # a credential that was proved once stays so
     transport = httpx.ASGITransport(app=app)
