@@ -1,17 +1,24 @@
 """Gate of a wave: whether a new generation answers well enough, by its counts against the manifest's limits. Pure.
 
-Errors, non-finite answers and latencies count only as far as the former generation does better on the same requests
+Errors and non-finite answers count only as far as the former generation does better on the same requests
 (`activities.transition.gate_evidence`): else clients could fail a gate by what they send. Before the bake time ends, a
 limit trips only if the figure is beyond it almost certainly; at its end the figures count as they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from activities.transition.gate_evidence import Measure, Shares, Surplus, measure, stratify, unanswered, unfinished
 from ipnext.model.gate.comparison import Pair, latencies, predictions
-from ipnext.model.gate.distributions import Counts, SampleDistance, above, mean_shift, quantile, stability_index
+from ipnext.model.gate.distributions import (
+    Counts,
+    SampleDistance,
+    above,
+    at_least,
+    mean_shift,
+    quantile,
+    stability_index,
+)
 from ipnext.model.gate.gate import GateSpec, RegionTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS
 
@@ -123,14 +130,6 @@ def _non_finite(item: RegionTraffic) -> float:
     return item.non_finite
 
 
-def _above(name: str, limit: float, item: RegionTraffic) -> float:
-    return above(getattr(item, name), LATENCY_SECONDS, limit)
-
-
-def _total(name: str, item: RegionTraffic) -> float:
-    return float(sum(getattr(item, name).values()))
-
-
 class _Answers:
     """The figures of one window, and their description in words."""
 
@@ -224,32 +223,38 @@ class _Answers:
 
     def _slow(self) -> Iterator[str]:
         gate = self._gate
-        for name, what, counts, limits in (
-            ("latency", "", self._latency, gate.max_latency_ms),
-            ("first_token", "first token ", self._first_token, gate.max_first_token_ms),
-            ("token", "between tokens ", self._token, gate.max_token_ms),
+        for what, counts, limits in (
+            ("", self._latency, gate.max_latency_ms),
+            ("first token ", self._first_token, gate.max_first_token_ms),
+            ("between tokens ", self._token, gate.max_token_ms),
         ):
             answers = f"{sum(counts.values()) if what else self.requests:g} answers"
-            for quantile_name, share, limit in (("p50", _P50, limits.p50), ("p99", _P99, limits.p99)):
-                if limit is not None and _quantile(counts, share) > limit / 1000:
-                    text = f"{what}{quantile_name} {_ms(_quantile(counts, share))}, allowed {limit:g} ms; {answers}"
-                    yield from self._judge(text, 1 - share, self._beyond_seconds(name, limit / 1000))
+            for name, share, limit in (("p50", _P50, limits.p50), ("p99", _P99, limits.p99)):
+                if limit is not None and self._is_slow(counts, share, limit / 1000):
+                    yield f"{what}{name} {_ms(_quantile(counts, share))}, allowed {limit:g} ms; {answers}"
 
     def _slower(self) -> Iterator[str]:
         allowed, both = self._gate.max_latency_ratio, self._latencies
         if allowed is None or both is None or not self._enough_of_former:
             return
         new, old = (quantile(counts, LATENCY_SECONDS, _P99) for counts in (both.new, both.old))
-        if new > allowed * old:
-            text = (
+        if self._is_slow(both.new, _P99, allowed * old):
+            yield (
                 f"p99 {_ms(new)} against {_ms(old)} of generation {self._asked.former}: ratio {new / old:.2f}, "
                 f"allowed {allowed:g}; {self.requests} answers"
             )
-            yield from self._judge(text, 1 - _P99, self._beyond_seconds("latency", allowed * old))
 
-    def _beyond_seconds(self, name: str, limit: float) -> Surplus:
-        """Return the surplus of answers that took longer than the limit."""
-        return self._measure(partial(_above, name, limit), unfinished, partial(_total, name))
+    def _is_slow(self, counts: Counts, share: float, limit: float) -> bool:
+        """Return whether the quantile is beyond the limit, whatever the former generation does.
+
+        Both share hosts: a slow new generation makes the former one slow.
+        """
+        total = sum(counts.values())
+        if not total:
+            return False
+        if self._asked.early:
+            return at_least(above(counts, LATENCY_SECONDS, limit), total) > 1 - share
+        return quantile(counts, LATENCY_SECONDS, share) > limit
 
     def _comparisons(self) -> Iterator[tuple[str, str]]:
         """Yield a description of each output's comparison, and the rest of the sentence if a limit is exceeded."""

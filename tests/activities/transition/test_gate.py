@@ -254,14 +254,7 @@ def test_limits_on_streams_need_a_hundred_answers():
 
 # what a client sends fails no gate
 
-ALL_LIMITS = {
-    "max_non_finite_rate": 0.01,
-    "max_latency_ms": LatencyLimits(p50=15, p99=15),
-    "max_first_token_ms": LatencyLimits(p99=15),
-    "max_token_ms": LatencyLimits(p99=15),
-    "max_latency_ratio": 1.2,
-    "min_requests": 0,
-}
+ALL_LIMITS = {"max_non_finite_rate": 0.01, "min_requests": 0}
 
 
 def test_requests_that_fail_with_either_generation_fail_no_gate():
@@ -274,7 +267,7 @@ def test_requests_that_fail_with_either_generation_fail_no_gate():
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.98])
 def test_a_client_fails_a_gate_less_often_than_once_in_a_thousand(share):
-    """It looks after each answer, and stops once the counts suit it; requests fail, are not finite, or take long."""
+    """It looks after each answer, and stops once the counts suit it; its requests fail or are not finite."""
     random = np.random.default_rng(1)
     failed = 0
     for _ in range(400):
@@ -283,14 +276,7 @@ def test_a_client_fails_a_gate_less_often_than_once_in_a_thousand(share):
         ahead = new / share - (np.arange(300) + 1)
         best = int(ahead.argmax())
         mine, others = int(new[best]), best + 1 - int(new[best])
-        bad = {"non_finite": mine, "first_token": {MS_20: mine}, "token": {MS_20: mine}}
-        slow = {"first_token": {MS_20: others}, "token": {MS_20: others}}
-        found = verdict(
-            counted(mine).model_copy(update={**bad, "failed": mine}),
-            counted(others, non_finite=others).model_copy(update=slow),
-            share=share,
-            **ALL_LIMITS,
-        )
+        found = verdict(counted(mine, non_finite=mine), counted(others, non_finite=others), share=share, **ALL_LIMITS)
         failed += not found.ok
     assert failed <= 2
 
@@ -395,10 +381,6 @@ def test_streams_that_a_client_left_are_no_whole_ones():
     broken = counted(65, broken=65)
     assert verdict(broken, counted(585, left=585)).ok
     assert not verdict(broken, counted(585)).ok
-    slow = counted(65, bucket=MS_20 + 20)
-    limit = {"max_latency_ms": LatencyLimits(p99=30), "min_requests": 0}
-    assert verdict(slow, counted(585, left=585, bucket=2), **limit).ok
-    assert not verdict(slow, counted(585, bucket=2), **limit).ok
 
 
 def test_weights_that_requests_refute_do_not_count():
@@ -406,6 +388,7 @@ def test_weights_that_requests_refute_do_not_count():
     assert verdict(counted(500, errors=40), counted(5)).ok
 
 
-def test_slow_requests_fail_no_gate():
-    heavy = verdict(counted(65, bucket=MS_20 + 20), counted(585, bucket=MS_20 + 20), **ALL_LIMITS)
-    assert heavy.ok
+def test_a_slow_generation_fails_although_the_former_one_that_shares_its_hosts_becomes_slow_too():
+    slow = counted(65, bucket=MS_20 + 20)
+    limit = {"max_latency_ms": LatencyLimits(p50=150), "min_requests": 0}
+    assert not verdict(slow, counted(98, bucket=MS_20 + 20), share=0.4, **limit).ok
