@@ -43,7 +43,7 @@ def apply_fleet(
             check_fleet_serves(manifest.spec, tuple(r.manifest for r in unit.models() if not r.retired))
         before = _find(unit)
         former = before.spec if before else None
-        check_agents(manifest.spec, former, rooms.infrastructure.regions())
+        check_agents(manifest.spec, former, _served_regions(rooms))
         check_dropped_regions(unit, manifest.spec, former)
         if dry_run:
             return _answer_dry_run(before, manifest, expected_version)
@@ -54,6 +54,11 @@ def apply_fleet(
             unit.add_supply_replan(record.version, delay_seconds=settings.replan_delay_seconds)
     rooms.outbox.wake()
     return _view(record)
+
+
+def _served_regions(rooms: Rooms) -> tuple[str, ...]:
+    """Return the regions with an agent; no agent is called."""
+    return rooms.infrastructure.regions()
 
 
 def _check_models(rooms: Rooms, manifest: FleetManifest) -> tuple[int, int]:

@@ -111,7 +111,8 @@ async def test_the_manifest_of_a_snapshot_of_the_most_files_is_judged(world):
         "files": [{**file, "path": f"f{number}"} for number in range(MOST_FILES)]
     }
     refused = await send(world, "POST", "/v1/artifacts/snapshots", json.dumps(manifest))
-    assert (refused.status_code, refused.json()["code"]) == (422, "ArtifactMissing")
+    assert (refused.status_code, refused.json()["code"]) == (400, "InvalidInput")
+    assert "f0" in refused.json()["message"], "it was parsed, and its files are none of the engine's"
 
 
 async def test_what_a_refusal_repeats_of_the_body_is_cut(world):
