@@ -75,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{asked.models:,} models, {running:,} replicas, demand changed by up to {asked.noise:.0%}, {cap_text}"
     )
     seconds = {}
-    for name, anew in (("adapted", False), ("from scratch", True)):
+    for name, from_scratch in (("adapted", False), ("from scratch", True)):
         cpu, wall = time.process_time(), time.perf_counter()
-        answer = solve_fleet(problem, arrays, anew=anew)
+        answer = solve_fleet(problem, arrays, from_scratch=from_scratch)
         seconds[name] = (time.process_time() - cpu, answer.objective)
         table.add_row(*row(name, answer, seconds[name][0], time.perf_counter() - wall))
     broken = len(check(problem, solve(problem, method="fleet")))

@@ -58,8 +58,8 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
 def replan_stopped_move(repository: Repository, rollback: Change) -> None:
     """Record a replan if a rollback, which has ended, stopped the newest move of the model.
 
-    Its plan is no longer in force. The rollback goes back by what runs, and waits for no place of the move. The next
-    plan decides what moves then.
+    The plan of that move is no longer in force. The rollback restores the running replicas and waits for no place of
+    the move. The next plan decides what moves then.
     """
     if rollback.kind is not ChangeKind.ROLLBACK or repository.plan_in_force_id() is None:
         return

@@ -114,10 +114,6 @@ def _too_few(asked: GateInput, answers: "_Answers") -> GateVerdict:
     return GateVerdict(ok=asked.gate.on_too_few == "pass", message=f"{few}; onTooFew is {asked.gate.on_too_few}")
 
 
-def _requests(item: RegionTraffic) -> float:
-    return item.requests
-
-
 def _failed(item: RegionTraffic) -> float:
     return item.failed
 
@@ -180,7 +176,8 @@ class _Answers:
     def errors(self, *, at_least_of: int = 0) -> Iterator[str]:
         """Yield the exceeded rates.
 
-        With `at_least_of`, assume that so many answers were counted and the missing ones are good.
+        With `at_least_of`, assume that so many answers were counted and the missing ones are good. A generation alone
+        that has given no good answer does not get them.
         """
         bad = self._bad
         counts = f"{self._errors} errors and {self._non_finite} non-finite answers of {self.requests}"
@@ -218,8 +215,8 @@ class _Answers:
         elif not self._strata:
             self.uncompared.append(f"{text}, and no other generation answers the same clients")
 
-    def _measure(self, bad: Measure, unknown: Measure, answers: Measure = _requests) -> Surplus:
-        return measure(self._strata, bad, unknown=unknown, answers=answers)
+    def _measure(self, bad: Measure, unknown: Measure) -> Surplus:
+        return measure(self._strata, bad, unknown=unknown)
 
     def _slow(self) -> Iterator[str]:
         gate = self._gate

@@ -89,8 +89,8 @@ def _least_weight(stratum: Stratum) -> float:
     return at_least(new, new + sum(item.requests + item.withdrawn + item.under_way for item in stratum.old))
 
 
-def measure(strata: Sequence[Stratum], bad: Measure, *, unknown: Measure, answers: Measure) -> Surplus:
-    """Return the surplus of `bad` answers among `answers`.
+def measure(strata: Sequence[Stratum], bad: Measure, *, unknown: Measure) -> Surplus:
+    """Return the surplus of `bad` answers.
 
     `unknown`: the former generation's requests that may have been bad, had their clients waited. A client that knows
     which generation answers can end the others'. They count as bad for the chance.
@@ -100,7 +100,7 @@ def measure(strata: Sequence[Stratum], bad: Measure, *, unknown: Measure, answer
         new, old = (sum(bad(item) for item in side) for side in (stratum.new, stratum.old))
         size += new - old * stratum.weight / (1 - stratum.weight)
         sure.append((new, old + sum(unknown(item) for item in stratum.old), stratum.weight))
-    total = sum(answers(item) for stratum in strata for item in stratum.new)
+    total = sum(item.requests for stratum in strata for item in stratum.new)
     return Surplus(answers=total, size=size, chance=chance(sure) if sure else 1.0)
 
 

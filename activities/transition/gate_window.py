@@ -125,11 +125,11 @@ def count_since(
     pairs = []
     for place in places:
         first, second = (now.get(place) or nothing[place] for now in (now_new, now_old))
-        anew = place[0] in restarted
-        if not anew:
+        has_restarted = place[0] in restarted
+        if not has_restarted:
             first, second = _since(first, before_new.get(place)), _since(second, before_old.get(place))
-        sketched = anew or window is None or place[0] not in window.unsketched
-        pairs.append(Pair(first, second, sketched, restarted=anew))
+        sketched = has_restarted or window is None or place[0] not in window.unsketched
+        pairs.append(Pair(first, second, sketched, restarted=has_restarted))
     return tuple(pairs)
 
 

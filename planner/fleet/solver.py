@@ -45,11 +45,11 @@ class FleetAnswer:
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
-def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, anew: bool = False) -> FleetAnswer:
+def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, from_scratch: bool = False) -> FleetAnswer:
     """Return the best plan found for a valid problem, of any size.
 
     If most models run already, their placements are adapted to the problem. Everything is planned again if that proves
-    too expensive, if nothing runs, or if `anew` requests it. The time limit begins once the kernels are ready.
+    too expensive, if nothing runs, or if `from_scratch` requests it. The time limit begins once the kernels are ready.
     """
     prepare()
     ends = time.monotonic() + problem.limits.time_seconds
@@ -57,7 +57,7 @@ def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, anew: bo
     with threadpool_limits(
         limits=1, user_api="blas"
     ):  # the vectors are short, and more threads would also sum in another order
-        return _solve_from_scratch(fleet, ends) if anew else _solve_fleet(problem, fleet, ends)
+        return _solve_from_scratch(fleet, ends) if from_scratch else _solve_fleet(problem, fleet, ends)
 
 
 def _solve_fleet(problem: Problem, fleet: FleetArrays, ends: float) -> FleetAnswer:

@@ -53,7 +53,6 @@ class EntryBudget:
         if not taken:
             msg = (
                 f"{principal.text} has caused {self._per_hour} entries of the audit in an hour, "
-                "the most of one key or user "
-                f"({SETTING}); try again later"
+                f"the most of one key or user ({SETTING}); try again later"
             )
             raise RateLimited(msg, seconds=(wanted - left) / rate)

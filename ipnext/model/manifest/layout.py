@@ -36,8 +36,8 @@ def hosting_of(manifest: ModelManifest, generation: Generation) -> Hosting:
     spec, layout = manifest.spec, generation.layout
     if layout is None:
         hosted = laid_out(manifest, generation).spec.hosted_parts
-        return Hosting(parts=tuple(_kept(part) for part in hosted if part.name in generation.parts))
-    return Hosting(parts=(_kept(_whole(spec, layout, _former_parts(generation))),))
+        return Hosting(parts=tuple(_to_hosted_part(part) for part in hosted if part.name in generation.parts))
+    return Hosting(parts=(_to_hosted_part(_whole(spec, layout, _former_parts(generation))),))
 
 
 def parts_of(
@@ -98,7 +98,7 @@ def _spec_of(part: HostedPart) -> PartSpec:
     )
 
 
-def _kept(part: PartSpec) -> HostedPart:
+def _to_hosted_part(part: PartSpec) -> HostedPart:
     return HostedPart(
         name=part.name,
         engine=part.engine,

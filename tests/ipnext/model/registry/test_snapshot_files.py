@@ -2,6 +2,7 @@
 
 import pytest
 
+from ipnext.artifacts.checkpoints.checkpoint_import import DATA_SUFFIXES
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest
 from ipnext.model.registry.snapshot_files import ENGINE_FILES, OTHER_FILES, check_files
@@ -46,6 +47,11 @@ def test_what_torch_writes_and_a_few_texts_are_files_of_its_snapshots(paths):
 )
 def test_published_checkpoints_and_adapters_are_snapshots_of_vllm(paths):
     check_files(snapshot(*paths, engine="vllm"), ENGINE_FILES["vllm"])
+
+
+@pytest.mark.parametrize("suffix", sorted(DATA_SUFFIXES))
+def test_what_an_import_takes_from_a_checkpoint_may_be_published(suffix):
+    check_files(snapshot("model.safetensors", f"folder/file{suffix}", engine="vllm"), ENGINE_FILES["vllm"])
 
 
 @pytest.mark.parametrize("path", ["weights.bin", "library.SO", "sub/program.json", "other.json", "more.safetensors"])
