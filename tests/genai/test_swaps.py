@@ -240,7 +240,7 @@ def test_an_engine_that_nothing_wants_when_it_arrives_ends(start, shelf):
     assert swapped(host) == [(1, 2, "swapping")]
     engine.resume()
     until(lambda: not host.engines())
-    assert (host.state().ready, host.state().swaps) == ((), ())
+    until(lambda: (host.state().ready, host.state().swaps) == ((), ()))
 
 
 def test_an_engine_that_serves_adapters_does_not_go_over(start, shelf):

@@ -313,7 +313,7 @@ async def test_an_abort_waits_for_no_document_that_is_being_parsed(
         return read(content)
 
     monkeypatch.setattr(files, "load_bounded", slow)
-    large = {"vocabulary.json": b"[" + b" " * SMALL_BYTES + b"]"}
+    large = {"compiled.json": b"[" + b" " * SMALL_BYTES + b"]"}
     change = house.publish(model, 2, dense=house.source(kit.DENSE, kit.weights(2), more=large))
     await submit(change)
     await until(begun.is_set)

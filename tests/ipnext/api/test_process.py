@@ -24,7 +24,7 @@ def environment(directory, **extra):
     return os.environ | {
         "IPNEXT_DATABASE_URL": f"sqlite:///{directory}/ipnext.db",
         "IPNEXT_ARTIFACTS_URI": f"file://{directory}/artifacts",
-        "IPNEXT_AGENTS": '{"eu": "http://127.0.0.1:1"}',
+        "IPNEXT_AGENTS": '{"eu": "http://127.0.0.1:1", "us": "http://127.0.0.1:1"}',
         "IPNEXT_API_PORT": str(free_port()),
         "TEMPORAL_ADDRESS": "127.0.0.1:1",
         **extra,

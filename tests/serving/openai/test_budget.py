@@ -178,5 +178,5 @@ async def test_a_body_is_gone_while_its_answer_streams_and_its_values_before(sma
             go_on.set()
             assert [piece async for piece in pieces] == []
     assert while_asked == [[None]], "the values were still there as the engine had the request"
-    assert requests == []
+    assert {len(request.content) for request in requests} <= {0}, "only what the checks of a stream need may stay"
     assert set(bodies) == {0}

@@ -79,6 +79,10 @@ def test_a_quota_below_what_is_used_says_so_and_an_owner_with_models_is_not_dele
     assert "still has models: ranker" in run("delete", "owner", "search", status=2).output
     with live.rooms.store.begin() as unit:
         unit.update_model("ranker", retired=True)
+    assert "still has models: ranker (retired); give them another" in run("delete", "owner", "search", status=2).output
+    document = live.rooms.model_document("ranker")
+    document["metadata"]["owner"] = "ads"
+    run("apply", "-f", write(yaml.safe_dump(document)))
     assert "owner search is deleted" in run("delete", "owner", "search").stdout
     assert "owner 'search' is not known" in run("describe", "owner", "search", status=2).output
     assert "allowed: MODEL, owner NAME" in run("delete", "plan", "x", status=2).output
