@@ -157,7 +157,8 @@ class TransitionActivities:
         goes_over = reaching.is_swapping or leave_what_is_sent(facts.tables.values(), told)
         announce = self._announcement(facts, wanted) if goes_over else None
         needed = reaching.needed_state.outside(facts.lost | full)
-        result = capacity.until_ready(wave, needed, told, announce=announce)
+        spared = reaching.regions_without_losses
+        result = capacity.until_ready(wave, needed, told, announce=announce, if_reachable=spared)
         if result.again_seconds:
             return result
         if result.ok and full:
@@ -210,7 +211,9 @@ class TransitionActivities:
         stay = waiting(facts, shares, states) if wave.back else ()
         keeping = not_gone_back(wave.model, state, states) if wave.back and transition.refresh == "swap" else ()
         gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
-        gateways.follow(shares, deployments, waiting=stay, keeping=keeping)
+        spared = reaching.unchanged_regions.intersection(silent)
+        moved = {region: found for region, found in shares.items() if region not in spared}
+        gateways.follow(moved, deployments, waiting=stay, keeping=keeping)
         hold = 0.0 if wave.back else transition.waves[wave.index].hold_seconds
         former = former_generation(transition, wave.model, wave.generation)
         new = traffic_of(wave.model, wave.generation, states.values())
@@ -280,6 +283,10 @@ class TransitionActivities:
         self._begin_to_move(wave)
         releasing = self._releasing(facts)
         left = ReleaseExceptions(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
+        _, silent = observe(self._infrastructure, reaching.unchanged_regions - facts.lost, [wave.model])
+        shares = {region: found for region, found in shares.items() if region not in silent}
+        wanted = tuple(found for found in wanted if found.key.region not in silent)
+        gone = [found for found in gone if found.key.region not in silent]
         unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
         if unreachable is not None:
             raise unreachable

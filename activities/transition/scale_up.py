@@ -1,6 +1,6 @@
 """Adds a wave's capacity: wait for draining replicas, apply the replica sets, wait until the generation is ready."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from activities.runtime.deadline import POLL_SECONDS, Deadline
 from activities.runtime.fence import still_ours
@@ -49,10 +49,12 @@ class Capacity:
         wanted: Sequence[Deployment],
         *,
         announce: Announcement | None = None,
+        if_reachable: Collection[str] = (),
     ) -> WaveResult:
         """Wait for the replicas of `needed`: in a revert only the origin's, because the others may never become ready.
 
-        The wait is short: if the result has `again_seconds`, the workflow calls again.
+        Regions of `if_reachable` are waited for only while they answer. The wait is short: if the result has
+        `again_seconds`, the workflow calls again.
         """
         pending = list(wanted)
         while True:
@@ -60,9 +62,11 @@ class Capacity:
                 announce.make()
             pending = self._apply(pending)
             states, silent = observe(self._infrastructure, {d.key.region for d in wanted}, [wave.model])
-            lacking = missing_replicas(wave.model, needed, states)
+            spared = set(silent).intersection(if_reachable)
+            lacking = missing_replicas(wave.model, needed.outside(spared), states)
+            untold = [found for found in pending if found.key.region not in spared]
             failure = None if wave.back else first_failure(wave.model, wave.generation, states.values())
-            if failure is None and not lacking and not pending:
+            if failure is None and not lacking and not untold:
                 return WaveResult(ok=True, message=f"{sum(d.replicas for d in wanted)} replicas ready")
             if failure is None and self._deadline.is_over:
                 failure = _too_late(wave, lacking, silent, first_lacking(wave.model, needed, states))

@@ -37,6 +37,8 @@ class WaveContext:
     facts: DesiredFacts
     state: ModelWaveState
     """Target state of the phase."""
+    brings_manifest: bool = False
+    """True if the change brings a manifest, by which any replica set or route table may have changed."""
 
     @classmethod
     def read(cls, repository: Repository, wave: WaveInput, phase: Phase) -> "WaveContext":
@@ -47,12 +49,13 @@ class WaveContext:
         named = generations_in(record.transition)
         facts = replace(read_facts(repository, wave.model, wave.generation, named=named), planned_demand=planned)
         former = repository.model(wave.model).former
-        if former is not None and former.change_id != record.change_id:
+        brings_manifest = former is not None and former.change_id == record.change_id
+        if former is not None and not brings_manifest:
             facts = replace(facts, rolled_out=None)
         before = repository.state_before(wave.transition_id) if wave.back else None
         if before is not None:
             facts = restoring(facts, before)
-        return cls(wave, record, facts, _state(record.transition, wave, phase))
+        return cls(wave, record, facts, _state(record.transition, wave, phase), brings_manifest)
 
     @property
     def transition(self) -> Transition:
@@ -95,6 +98,51 @@ class WaveContext:
     def needed_regions(self) -> frozenset[str]:
         """Target regions of the run, and those that it passes through at this moment; none that it only leaves."""
         return self._end.regions | (self.state.regions - self.origin.regions)
+
+    @property
+    def regions_without_losses(self) -> frozenset[str]:
+        """In a revert: regions where the transition has removed no replica so far, so that none must come back.
+
+        A revert waits for them only if they answer: users of the other regions get their former generation at once.
+        """
+        if not self.wave.back or self.brings_manifest:
+            return frozenset()
+        left = [state.counts for state in self._passed]
+        removed = {
+            held[0][1]
+            for held, count in self.origin.counts.items()
+            if any(found.get(held, 0) < count for found in left)
+        }
+        return self._known_regions - removed
+
+    @property
+    def unchanged_regions(self) -> frozenset[str]:
+        """In a revert: regions where the transition has changed neither replicas nor users' shares so far.
+
+        They are no part of the revert while they do not answer.
+        """
+        if not self.wave.back or self.brings_manifest:
+            return frozenset()
+        origin, changed = self.origin, set[str]()
+        for state in self._passed:
+            held = state.counts.keys() | origin.counts.keys()
+            changed |= {at[0][1] for at in held if state.counts.get(at, 0) != origin.counts.get(at, 0)}
+            users = state.shares.keys() | origin.shares.keys()
+            changed |= {name for name in users if state.shares.get(name, ()) != origin.shares.get(name, ())}
+        slots = set(origin.slots)
+        strays = {key.region for key in self.facts.sets_before if (key.part, key.region, key.hardware) not in slots}
+        return self._known_regions - changed - strays
+
+    @property
+    def _known_regions(self) -> frozenset[str]:
+        return frozenset({key.region for key in self.facts.deployments} | self.facts.tables.keys())
+
+    @property
+    def _passed(self) -> tuple[ModelWaveState, ...]:
+        """States that the transition may have passed through: up to the wave, all of it in a revert wave by wave."""
+        waves = len(self.transition.waves) if self.wave.by_waves else self.wave.index + 1
+        phases: tuple[Phase, ...] = ("scaled_up", "routed", "released")
+        return tuple(state_at(self.transition, self.wave.model, at, phase) for at in range(waves) for phase in phases)
 
     @property
     def may_drop_strays(self) -> bool:
