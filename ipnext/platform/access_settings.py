@@ -68,7 +68,7 @@ def note_settings(store: Store, mine: AccessSettings) -> ProviderClient | None:
             settings=differing,
             version=mine.version,
             in_force=state.version,
-            todo=REMEDY,
+            remedy=REMEDY,
         )
         return None
     return None if mine.issuer is None else ProviderClient(mine.issuer.issuer)

@@ -35,7 +35,7 @@ class Item(Value):
     state: Literal["ok", "missing", "wrong"]
     """wrong: it exists in a wrong state, or it does not answer."""
     detail: str = ""
-    todo: str = ""
+    remedy: str = ""
     """Remedy for an operator."""
 
 
@@ -50,8 +50,8 @@ async def check(settings: PlatformSettings) -> tuple[Item, ...]:
     try:
         client = await connect()
     except IPnextError as error:
-        todo = "start Temporal, or correct TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the TLS settings of temporal.toml"
-        return (Item(item="temporal", state="wrong", detail=error.message, todo=todo), *local)
+        remedy = "start Temporal, or correct TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the TLS settings of temporal.toml"
+        return (Item(item="temporal", state="wrong", detail=error.message, remedy=remedy), *local)
     at = client.service_client.config.target_host
     found = [Item(item="temporal", state="ok", detail=at), *await _run_look("namespace", _namespace, client)]
     if found[-1].state != "missing":
@@ -74,14 +74,14 @@ async def _run_look(item: str, look: Look, client: Connection) -> Sequence[Item]
         return await look(client)
     except IPnextError as error:
         return (
-            Item(item=item, state="wrong", detail=error.message, todo="look at Temporal's own log, then check again"),
+            Item(item=item, state="wrong", detail=error.message, remedy="look at Temporal's own log, then check again"),
         )
 
 
 async def _namespace(client: Connection) -> Sequence[Item]:
     retention = await retention_of(client)
     if retention is None:
-        return (Item(item="namespace", state="missing", detail=client.namespace, todo=SETUP),)
+        return (Item(item="namespace", state="missing", detail=client.namespace, remedy=SETUP),)
     days = retention.total_seconds() / 86_400
     return (Item(item="namespace", state="ok", detail=f"{client.namespace}, keeps ended runs for {days:g} days"),)
 
@@ -98,10 +98,10 @@ def _list_wanted() -> Iterable[tuple[str, str]]:
 def _attribute(name: str, kind: str, missing: bool, wrong: str | None) -> Item:
     item = f"search attribute {name}"
     if missing:
-        return Item(item=item, state="missing", detail=kind, todo=SETUP)
+        return Item(item=item, state="missing", detail=kind, remedy=SETUP)
     if wrong is not None:
-        todo = "remove it with `temporal operator search-attribute remove`, then " + SETUP
-        return Item(item=item, state="wrong", detail=f"{wrong} in place of {kind}", todo=todo)
+        remedy = "remove it with `temporal operator search-attribute remove`, then " + SETUP
+        return Item(item=item, state="wrong", detail=f"{wrong} in place of {kind}", remedy=remedy)
     return Item(item=item, state="ok", detail=kind)
 
 
@@ -115,7 +115,7 @@ def _schedules_of(settings: PlatformSettings) -> Look:
 def _schedule(wanted: PlatformSchedule, found: FoundSchedule | None) -> Item:
     item = f"schedule {wanted.name}"
     if found is None:
-        return Item(item=item, state="missing", todo=f"{SETUP}, or wait for a worker, which creates it")
+        return Item(item=item, state="missing", remedy=f"{SETUP}, or wait for a worker, which creates it")
     detail = " and ".join(map(describe_interval, found.intervals)) or "by calendar"
     if found.intervals != (wanted.every,):
         detail += f", changed by hand: {describe_interval(wanted.every)} by the settings"
@@ -123,9 +123,12 @@ def _schedule(wanted: PlatformSchedule, found: FoundSchedule | None) -> Item:
         return Item(item=item, state="ok", detail=detail)
     if not wanted.keeps:
         return Item(item=item, state="ok", detail=f"{detail}, paused")
-    todo = f"run `temporal schedule toggle --unpause --schedule-id {wanted.name}`"
+    remedy = f"run `temporal schedule toggle --unpause --schedule-id {wanted.name}`"
     return Item(
-        item=item, state="wrong", detail=f"{detail}, paused: nothing starts workflow {wanted.keeps} again", todo=todo
+        item=item,
+        state="wrong",
+        detail=f"{detail}, paused: nothing starts workflow {wanted.keeps} again",
+        remedy=remedy,
     )
 
 
@@ -136,7 +139,7 @@ async def _queues(client: Connection) -> Sequence[Item]:
 def _queue(item: str, workers: int) -> Item:
     if not workers:
         return Item(
-            item=item, state="missing", detail="no worker asks for work", todo="start `python -m workflows.worker`"
+            item=item, state="missing", detail="no worker asks for work", remedy="start `python -m workflows.worker`"
         )
     return Item(item=item, state="ok", detail=f"{workers} workers")
 
@@ -149,8 +152,8 @@ async def _current(client: Connection) -> Sequence[Item]:
     if current:
         return (Item(item="current build", state="ok", detail=current[0]),)
     known = ", ".join(build.build_id for build in found)
-    todo = "run `ipnext platform promote BUILD`"
-    return (Item(item="current build", state="missing", detail=f"none of {known}", todo=todo),)
+    remedy = "run `ipnext platform promote BUILD`"
+    return (Item(item="current build", state="missing", detail=f"none of {known}", remedy=remedy),)
 
 
 def _owner_of(settings: PlatformSettings) -> Look:
@@ -173,8 +176,10 @@ def _owner(settings: PlatformSettings, namespace_id: str) -> Sequence[Item]:
 def _belonging(owner: WorkflowNamespace | None, namespace_id: str) -> Item:
     if owner is None or owner.id == namespace_id:
         return Item(item="database owner", state="ok", detail="this namespace" if owner else "not claimed yet")
-    todo = "correct IPNEXT_DATABASE_URL or TEMPORAL_NAMESPACE; docs/store.md, One platform, one database"
-    return Item(item="database owner", state="wrong", detail=f"namespace {owner.name} at {owner.address}", todo=todo)
+    remedy = "correct IPNEXT_DATABASE_URL or TEMPORAL_NAMESPACE; docs/store.md, One platform, one database"
+    return Item(
+        item="database owner", state="wrong", detail=f"namespace {owner.name} at {owner.address}", remedy=remedy
+    )
 
 
 def _database(settings: PlatformSettings) -> Sequence[Item]:
@@ -182,19 +187,19 @@ def _database(settings: PlatformSettings) -> Sequence[Item]:
         with closing(Store.open(settings.database_url)) as store:
             found, name, absent = store.schema_range(), store.name, store.absent_file
     except IPnextError as error:
-        return (Item(item="database", state="wrong", detail=error.message, todo="correct IPNEXT_DATABASE_URL"),)
+        return (Item(item="database", state="wrong", detail=error.message, remedy="correct IPNEXT_DATABASE_URL"),)
     if absent is not None:
-        todo = f"{SETUP}, which creates it, or correct IPNEXT_DATABASE_URL"
-        return (Item(item="database", state="missing", detail=f"no file {absent}", todo=todo),)
+        remedy = f"{SETUP}, which creates it, or correct IPNEXT_DATABASE_URL"
+        return (Item(item="database", state="missing", detail=f"no file {absent}", remedy=remedy),)
     there = Item(item="database", state="ok", detail=name)
     if found is None or found.behind:
         state: Literal["missing", "wrong"] = "missing" if found is None else "wrong"
         detail = "no tables" if found is None else f"{found.version}, this build knows {found.own}"
-        return (there, Item(item="database schema", state=state, detail=detail, todo=SETUP))
+        return (there, Item(item="database schema", state=state, detail=detail, remedy=SETUP))
     detail = f"{found.version}, for builds of {found.min_reader} or newer; this build knows {found.own}"
     if found.compatible:
         return (there, Item(item="database schema", state="ok", detail=detail))
-    return (there, Item(item="database schema", state="wrong", detail=detail, todo="run a newer build"))
+    return (there, Item(item="database schema", state="wrong", detail=detail, remedy="run a newer build"))
 
 
 def _access_settings(settings: PlatformSettings) -> Sequence[Item]:
@@ -209,7 +214,7 @@ def _access_settings(settings: PlatformSettings) -> Sequence[Item]:
                 state = unit.access_list_state()
     except (IPnextError, OSError) as error:
         return (
-            Item(item=ACCESS, state="wrong", detail=str(error), todo="correct the policies' file, or the database"),
+            Item(item=ACCESS, state="wrong", detail=str(error), remedy="correct the policies' file, or the database"),
         )
     if state.version is None:
         return (Item(item=ACCESS, state="ok", detail="no API has put any in force yet"),)
@@ -220,7 +225,7 @@ def _access_settings(settings: PlatformSettings) -> Sequence[Item]:
             f", and {', '.join(names)} of this environment, at version {mine.version}, "
             f"{'differs' if len(names) == 1 else 'differ'}"
         )
-        return (Item(item=ACCESS, state="wrong", detail=detail, todo=REMEDY),)
+        return (Item(item=ACCESS, state="wrong", detail=detail, remedy=REMEDY),)
     return (Item(item=ACCESS, state="ok", detail=detail),)
 
 
@@ -228,29 +233,49 @@ def _artifacts(settings: PlatformSettings) -> Item:
     try:
         store = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
         if isinstance(store, FileArtifactStore) and not store.root.is_dir():
-            todo = "create the directory, mount the shared file system there, or correct IPNEXT_ARTIFACTS_URI"
-            return Item(item="artifact store", state="missing", detail=f"no directory {store.root}", todo=todo)
+            remedy = "create the directory, mount the shared file system there, or correct IPNEXT_ARTIFACTS_URI"
+            return Item(item="artifact store", state="missing", detail=f"no directory {store.root}", remedy=remedy)
         with suppress(ArtifactMissing):
             store.open_blob(NO_BLOB).close()  # report a missing or forbidden bucket now
     except (IPnextError, OSError) as error:
-        todo = "correct IPNEXT_ARTIFACTS_URI, IPNEXT_S3_ENDPOINT_URL or the credentials"
-        return Item(item="artifact store", state="wrong", detail=str(error), todo=todo)
+        remedy = "correct IPNEXT_ARTIFACTS_URI, IPNEXT_S3_ENDPOINT_URL or the credentials"
+        return Item(item="artifact store", state="wrong", detail=str(error), remedy=remedy)
     return Item(item="artifact store", state="ok", detail=settings.artifacts_uri)
 
 
 def _agents(settings: PlatformSettings) -> Sequence[Item]:
     if not settings.agents:
-        todo = "set IPNEXT_AGENTS: region -> URL of its agent, as JSON"
-        return (Item(item="agents", state="missing", detail="no region has an agent", todo=todo),)
+        remedy = "set IPNEXT_AGENTS: region -> URL of its agent, as JSON"
+        return (Item(item="agents", state="missing", detail="no region has an agent", remedy=remedy),)
     agents = LocalProcessInfrastructure(settings.agents, timeout_seconds=AGENT_SECONDS, components=settings)
     with agents as infrastructure:
-        return [_agent(infrastructure, region, url) for region, url in sorted(settings.agents.items())]
+        found = [_agent(infrastructure, region, url) for region, url in sorted(settings.agents.items())]
+    return [*found, *map(_without_agent, sorted(_fleet_regions(settings) - settings.agents.keys()))]
+
+
+def _fleet_regions(settings: PlatformSettings) -> frozenset[str]:
+    """Return the regions of the applied fleet; none if the database cannot be read, which is an item of its own."""
+    try:
+        with closing(Store.open(settings.database_url)) as store:
+            found = store.schema_range()
+            if found is None or found.behind or not found.compatible:
+                return frozenset()
+            with store.read() as unit:
+                return frozenset(unit.region_names())
+    except IPnextError:
+        return frozenset()
+
+
+def _without_agent(region: str) -> Item:
+    remedy = f"add it to IPNEXT_AGENTS, or take it out of use: `ipnext drain {region} --disaster`, then apply the fleet"
+    detail = "the fleet has this region, so plans use its supply, and changes wait for it"
+    return Item(item=f"agent {region}", state="missing", detail=detail, remedy=f"{remedy} without it")
 
 
 def _agent(infrastructure: LocalProcessInfrastructure, region: str, url: str) -> Item:
     try:
         infrastructure.observe(region, ())
     except IPnextError as error:
-        todo = f"start the agent of {region}, or correct IPNEXT_AGENTS"
-        return Item(item=f"agent {region}", state="wrong", detail=error.message, todo=todo)
+        remedy = f"start the agent of {region}, or correct IPNEXT_AGENTS"
+        return Item(item=f"agent {region}", state="wrong", detail=error.message, remedy=remedy)
     return Item(item=f"agent {region}", state="ok", detail=url)

@@ -142,7 +142,7 @@ async def test_check_names_what_is_missing_and_setup_makes_it_once(bare, setting
         f"task queue {names.URGENT_QUEUE}, activities",
         f"task queue {names.PLANNER_QUEUE}, activities",
     }
-    assert all(item.todo for item in after.values() if item.state != "ok")
+    assert all(item.remedy for item in after.values() if item.state != "ok")
     async with workers():
 
         async def complete():
@@ -171,7 +171,7 @@ async def test_the_command_line_prints_each_item_and_fails_while_one_is_missing(
 
     status, out, err = await run("check", "--json")
     assert status == 1, err
-    assert {"item": "namespace", "state": "missing", "detail": NAMESPACE, "todo": "run `ipnext platform setup`"} in (
+    assert {"item": "namespace", "state": "missing", "detail": NAMESPACE, "remedy": "run `ipnext platform setup`"} in (
         json.loads(out)
     )
     status, _, err = await run("setup")
@@ -209,7 +209,7 @@ async def test_a_schedule_that_an_operator_changed_stays_until_it_is_reset(bare,
     item = {item.item: item for item in await check(settings)}[f"schedule {name}"]
     assert "every 6 h, changed by hand" in item.detail
     assert "paused" in item.detail
-    assert (item.state, bool(item.todo)) == (("ok", False), ("wrong", True))[index], (
+    assert (item.state, bool(item.remedy)) == (("ok", False), ("wrong", True))[index], (
         "nothing else starts the reconciler"
     )
 
@@ -241,7 +241,7 @@ async def test_every_schedule_that_was_deleted_is_missed_by_the_check_and_made_b
         await client.get_schedule_handle(name).delete()
     missing = {item.item: item for item in await check(settings) if item.item in items}
     assert {item.state for item in missing.values()} == {"missing"}
-    assert all("ipnext platform setup" in item.todo for item in missing.values())
+    assert all("ipnext platform setup" in item.remedy for item in missing.values())
 
     done = await setup(settings)
     assert {name for name in found if any(line.startswith(f"schedule {name} created") for line in done)} == found

@@ -53,7 +53,7 @@ def check(output: Output = Form.TABLE, json: Json = False) -> None:
     with _requiring_platform():
         from ipnext.platform import checks  # noqa: PLC0415 - the platform's dependencies are an extra
     found = asyncio.run(checks.check(platform_settings()))
-    lines = ((item.item, item.state, item.detail, item.todo) for item in found)
+    lines = ((item.item, item.state, item.detail, item.remedy) for item in found)
     write(found, Form.JSON if json else output, lambda: rows("", ("item", "state", "detail", "what to do"), lines))
     if any(item.state != "ok" for item in found):
         raise typer.Exit(EXIT_FAILURE)

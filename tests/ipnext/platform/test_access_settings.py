@@ -74,7 +74,7 @@ def test_a_process_that_starts_with_other_settings_takes_nothing_out_of_force(ro
             "IPNEXT_OIDC_GROUPS_CLAIM",
         )
         (said,) = [entry for entry in logs if entry["log_level"] == "error"]
-        assert "raise IPNEXT_ACCESS_SETTINGS_VERSION" in said["todo"]
+        assert "raise IPNEXT_ACCESS_SETTINGS_VERSION" in said["remedy"]
     assert (in_force(rooms).policies, in_force(rooms).version) == (FORBID, 2)
     assert in_force(rooms).issuer.issuer == PROVIDER["oidc_issuer"]
 
@@ -117,7 +117,7 @@ def test_platform_check_compares_the_settings_of_its_environment(rooms, with_set
     (other,) = _access_settings(with_settings(FORBID + "\n", access_settings_version=2))
     assert other.state == "wrong"
     assert other.detail == "version 3 is in force, and IPNEXT_POLICIES_FILE of this environment, at version 2, differs"
-    assert "IPNEXT_ACCESS_SETTINGS_VERSION" in other.todo
+    assert "IPNEXT_ACCESS_SETTINGS_VERSION" in other.remedy
     absent = with_settings().model_copy(update={"policies_file": tmp_path / "absent"})
     assert _access_settings(absent)[0].state == "wrong"
     unmigrated = PlatformSettings(database_url=f"sqlite:///{tmp_path}/none.db")
