@@ -1,6 +1,8 @@
-"""Media in a request to an engine: part of the request, and never an address. Used by serving.openai.routes.
+"""Media in a request to an engine: part of the request, and never an address or a name. Used by serving.openai.routes.
 
-An engine fetches `http://` addresses that it finds in a request, with its machine's access to other services.
+An engine fetches `http://` addresses that it finds in a request, with its machine's access to other services. vLLM
+keeps media of all callers by the `uuid` that a client may give: another client's request with the same one gets the
+former media.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,22 +17,31 @@ KINDS: Final = frozenset({"image_url", "audio_url", "video_url", "file_url"})
 forms."""
 _SOURCE: Final = "source"
 """The member of Anthropic's messages."""
+_NAME: Final = "uuid"
+"""The member of a content part that names its media in vLLM's caches."""
+_MEDIA: Final = frozenset(
+    {*KINDS, "image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "input_audio", "input_image"}
+)
+"""Members, or types, of vLLM's parts with media, which it also takes outside a list `content`."""
 _INLINE: Final = "data:"
+_WORDS: Final = (b"url", b"uuid", b"\\u")
+"""Without these in its body a request names no media; a name may be spelt with escapes."""
 _SHOWN: Final = 80
 """Characters of an address in an error."""
 
 
 def check_media(body: Mapping[str, Any], content: bytes | bytearray) -> None:
-    """Raise InvalidInput if a request names media by another address than a `data:` URL.
+    """Raise InvalidInput if a request names media by another address than a `data:` URL, or by a `uuid`.
 
     `content` is the unparsed body.
     """
-    if b"url" not in content and b"\\u" not in content:  # none is named, and no name is spelt with escapes
+    if not any(word in content for word in _WORDS):
         return
     found = [_Found(body)]
     while found:
         within = found.pop()
         if isinstance(within.value, dict):
+            _check_name(within)
             for name, member in within.value.items():
                 _check(within, name, _address(name, member, within.value))
         found += within.nested()
@@ -67,6 +78,18 @@ def _address(name: str, member: Any, within: Mapping[str, Any]) -> Any:
     if name in KINDS or (name == _SOURCE and isinstance(member, Mapping) and member.get("type") == "url"):
         return member.get("url") if isinstance(member, Mapping) else member
     return member if name == "url" and within.get("type") in KINDS else None
+
+
+def _check_name(found: _Found) -> None:
+    """Raise InvalidInput if an object is a content part that names its media."""
+    if found.value.get(_NAME) is None:
+        return
+    is_part = isinstance(found.step, int) and found.within is not None and found.within.step == "content"
+    kind = found.value.get("type")
+    if is_part or (isinstance(kind, str) and kind in _MEDIA) or not _MEDIA.isdisjoint(found.value):
+        where = found.place(_NAME)
+        msg = f"{where}: must be left out: engines keep media by it for all clients; they recognize equal media by hash"
+        raise InvalidInput(msg, field=where, value=found.value[_NAME])
 
 
 def _check(within: _Found, name: str, address: Any) -> None:

@@ -58,6 +58,24 @@ def test_an_address_is_refused_in_every_form_and_its_place_named(form):
     check(inline)
 
 
+NAMED = {
+    "image": (chat({"type": "image_url", "image_url": {"url": INLINE}, "uuid": "1"}), "messages.0.content.1.uuid"),
+    "of no media": (chat({"type": "image_url", "image_url": None, "uuid": "1"}), "messages.0.content.1.uuid"),
+    "of any kind": (chat({"type": "holo", "holo": "x", "uuid": 1}), "messages.0.content.1.uuid"),
+    "response": ({"input": [{"type": "input_image", "image_url": INLINE, "uuid": "1"}]}, "input.0.uuid"),
+    "score": ({"data_1": {"content": [{"image_embeds": None, "uuid": ""}]}}, "data_1.content.0.uuid"),
+}
+
+
+@pytest.mark.parametrize("form", NAMED)
+def test_media_bear_no_name_by_which_engines_keep_them_for_all_clients(form):
+    body, place = NAMED[form]
+    for content in (json.dumps(body), json.dumps(body).replace("uuid", "\\u0075uid")):
+        with pytest.raises(InvalidInput, match="engines keep media by it for all clients") as refused:
+            check_media(json.loads(content), content.encode())
+        assert refused.value.field == place
+
+
 @pytest.mark.parametrize(
     "url", ["https://example.com/x.png", "HTTP://x", "file:///etc/passwd", " data:x", "//host/x", "ftp://x"]
 )
@@ -79,7 +97,7 @@ def test_texts_and_schemas_of_tools_may_name_addresses():
         {
             **chat({"type": "text", "text": f"is {AWAY} up?"}),
             "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
-            "metadata": {"url": AWAY, "source": AWAY},
+            "metadata": {"url": AWAY, "source": AWAY, "uuid": "1"},
             "prompt": [1, 2, 3],
         }
     )
