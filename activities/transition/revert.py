@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from activities.regions.recovery import has_ready_replicas
 from activities.state.desired import DesiredFacts
-from activities.state.wave_state import ModelWaveState, Slot, state_of
+from activities.state.wave_state import ModelWaveState, Phase, Slot, state_at, state_of
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
 from ipnext.model.planning.transition import Transition
 
@@ -29,6 +29,30 @@ def find_unfreed(
     sent = {(share.to, share.generation) for table in tables for share in table.shares if share.fraction > 0}
     full = {region for region, _ in sent - held - set(meanwhile)}
     return frozenset(full | {found.key.region for found in deployments if _exceeds(found, state, slots)})
+
+
+def find_reduced(transition: Transition, model: str, waves: int) -> frozenset[str]:
+    """Regions where the first `waves` waves of a transition remove replicas that were there before it."""
+    origin = state_of(transition.origin, model, apart=transition.apart)
+    left = [state.counts for state in _list_states(transition, model, waves)]
+    return frozenset(
+        held[0][1] for held, count in origin.counts.items() if any(found.get(held, 0) < count for found in left)
+    )
+
+
+def find_changed(transition: Transition, model: str, waves: int) -> frozenset[str]:
+    """Regions where the first `waves` waves of a transition change replicas, or where they send the region's users."""
+    origin, changed = state_of(transition.origin, model, apart=transition.apart), set[str]()
+    for state in _list_states(transition, model, waves):
+        held, users = state.counts.keys() | origin.counts.keys(), state.shares.keys() | origin.shares.keys()
+        changed |= {at[0][1] for at in held if state.counts.get(at, 0) != origin.counts.get(at, 0)}
+        changed |= {name for name in users if state.shares.get(name, ()) != origin.shares.get(name, ())}
+    return frozenset(changed)
+
+
+def _list_states(transition: Transition, model: str, waves: int) -> list[ModelWaveState]:
+    phases: tuple[Phase, ...] = ("scaled_up", "routed", "released")
+    return [state_at(transition, model, index, phase) for index in range(waves) for phase in phases]
 
 
 def find_unrestored(

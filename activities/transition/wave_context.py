@@ -17,7 +17,7 @@ from activities.state.wave_state import (
     wave_target,
 )
 from activities.transition.hot_swap import while_swapped
-from activities.transition.revert import find_unfreed
+from activities.transition.revert import find_changed, find_reduced, find_unfreed
 from activities.transition.scale_down import stray
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.lifecycle.failure_cause import Place
@@ -107,13 +107,7 @@ class WaveContext:
         """
         if not self.wave.back or self.brings_manifest:
             return frozenset()
-        left = [state.counts for state in self._passed]
-        removed = {
-            held[0][1]
-            for held, count in self.origin.counts.items()
-            if any(found.get(held, 0) < count for found in left)
-        }
-        return self._known_regions - removed
+        return self._known_regions - find_reduced(self.transition, self.wave.model, self._waves_begun)
 
     @property
     def unchanged_regions(self) -> frozenset[str]:
@@ -123,14 +117,9 @@ class WaveContext:
         """
         if not self.wave.back or self.brings_manifest:
             return frozenset()
-        origin, changed = self.origin, set[str]()
-        for state in self._passed:
-            held = state.counts.keys() | origin.counts.keys()
-            changed |= {at[0][1] for at in held if state.counts.get(at, 0) != origin.counts.get(at, 0)}
-            users = state.shares.keys() | origin.shares.keys()
-            changed |= {name for name in users if state.shares.get(name, ()) != origin.shares.get(name, ())}
-        slots = set(origin.slots)
-        strays = {key.region for key in self.facts.sets_before if (key.part, key.region, key.hardware) not in slots}
+        changed = find_changed(self.transition, self.wave.model, self._waves_begun)
+        slots = set(self.origin.slots)
+        strays = {key.region for key in self.facts.deployments if (key.part, key.region, key.hardware) not in slots}
         return self._known_regions - changed - strays
 
     @property
@@ -138,11 +127,9 @@ class WaveContext:
         return frozenset({key.region for key in self.facts.deployments} | self.facts.tables.keys())
 
     @property
-    def _passed(self) -> tuple[ModelWaveState, ...]:
-        """States that the transition may have passed through: up to the wave, all of it in a revert wave by wave."""
-        waves = len(self.transition.waves) if self.wave.by_waves else self.wave.index + 1
-        phases: tuple[Phase, ...] = ("scaled_up", "routed", "released")
-        return tuple(state_at(self.transition, self.wave.model, at, phase) for at in range(waves) for phase in phases)
+    def _waves_begun(self) -> int:
+        """Waves that may have begun; all in a revert wave by wave, which may have begun at a later one."""
+        return len(self.transition.waves) if self.wave.by_waves else self.wave.index + 1
 
     @property
     def may_drop_strays(self) -> bool:

@@ -111,9 +111,13 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         pending = _applied(world, pending)
         yield "capacity is told"
         states, silent = world.infra.observe(wave.model, {d.key.region for d in told})
-        lacking = regions.missing_replicas(wave.model, needed, states)
+        spared_now = _without_losses(world, wave).intersection(silent)
+        lacking = regions.missing_replicas(wave.model, needed.outside(spared_now), states)
+        untold = [found for found in pending if found.key.region not in spared_now]
         failure = None if wave.back else regions.first_failure(wave.model, wave.moving.generation, _named(states))
-        if failure is None and not lacking and not pending:
+        if failure is None and not lacking and not untold:
+            if spared_now:
+                world.faults.count("a way back waits for no silent region")
             _rest(wave, attempt, rests=not full)
             return WaveResult(ok=not full)
         if failure is None and world.clock.now - attempt.scheduled >= wave.deadline:
@@ -124,6 +128,34 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         yield (POLL_SECONDS, attempt.signals)
         if attempt.cancelled():
             raise Cancelled
+
+
+def _without_losses(world: Any, wave: Wave) -> frozenset[str]:
+    """By the real function: regions where a way back has nothing to bring back."""
+    if not wave.back or _brings_manifest(world, wave):
+        return frozenset()
+    return frozenset(world.infra.regions) - undoing.find_reduced(wave.moving.transition, wave.model, _begun(wave))
+
+
+def _unchanged(world: Any, wave: Wave) -> frozenset[str]:
+    """By the real function: silent regions that are no part of a way back."""
+    if not wave.back or _brings_manifest(world, wave):
+        return frozenset()
+    origin = waves.state_of(wave.moving.transition.origin, wave.model, apart=wave.moving.transition.apart)
+    changed = undoing.find_changed(wave.moving.transition, wave.model, _begun(wave))
+    stored = world.journal.records[wave.model].deployments
+    strays = {key.region for key in stored if (key.part, key.region, key.hardware) not in origin.slots}
+    silent = {region for region in world.infra.regions if not world.infra.reachable(region)}
+    return frozenset(silent - changed - strays - world.out.lost)
+
+
+def _brings_manifest(world: Any, wave: Wave) -> bool:
+    former = world.journal.records[wave.model].former
+    return former is not None and former.change_id == wave.moving.id
+
+
+def _begun(wave: Wave) -> int:
+    return len(wave.moving.transition.waves) if wave.by_waves else wave.index + 1
 
 
 def _announced(world: Any, model: str, attempt: Attempt) -> Generator[Any, Any, bool]:
@@ -219,6 +251,8 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         _check_reached(world, record, shares)
     keeping = not_gone_back(world, wave, state)
     _rest(wave, attempt, rests=False)
+    apart = _unchanged(world, wave)
+    shares = {region: found for region, found in shares.items() if region not in apart}
     yield from follow(world, wave.model, shares, deployments, attempt, waits, keeping=keeping)
     yield "all gateways follow"
     _rest(wave, attempt, rests=True)
@@ -321,6 +355,12 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     _rest(wave, attempt, rests=False)
     try:
         waits = waiting(world, wave, shares, {d.key.region for d in wanted_sets})
+        apart = _unchanged(world, wave)
+        if apart:
+            world.faults.count("a silent region is no part of a way back")
+        shares = {region: found for region, found in shares.items() if region not in apart}
+        wanted_sets = tuple(d for d in wanted_sets if d.key.region not in apart)
+        gone = [d for d in gone if d.key.region not in apart]
         keeping = not_gone_back(world, wave, state)
         yield from follow(world, wave.model, shares, kept, attempt, waits, keeping=keeping)
     except Unavailable as error:
