@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.value import Value
     from workflows import policies
     from workflows.attempts import Interruption, PatienceOver, within_patience
-    from workflows.change_queue import PASSES_PAUSE, WAITS
+    from workflows.entity.change_queue import PASSES_PAUSE, WAITS
     from workflows.errors import (
         explain_error,
         make_stopped,
@@ -50,11 +50,11 @@ with workflow.unsafe.imports_passed_through():
         stop_reason,
         to_the_end,
     )
-    from workflows.freeze_wait import Thaw
     from workflows.policies import perform
-    from workflows.preparation import is_done, prepare
-    from workflows.retirement import release
-    from workflows.transition_run import TransitionRun, lasting_attributes
+    from workflows.stages.freeze_wait import Thaw
+    from workflows.stages.preparation import is_done, prepare
+    from workflows.stages.retirement import release
+    from workflows.stages.transition_run import TransitionRun, lasting_attributes
 
 A = TypeVar("A", bound=Value)
 

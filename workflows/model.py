@@ -1,8 +1,8 @@
 """Workflow `model`: the one long-lived entity of a model. It orders the model's changes and executes them one by one.
 
-A newer change supersedes waiting ones (workflows/change_queue.py has the rules). The entity survives all failures of
-its children: a failed one is recorded, once all that it moved is reverted, and the next one runs. It can be paused: the
-running change stops at its next step, nothing further begins, but rollbacks, retirements and repairs pass.
+A newer change supersedes waiting ones (workflows/entity/change_queue.py has the rules). The entity survives all
+failures of its children: a failed one is recorded, once all that it moved is reverted, and the next one runs. It can be
+paused: the running change stops at its next step, nothing further begins, but rollbacks, retirements and repairs pass.
 
 The store is the source of truth. An entity that begins (the first one, or after one that was terminated) reads the open
 changes from it, and awaits the runs that exist. If its history has grown long, it continues as new, also while a run is
@@ -41,12 +41,12 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, TakeOver
     from workflows import policies
+    from workflows.entity.control import ROLLS_OUT, of_generation
+    from workflows.entity.open_changes import OpenChangeReader
     from workflows.errors import STOPPED_OUTSIDE, FailureReason, explain_error, make_stopped, name_preempting
-    from workflows.model_control import ROLLS_OUT, of_generation
-    from workflows.open_changes import OpenChangeReader
     from workflows.policies import perform
-    from workflows.retirement import release
-    from workflows.takeover import wait_reverted
+    from workflows.stages.retirement import release
+    from workflows.stages.takeover import wait_reverted
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)

@@ -28,8 +28,8 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.errors import explain_error, raise_if_cancelled, to_the_end
-    from workflows.move_window import Mover
     from workflows.policies import perform
+    from workflows.stages.move_window import Mover
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 

@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.attempts import longest_after
     from workflows.errors import explain_error, fence_lost, to_the_end
-    from workflows.transition_control import TransitionControl
+    from workflows.stages.transition_control import TransitionControl
 
 
 @workflow.defn(

@@ -82,17 +82,17 @@ from ipnext.temporal_access import read_access
 from ipnext.timing import Timing
 from serving.confinement.landlock import Confinement
 from workflows.collect import CollectWorkflow
-from workflows.credential_renewal import CurrentClient
 from workflows.drain import DrainWorkflow
-from workflows.fault_injection import FaultInjector, fault_of
-from workflows.health import ActivityLoad, announce_ready, keep_ready
-from workflows.kernel_warmup import compile_kernels
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
-from workflows.package_check import check_neighbours
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
+from workflows.runtime.credential_renewal import CurrentClient
+from workflows.runtime.fault_injection import FaultInjector, fault_of
+from workflows.runtime.health import ActivityLoad, announce_ready, keep_ready
+from workflows.runtime.kernel_warmup import compile_kernels
+from workflows.runtime.package_check import check_neighbours
 from workflows.time_limits import TimeLimitInterceptor
 from workflows.transition import TransitionWorkflow
 

@@ -23,7 +23,7 @@ from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.temporal_access import TemporalSettings, read_access
 from tests.waiting import PATIENCE_SECONDS, eventually
-from workflows.credential_renewal import CurrentClient
+from workflows.runtime.credential_renewal import CurrentClient
 
 SERVER_NAME = "temporal.example"
 

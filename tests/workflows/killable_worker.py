@@ -20,8 +20,8 @@ from ipnext.errors import IPnextError, Unavailable
 from ipnext.platform.builds import make_first_current
 from ipnext.store.store import Store
 from ipnext.temporal import connect
-from workflows.fault_injection import FaultInjector, fault_of
 from workflows.policies import BUILD_ID
+from workflows.runtime.fault_injection import FaultInjector, fault_of
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 

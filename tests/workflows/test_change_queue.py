@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipnext.model.lifecycle.messages import ChangeKind, QueuedChange
-from workflows.change_queue import can_pass, enqueue, next_of, stops
+from workflows.entity.change_queue import can_pass, enqueue, next_of, stops
 
 PUBLISH, ROLLBACK, APPLY, MOVE, RETIRE, REPAIR = (
     ChangeKind(kind) for kind in ("publish", "rollback", "apply", "move", "retire", "repair")

@@ -11,11 +11,10 @@ import pytest
 
 from workflows import policies
 
-OF_THE_PROCESS = {
-    *("credential_renewal", "kernel_warmup", "worker", "health", "package_check", "fault_injection", "__init__"),
-}
+ROOT = Path(policies.__file__).parent
+OF_THE_PROCESS = {ROOT / "worker.py", *(ROOT / "runtime").iterdir(), *ROOT.rglob("__init__.py")}
 """Modules that run no workflow."""
-MODULES = [path for path in sorted(Path(policies.__file__).parent.glob("*.py")) if path.stem not in OF_THE_PROCESS]
+MODULES = sorted(set(ROOT.rglob("*.py")) - OF_THE_PROCESS)
 FORBIDDEN_MODULES = {"random", "secrets", "socket", "subprocess", "tempfile", "threading", "time", "uuid", "httpx"}
 FORBIDDEN_CALLS = {"now", "utcnow", "today", "open", "input", "getenv", "urandom", "sleep", "to_thread"}
 ALLOWED = {"workflow.now", "workflow.sleep"}

@@ -25,7 +25,7 @@ from ipnext.model.registry.registry import GenerationState
 from ipnext.temporal import connect, control, signal_freeze_change, submit_change
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
-from workflows.freeze_wait import pause_before
+from workflows.stages.freeze_wait import pause_before
 
 LONG = 3600.0
 SHORT = 15.0

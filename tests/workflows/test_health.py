@@ -15,8 +15,8 @@ from ipnext.devfile import TaskQueueGroup, read_devfile
 from ipnext.errors import InvalidInput
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.platform.polling import PolledQueue
-from workflows import health
-from workflows.health import ActivityLoad, announce_ready, find_unpolled, keep_ready
+from workflows.runtime import health
+from workflows.runtime.health import ActivityLoad, announce_ready, find_unpolled, keep_ready
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 

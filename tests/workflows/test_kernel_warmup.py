@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from planner import kernel_cache
 from tests.waiting import eventually
-from workflows import kernel_warmup as warming
-from workflows.kernel_warmup import compile_kernels
+from workflows.runtime import kernel_warmup as warming
+from workflows.runtime.kernel_warmup import compile_kernels
 
 
 @pytest.fixture

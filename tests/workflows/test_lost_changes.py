@@ -11,7 +11,9 @@ from ipnext import temporal
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ModelEntityInput, QueuedChange, SupersededChange
 from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
 from tests.workflows.activity_errors import failed_activity
-from workflows import model_control, open_changes, policies, superseded_marks
+from workflows import policies
+from workflows.entity import control as model_control
+from workflows.entity import open_changes, superseded_marks
 from workflows.model import ModelWorkflow
 
 

@@ -21,10 +21,11 @@ from ipnext.model.lifecycle.messages import (
 )
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.takeover import ChangeSeen, TakenOver
-from workflows import model, model_control, policies
+from workflows import model, policies
+from workflows.entity import control as model_control
+from workflows.entity.passing import ModelPassing
 from workflows.errors import describe_preemption, make_stopped, name_preempting
 from workflows.model import ModelWorkflow
-from workflows.model_passing import ModelPassing
 
 ASKED = ControlAsked(by="anna")
 

@@ -11,8 +11,9 @@ import pytest
 from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.messages import TransitionInput, WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason
-from workflows import policies, transition_control
-from workflows.transition_control import TransitionControl
+from workflows import policies
+from workflows.stages import transition_control
+from workflows.stages.transition_control import TransitionControl
 
 DAY = 86400.0
 AWAY = timedelta(hours=10)

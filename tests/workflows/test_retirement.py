@@ -10,7 +10,8 @@ from ipnext import names
 from ipnext.errors import RegionUnreachable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, StageInput
 from tests.workflows.activity_errors import failed_activity
-from workflows import policies, retirement
+from workflows import policies
+from workflows.stages import retirement
 
 
 @pytest.fixture

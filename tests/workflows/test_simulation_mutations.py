@@ -35,7 +35,7 @@ from tests.workflows.simulation.invariants import Invariants, Violated
 from tests.workflows.simulation.journal import Journal, Moving
 from tests.workflows.simulation.specs import drawn
 from tests.workflows.simulation.world import history
-from workflows import change_queue as ordering
+from workflows.entity import change_queue as ordering
 
 SEEDS = 1000
 """Within so many histories each is caught, from the one on that `SEEN_BY` names."""

@@ -103,11 +103,11 @@ def test_a_slip_in_workflow_code_fails_the_run_instead_of_hanging_it(bug):
 
 
 GO_ON_THOUGH_TOLD = {
-    "retirement.py": "a retirement that no gateway sends requests to any more goes to its end",
+    "stages/retirement.py": "a retirement that no gateway sends requests to any more goes to its end",
     "model.py": "the entity of a model ends with its model",
-    "model_control.py": "updates of the entity",
-    "superseded_marks.py": "marks of the entity",
-    "takeover.py": "part of a way back, which goes to its end",
+    "entity/control.py": "updates of the entity",
+    "entity/superseded_marks.py": "marks of the entity",
+    "stages/takeover.py": "part of a way back, which goes to its end",
     "transition.py": "its handlers, after the walk or the way back",
 }
 """Modules whose own waits begin although their run was told to end, and why."""
@@ -127,11 +127,17 @@ def calls_in(node: ast.AST) -> set[str]:
 def test_no_wait_begins_after_the_run_was_told_to_end():
     """A stop that came while an activity ran, which ended well, ends no wait that begins later."""
     looks = ("raise_if_cancelled()", "self._stopping", "stopping()", "workflow.all_handlers_finished")
-    modules = [path for path in Path("workflows").glob("*.py") if path.name not in GO_ON_THOUGH_TOLD]
-    found = [(module.name, wait) for module in modules for wait in waits(module)]
-    assert {"freeze_wait.py", "drain.py", "replan.py", "move_window.py", "transition_control.py"} <= {
-        name for name, _ in found
-    }
+    paths = {path.relative_to("workflows").as_posix(): path for path in Path("workflows").rglob("*.py")}
+    assert paths.keys() >= GO_ON_THOUGH_TOLD.keys()
+    found = [(name, wait) for name, path in paths.items() if name not in GO_ON_THOUGH_TOLD for wait in waits(path)]
+    waiting = (
+        "stages/freeze_wait.py",
+        "drain.py",
+        "replan.py",
+        "stages/move_window.py",
+        "stages/transition_control.py",
+    )
+    assert {*waiting} <= {name for name, _ in found}
     assert [
         f"{name}: {wait.name}" for name, wait in found if not any(look in ast.unparse(wait) for look in looks)
     ] == []

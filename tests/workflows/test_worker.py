@@ -22,8 +22,8 @@ from ipnext.store.store import Store
 from ipnext.temporal import connect, namespace_of, reachable, ui_link
 from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies
-from workflows.fault_injection import InjectedFault, fault_of
-from workflows.package_check import check_neighbours
+from workflows.runtime.fault_injection import InjectedFault, fault_of
+from workflows.runtime.package_check import check_neighbours
 from workflows.worker import lifecycle_activities, planner_activities, queue_groups, solver_of
 
 LONGEST_RECORD = timedelta(seconds=120)

@@ -11,8 +11,9 @@ from ipnext.errors import FenceLost
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, WaveResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import TransitionState
-from workflows import change_queue as ordering
-from workflows import policies, preparation
+from workflows import policies
+from workflows.entity import change_queue as ordering
+from workflows.stages import preparation
 
 from . import moving, reconciling, staging, taking
 from .clock import GONE, Process, Signal, joined
@@ -207,7 +208,7 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
 
 
 def _prepared(run: Run, staged: "staging.Stages", stages: Sequence[str]) -> Generator[Any, Any, "staging.Prepared"]:
-    """The stages in one activity, in histories that have it: as workflows/preparation.py and lifecycle.py."""
+    """The stages in one activity, in histories that have it: as workflows/stages/preparation.py and lifecycle.py."""
     held = run.held and run.change.kind not in ordering.PASSES_PAUSE
     ends = {"withdraw_model", "place_model"} if held else {"withdraw_model"}
     names = tuple(takewhile(lambda name: name not in ends, stages))

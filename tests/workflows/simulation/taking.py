@@ -1,6 +1,6 @@
 """Handling of a change whose run has gone.
 
-It does as workflows/takeover.py and activities/transition/takeover.py do.
+It does as workflows/stages/takeover.py and activities/transition/takeover.py do.
 """
 
 from collections.abc import Generator

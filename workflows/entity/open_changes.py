@@ -15,10 +15,10 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import ModelEntityInput, QueuedChange, SupersededChange
     from ipnext.model.lifecycle.takeover import ModelAsked, OpenChange, OpenChanges
     from workflows import policies
-    from workflows.change_queue import CAN_PASS, SupersededEntry, enqueue
+    from workflows.entity.change_queue import CAN_PASS, SupersededEntry, enqueue
+    from workflows.entity.superseded_marks import SupersededMarks
     from workflows.errors import explain_error
     from workflows.policies import perform
-    from workflows.superseded_marks import SupersededMarks
 
 REMEMBERED = 500
 """Ids of handled changes that are remembered, so that one submitted again is not run again."""

@@ -17,9 +17,9 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import ChangeKind, ModelEntityInput, QueuedChange
     from ipnext.model.lifecycle.takeover import ChangeAsked
     from workflows import policies
-    from workflows.change_queue import CAN_PASS, PASSES_PAUSE, can_pass, stops
+    from workflows.entity.change_queue import CAN_PASS, PASSES_PAUSE, can_pass, stops
+    from workflows.entity.control import ModelControl
     from workflows.errors import explain_error
-    from workflows.model_control import ModelControl
     from workflows.policies import perform
 
 

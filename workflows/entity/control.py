@@ -26,7 +26,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
-    from workflows.change_queue import PASSES_PAUSE, URGENT, next_of, overtakes, stops
+    from workflows.entity.change_queue import PASSES_PAUSE, URGENT, next_of, overtakes, stops
     from workflows.errors import describe_preemption, explain_error
     from workflows.policies import perform
 

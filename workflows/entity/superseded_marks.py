@@ -1,6 +1,6 @@
 """Marks of superseded changes: the part of workflow `model` that records in the store which changes will not run.
 
-If that fails, the entity later looks again at the open changes (`workflows.open_changes`).
+If that fails, the entity later looks again at the open changes (`workflows.entity.open_changes`).
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.messages import ModelEntityInput, SupersededChange, SupersededInput
     from workflows import policies
+    from workflows.entity.passing import ModelPassing
     from workflows.errors import explain_error
-    from workflows.model_passing import ModelPassing
     from workflows.policies import perform
 
 

@@ -22,10 +22,10 @@ with workflow.unsafe.imports_passed_through():
         TransitionResult,
     )
     from ipnext.model.lifecycle.takeover import ChangeEnded, TakeOver
-    from workflows.change_queue import PASSES_PAUSE
+    from workflows.entity.change_queue import PASSES_PAUSE
     from workflows.errors import FailureReason, explain_error, stop_reason, to_the_end
     from workflows.policies import URGENT_KINDS, priority_of
-    from workflows.takeover import wait_reverted
+    from workflows.stages.takeover import wait_reverted
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 OWNER = SearchAttributeKey.for_keyword(names.OWNER_ATTRIBUTE)
