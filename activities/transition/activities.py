@@ -22,8 +22,8 @@ from activities.state.restored import state_before
 from activities.state.wave_state import ModelWaveState
 from activities.transition.admission import AT_ONCE
 from activities.transition.draft import Draft
-from activities.transition.gate import GateInput, errors_only, judge
-from activities.transition.gate_window import count_since, former_generation, open_window, refuse_uncompared, traffic_of
+from activities.transition.gate.verdict import GateInput, errors_only, judge
+from activities.transition.gate.window import count_since, former_generation, open_window, refuse_uncompared, traffic_of
 from activities.transition.hot_swap import Announcement, leave_what_is_sent, not_gone_back
 from activities.transition.revert import (
     answers_at_all,

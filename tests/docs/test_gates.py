@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic.alias_generators import to_camel
 
-from activities.transition.gate import EARLY_REQUESTS
-from activities.transition.gate_window import MAX_WINDOW_BYTES
+from activities.transition.gate.verdict import EARLY_REQUESTS
+from activities.transition.gate.window import MAX_WINDOW_BYTES
 from ipnext.model.gate.distributions import _Z
 from ipnext.model.gate.gate import ENOUGH_REQUESTS, GateSpec
 from ipnext.model.gate.sketch import PREDICTION_BOUNDS

@@ -13,9 +13,9 @@ from activities.state import observed as regions
 from activities.state import serving_basis
 from activities.state import wave_state as waves
 from activities.transition import admission as admitting
-from activities.transition import gate as gates
 from activities.transition import revert as undoing
 from activities.transition import step_limit as pacing
+from activities.transition.gate import verdict as gates
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store.registry.models import Models

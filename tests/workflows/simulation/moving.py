@@ -14,11 +14,11 @@ from activities.state import failover_shares as rerouting
 from activities.state import observed as regions
 from activities.state import wave_state as waves
 from activities.transition import admission as admitting
-from activities.transition import gate as gates
 from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
+from activities.transition.gate import verdict as gates
 from activities.transition.route_updates import RouteUpdates, follow_routes
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RouteShare

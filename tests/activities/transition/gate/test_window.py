@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.transition.gate_window import MAX_WINDOW_BYTES, count_since, former_generation, open_window, traffic_of
+from activities.transition.gate.window import MAX_WINDOW_BYTES, count_since, former_generation, open_window, traffic_of
 from ipnext.model.deployment.deployment import ChosenTraffic, GenerationTraffic, RegionState
 from ipnext.model.gate.comparison import latencies, predictions
 from ipnext.model.gate.gate import GateWindow, RegionTraffic

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from activities.transition.gate import AGAIN_SECONDS, GateInput, errors_only, judge
+from activities.transition.gate.verdict import AGAIN_SECONDS, GateInput, errors_only, judge
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.gate.comparison import Pair

@@ -1,14 +1,14 @@
 """Gate of a wave: whether a new generation answers well enough, by its counts against the manifest's limits. Pure.
 
 Errors and non-finite answers count only as far as the former generation does better on the same requests
-(`activities.transition.gate_evidence`): else clients could fail a gate by what they send. Before the bake time ends, a
+(`activities.transition.gate.evidence`): else clients could fail a gate by what they send. Before the bake time ends, a
 limit trips only if the figure is beyond it almost certainly; at its end the figures count as they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from activities.transition.gate_evidence import Measure, Shares, Surplus, measure, stratify, unanswered, unfinished
+from activities.transition.gate.evidence import Measure, Shares, Surplus, measure, stratify, unanswered, unfinished
 from ipnext.model.gate.comparison import Pair, latencies, predictions
 from ipnext.model.gate.distributions import (
     Counts,
