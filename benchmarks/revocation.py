@@ -1,20 +1,24 @@
-"""How long a revoked key lets in: at the API that revoked it, and at the gateways of two regions.
+"""How long a revoked key lets in: at the API that revoked it, at another API process, at the gateways of two regions.
 
     python -m benchmarks.revocation          (--rounds 10 --json out.json)
 
-One platform with two regions, a model that needs a credential, and a key of its owner that is asked with every 10 ms at
-each of them. A round creates a key, waits until it lets in everywhere, revokes it, and takes the time until it is
-refused for the first time, with no good answer after it. The baseline is the same key at the API that took the
-revocation, which refuses it in the next request.
+One platform with two regions and a second API process on its store, a model that needs a credential, and a key of its
+owner that is asked with every 10 ms at each of them. A round creates a key, waits until it lets in everywhere, revokes
+it, and takes the time until it is refused for the first time, with no good answer after it. The baseline is the same
+key at the API that took the revocation, which refuses it in the next request.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +30,8 @@ from rich.table import Table
 from benchmarks.publish_to_serving import MANIFEST, MODEL, Lookup
 from demo.embedded import Embedded
 from ipnext.client import Client
+from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
 from ipnext.model.access.rights import KeyRequest, Role
 from serving.export import export_model
 
@@ -37,6 +43,41 @@ WATCH_SECONDS: Final = 6.0
 Ask = Callable[[Mapping[str, str]], int]
 
 
+@contextmanager
+def second_api(state: Path, endpoints: Mapping[str, str]) -> Iterator[str]:
+    """Start another API process on the store of the platform in `state`, and yield its URL."""
+    port = free_port()
+    environment = os.environ | {
+        "IPNEXT_DATABASE_URL": f"sqlite:///{state}/ipnext.db",
+        "IPNEXT_ARTIFACTS_URI": f"file://{state}/artifacts",
+        "IPNEXT_API_PORT": str(port),
+        "TEMPORAL_ADDRESS": endpoints["temporal_address"],
+    }
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "ipnext.api"],
+        env=environment,
+        preexec_fn=tether(),  # noqa: PLW1509 - no other thread runs yet
+    ) as process:
+        try:
+            until = time.monotonic() + PATIENCE_SECONDS
+            while not _answers(f"{url}/healthz"):
+                if time.monotonic() > until:
+                    msg = f"the second API does not answer after {PATIENCE_SECONDS:g} s"
+                    raise TimeoutError(msg)
+                time.sleep(0.1)
+            yield url
+        finally:
+            process.terminate()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
 def askers(endpoints: Mapping[str, str | Mapping[str, str]]) -> dict[str, Ask]:
     """Place -> a request there with some headers, and its status."""
     found: dict[str, Ask] = {}
@@ -45,6 +86,7 @@ def askers(endpoints: Mapping[str, str | Mapping[str, str]]) -> dict[str, Ask]:
         for region, url in gateways.items():
             found[f"gateway of {region}"] = _asking("POST", f"{url}/v2/models/{MODEL}/infer")
     found["API"] = _asking("GET", f"{endpoints['api']}/v1/models/{MODEL}")
+    found["another API process"] = _asking("GET", f"{endpoints['second_api']}/v1/models/{MODEL}")
     return found
 
 
@@ -128,7 +170,9 @@ def main() -> None:
         done = client.wait_change(change.id, timeout_seconds=120)
         if done.state != "done":
             raise RuntimeError(done.message)
-        rows = [one_round(client, askers(platform.endpoints), number) for number in range(given.rounds)]
+        with second_api(Path(place), platform.endpoints) as url:
+            places = askers({**platform.endpoints, "second_api": url})
+            rows = [one_round(client, places, number) for number in range(given.rounds)]
     Console().print(table(rows))
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2))

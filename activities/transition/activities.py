@@ -157,7 +157,7 @@ class TransitionActivities:
         goes_over = reaching.is_swapping or leave_what_is_sent(facts.tables.values(), told)
         announce = self._announcement(facts, wanted) if goes_over else None
         needed = reaching.needed_state.outside(facts.lost | full)
-        spared = reaching.regions_without_losses
+        spared = reaching.uninvolved_regions
         result = capacity.until_ready(wave, needed, told, announce=announce, if_reachable=spared)
         if result.again_seconds:
             return result

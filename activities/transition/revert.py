@@ -31,13 +31,17 @@ def find_unfreed(
     return frozenset(full | {found.key.region for found in deployments if _exceeds(found, state, slots)})
 
 
-def find_reduced(transition: Transition, model: str, waves: int) -> frozenset[str]:
-    """Regions where the first `waves` waves of a transition remove replicas that were there before it."""
+def find_needed(transition: Transition, model: str, waves: int) -> frozenset[str]:
+    """Regions that a revert of the first `waves` waves counts on: they get replicas back, or users of other regions."""
     origin = state_of(transition.origin, model, apart=transition.apart)
-    left = [state.counts for state in _list_states(transition, model, waves)]
-    return frozenset(
-        held[0][1] for held, count in origin.counts.items() if any(found.get(held, 0) < count for found in left)
-    )
+    needed = set[str]()
+    for state in _list_states(transition, model, waves):
+        needed |= {held[0][1] for held, count in origin.counts.items() if state.counts.get(held, 0) < count}
+        moved = (name for name, found in origin.shares.items() if state.shares.get(name, ()) != found)
+        needed |= {
+            share.to for name in moved for share in origin.shares[name] if share.fraction > 0 and share.to != name
+        }
+    return frozenset(needed)
 
 
 def find_changed(transition: Transition, model: str, waves: int) -> frozenset[str]:

@@ -17,7 +17,7 @@ from activities.state.wave_state import (
     wave_target,
 )
 from activities.transition.hot_swap import while_swapped
-from activities.transition.revert import find_changed, find_reduced, find_unfreed
+from activities.transition.revert import find_changed, find_needed, find_unfreed
 from activities.transition.scale_down import stray
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.lifecycle.failure_cause import Place
@@ -100,14 +100,14 @@ class WaveContext:
         return self._end.regions | (self.state.regions - self.origin.regions)
 
     @property
-    def regions_without_losses(self) -> frozenset[str]:
-        """In a revert: regions where the transition has removed no replica so far, so that none must come back.
+    def uninvolved_regions(self) -> frozenset[str]:
+        """In a revert: regions that get neither replicas back nor users of other regions.
 
-        A revert waits for them only if they answer: users of the other regions get their former generation at once.
+        A revert waits for them only while they answer: users elsewhere get their former generation at once.
         """
         if not self.wave.back or self.brings_manifest:
             return frozenset()
-        return self._known_regions - find_reduced(self.transition, self.wave.model, self._waves_begun)
+        return self._known_regions - find_needed(self.transition, self.wave.model, self._waves_begun)
 
     @property
     def unchanged_regions(self) -> frozenset[str]:

@@ -2,19 +2,21 @@
 
 import pytest
 
+from activities.transition.revert import find_changed, find_needed
 from ipnext.model.lifecycle.messages import WaveInput
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.planning.transition import TransitionState
+from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store.repository import Repository
 from tests.activities.planning.test_parts import BASE, publish, serve
 
+M = "ranker"
 EAST, WEST = "us-east", "eu-west"
 
 
 def back(change, index=0):
     return WaveInput(
         transition_id=change.id,
-        model="ranker",
+        model=M,
         generation=2,
         index=index,
         deadline_seconds=20,
@@ -41,7 +43,7 @@ def rollout(house, kit):
 
 
 def generations(house, region):
-    return set(house.shares("ranker")[region])
+    return set(house.shares(M)[region])
 
 
 def test_a_bad_canary_ends_where_the_regions_answer(house, rollout):
@@ -96,3 +98,16 @@ def test_a_region_in_which_nothing_changed_is_no_part_of_the_revert(house, rollo
     assert generations(house, EAST) == generations(house, WEST) == {1}
     with house.store.read() as unit:
         assert unit.transition(change.id).state is TransitionState.ROLLED_BACK
+
+
+@pytest.mark.parametrize(("origin", "needed"), [(WEST, set()), (EAST, {WEST})])
+def test_a_region_that_gets_users_of_another_one_back_is_waited_for(origin, needed):
+    def share(to):
+        return {"model": M, "origin": origin, "to": to, "generation": 1, "fraction": 1.0}
+
+    before = {"traffic": [share(WEST)], "replicas": []}
+    moved = {"model": M, "origin": origin, "shares": [{"to": EAST, "generation": 1, "fraction": 1.0}]}
+    document = {"from": before, "to": {"traffic": [share(EAST)], "replicas": []}, "waves": [{"route": [moved]}, {}]}
+    transition = Transition.model_validate(document)
+    assert find_needed(transition, M, 1) == needed
+    assert find_changed(transition, M, 1) == {origin}

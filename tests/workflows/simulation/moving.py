@@ -111,7 +111,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         pending = _applied(world, pending)
         yield "capacity is told"
         states, silent = world.infra.observe(wave.model, {d.key.region for d in told})
-        spared_now = _without_losses(world, wave).intersection(silent)
+        spared_now = _uninvolved(world, wave).intersection(silent)
         lacking = regions.missing_replicas(wave.model, needed.outside(spared_now), states)
         untold = [found for found in pending if found.key.region not in spared_now]
         failure = None if wave.back else regions.first_failure(wave.model, wave.moving.generation, _named(states))
@@ -130,11 +130,11 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
             raise Cancelled
 
 
-def _without_losses(world: Any, wave: Wave) -> frozenset[str]:
-    """By the real function: regions where a way back has nothing to bring back."""
+def _uninvolved(world: Any, wave: Wave) -> frozenset[str]:
+    """By the real function: regions that a way back gives neither replicas nor users of others."""
     if not wave.back or _brings_manifest(world, wave):
         return frozenset()
-    return frozenset(world.infra.regions) - undoing.find_reduced(wave.moving.transition, wave.model, _begun(wave))
+    return frozenset(world.infra.regions) - undoing.find_needed(wave.moving.transition, wave.model, _begun(wave))
 
 
 def _unchanged(world: Any, wave: Wave) -> frozenset[str]:
