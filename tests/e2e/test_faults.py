@@ -150,8 +150,12 @@ def test_a_host_without_memory_for_a_part_is_named(
         settle(platform, pair_manifest)
 
 
-def test_a_canary_that_answers_nan_is_named_with_its_region(platform: Any, make_snapshots: Snapshots) -> None:
+def test_a_canary_that_answers_nan_is_named_with_its_region(
+    platform: Any, make_snapshots: Snapshots, pair_manifest: str
+) -> None:
     """Finite weights pass the validation; the answers of this mark overflow."""
+    patient = pair_manifest.replace("deadlineSeconds: 180", "deadlineSeconds: 180, gate: {minRequests: 20}")
+    settle(platform, patient)
     stop = threading.Event()
 
     def ask(region: str) -> None:
@@ -168,6 +172,7 @@ def test_a_canary_that_answers_nan_is_named_with_its_region(platform: Any, make_
         stop.set()
         for thread in threads:
             thread.join()
+        settle(platform, pair_manifest)
     assert told.reason == "GateFailed"
     assert places(told).keys() == {"region"}
 

@@ -130,7 +130,7 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
     lifecycle, urgent, planner = workers(house, client)
     async with lifecycle, urgent, planner:
         first = house.publish(model, 1)
-        await submit_change(client, first)
+        await submitted(client, first)
         await until(lambda: house.change(first.id).state is not ChangeState.RECORDED)
         run = (await handle.describe()).run_id
         changes = [
@@ -138,9 +138,9 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
             *(house.ask(model, ChangeKind.APPLY, f"{model}-a{n}") for n in range(3)),
         ]
         for change in changes:
-            await submit_change(client, change)
+            await submitted(client, change)
             await until(lambda change=change: house.change(change.id).state.final)
-        again = await submit_change(client, first)
+        again = await submitted(client, first)
 
         renewed = await handle.describe()
         assert renewed.run_id != run

@@ -26,13 +26,13 @@ def test_a_small_value_is_shown_whole(value):
 
 
 @pytest.mark.parametrize(
-    "value", [[1] * 2**20, {str(n): n for n in range(2**18)}, "x" * 2**22, [[["y" * 2**20] * 20] * 20] * 20]
+    "value", [[1] * 2**20, {str(n): n for n in range(2**18)}, "x" * 2**22, [[["y" * 2**22] * 20] * 20] * 20]
 )
 def test_of_a_large_value_only_the_first_members_are_read(value):
     tracemalloc.start()
     try:
         shown = show_value(value)
-        assert tracemalloc.get_traced_memory()[1] < 2**20
+        assert tracemalloc.get_traced_memory()[1] < 2**21  # other threads of the process allocate, too
     finally:
         tracemalloc.stop()
     assert len(shown) <= 80

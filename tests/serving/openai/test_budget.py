@@ -172,11 +172,11 @@ async def test_a_body_is_gone_while_its_answer_streams_and_its_values_before(sma
         async with client.stream("POST", small.url + CHAT, json=body) as answer:
             pieces = answer.aiter_raw()
             assert await anext(pieces) == b"x"
-            found = gc.get_objects()
-            requests = [one for one in found if isinstance(one, Request)]
+            found, here = gc.get_objects(), small.url.removeprefix("http://")  # tests of before may have left some
+            requests = [one for one in found if isinstance(one, Request) and one.header("host") == here]
             bodies = [len(one._body) for one in found if isinstance(one, HttpProtocol)]
             go_on.set()
             assert [piece async for piece in pieces] == []
     assert while_asked == [[None]], "the values were still there as the engine had the request"
-    assert {len(request.content) for request in requests} <= {0}, "only what the checks of a stream need may stay"
+    assert [request for request in requests if request.content] == [], "only what the checks of a stream need may stay"
     assert set(bodies) == {0}
