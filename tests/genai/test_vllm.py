@@ -6,14 +6,15 @@ import signal
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 
-import aiohttp
 import httpx
 import psutil
 import pytest
 
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed
 from ipnext.model.settings.engine import vllm_settings
 from serving.genai.weight_reload import load_adapter, swap_weights, unload_adapter
@@ -133,7 +134,7 @@ def fetched(tiny, number, **facts):
 
 async def swapped(url, tiny, number):
     running = tiny.published[1].manifest.checkpoint
-    async with aiohttp.ClientSession() as session:
+    async with aclosing(HttpSessions()) as session:
         new = fetched(tiny, number)
         return await swap_weights(session, url, "chat", running=running, new=new, settings=vllm_settings(SETTINGS))
 
@@ -156,7 +157,7 @@ async def test_weights_are_swapped_and_no_stream_has_both(url, tiny):
 async def test_weights_of_another_form_are_refused_before_anything_is_touched(url, tiny):
     other = tiny.published[1].manifest.checkpoint.model_copy(update={"tensors": "0" * 64})
     before = complete(url).json()["choices"][0]["text"]
-    async with aiohttp.ClientSession() as session:
+    async with aclosing(HttpSessions()) as session:
         with pytest.raises(LoadFailed, match="other names, dtypes or shapes"):
             await swap_weights(
                 session, url, "chat", running=other, new=fetched(tiny, 2), settings=vllm_settings(SETTINGS)
@@ -167,7 +168,7 @@ async def test_weights_of_another_form_are_refused_before_anything_is_touched(ur
 async def test_an_adapter_is_loaded_changed_and_unloaded_while_the_model_serves(url, tmp_path):
     base = complete(url).json()["choices"][0]["text"]
     texts = []
-    async with aiohttp.ClientSession() as session:
+    async with aclosing(HttpSessions()) as session:
         for seed in (1, 2):
             directory = write_vllm_adapter(tmp_path / f"adapter-{seed}", seed=seed)
             assert describe_checkpoint(directory).manifest.checkpoint.kind == "adapter"
