@@ -26,7 +26,7 @@ from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.registry.registry import Generation, GenerationState, Snapshot
 from ipnext.store.operations.change_end import ROLLS_OUT
-from ipnext.store.records import ModelRecord
+from ipnext.store.records import ModelPlacement, ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
@@ -99,7 +99,7 @@ class MetadataActivities:
         summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
         self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
         cuts = generation.serving_at is None and (spec.split is not None or generation.layout is not None)
-        places = placed is None or {part.part for part in placed.wishes.parts} != set(generation.parts)
+        places = needs_placement(placed, generation)
         note = "" if cuts or stage.kind is not ChangeKind.APPLY else untaken(generation, spec)
         return ResolutionResult(
             parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places, note=note
@@ -139,6 +139,11 @@ class MetadataActivities:
             cause = Cause(change=stage.change_id, reason=reason, message=message, place=place) if part else None
             detail = cause.detail if cause is not None else None
             repository.add_event(stage.model, ConditionType.RESOLVED.value, text, detail=detail)
+
+
+def needs_placement(placed: ModelPlacement | None, generation: Generation) -> bool:
+    """Check whether a rollback to a generation is planned first: nothing, or other parts, are placed."""
+    return placed is None or placed.parts != set(generation.parts)
 
 
 def untaken(generation: Generation, spec: ModelSpec) -> str:

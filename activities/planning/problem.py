@@ -29,7 +29,7 @@ from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.registry import Generation, SplitLayout
 from ipnext.model.wire import decode
 from ipnext.store.planning.placements import Units
-from ipnext.store.records import HeldSlot, ModelPlacement, ModelRecord, ModelTransition
+from ipnext.store.records import HeldSlot, ModelPlacement, ModelRecord, ModelTransition, StateBefore
 from ipnext.store.repository import Repository
 
 REMEMBERED = 4096
@@ -336,9 +336,11 @@ def _units_on_the_way(moving: ModelTransition, placed: Iterable[HeldSlot], runni
 
     For each replica set the maximum of now, the plan and the waves. A replica takes the units of the plan in force, and
     those of the manifest only on hardware that the plan has not; a running one takes at least the units that it was
-    started with.
+    started with, and one that a revert may bring back at least those that it had before the transition.
     """
     units = {**_wished_units(moving.manifest, moving.layout), **_placed_units(moving.wishes)}
+    for way, former in _units_before(moving.before).items():
+        units[way] = max(units.get(way, 0.0), former)
     for slot in running:
         units[slot.part, slot.hardware] = max(units.get((slot.part, slot.hardware), 0.0), slot.units)
     most = dict(_peak(moving.transition, moving.model))
@@ -372,6 +374,12 @@ def _placed_units(wishes: str | None) -> Mapping[tuple[str, str], float]:
     Empty without a placement.
     """
     return {} if wishes is None else decode(ModelProblem, wishes).units
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _units_before(before: str | None) -> Mapping[tuple[str, str], float]:
+    """Map (part, hardware) to the units of a replica by the document of the state that a revert restores."""
+    return {} if before is None else decode(StateBefore, before).units
 
 
 def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:

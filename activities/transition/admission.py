@@ -29,6 +29,7 @@ from ipnext.model.planning.plan import ModelProblem
 from ipnext.model.planning.transition import FleetState, Refresh, Swap, Transition, Wave
 from ipnext.model.throughput import in_unit
 from ipnext.store.planning.placements import Units
+from ipnext.store.records import StateBefore
 from ipnext.store.repository import Repository
 from planner.transition.planner import StepPolicy, admit
 
@@ -174,15 +175,23 @@ def not_swapped(repository: Repository, stage: StageInput, transition: Transitio
     return find_restarts(spec, involved, manifests, transition)
 
 
-def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:
+def way_back(
+    repository: Repository,
+    stage: StageInput,
+    transition: Transition,
+    in_use: Units,
+    before: StateBefore | None = None,
+) -> Back:
     """Decide whether a revert may go in one step.
 
-    The former capacity is added beside the capacity that exists by then.
+    The former capacity is added beside the capacity that exists by then. `before` is what the revert restores, for a
+    transition that has begun: it may have ended all replicas of a part that the manifest lacks.
     """
     if transition.refused is not None:
         return "at_once"
     manifest = model_as_served(repository, stage.model, stage.generation)
     units = units_of(manifest, repository.deployments(stage.model), repository.placement(stage.model))
+    units = {**before.units, **units} if before else units
     left = with_supply_left(repository.fleet().spec, in_use)
     supply = {(item.region, item.hardware): item.units for item in left.supply}
     return "at_once" if fits_at_once(transition, stage.model, units, supply) else "by_waves"

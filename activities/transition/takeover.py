@@ -171,6 +171,7 @@ def _summarize_end(record: TransitionRecord) -> TakenOver:
 def _reverting(repository: Repository, asked: TakeOver, record: TransitionRecord) -> TransitionInput:
     """Build the input of the run that reverts, from the wave that was in progress."""
     change, waves = asked.change, len(record.transition.waves)
+    before, in_use = repository.state_before(record.id), units_in_use(repository, but=asked.model)
     stage = StageInput(
         model=asked.model,
         change_id=change.id,
@@ -185,7 +186,7 @@ def _reverting(repository: Repository, asked: TakeOver, record: TransitionRecord
         waves=waves,
         deadline_seconds=repository.model(asked.model).in_force.spec.rollout.deadline_seconds,
         change_id=change.id,
-        back=way_back(repository, stage, record.transition, units_in_use(repository, but=asked.model)),
+        back=way_back(repository, stage, record.transition, in_use, before),
         fence=record.fence,
         revert=Revert(index=min(record.waves_done, waves - 1), reason=asked.reason, message=asked.message),
     )

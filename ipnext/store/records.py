@@ -293,9 +293,14 @@ class StateBefore(Value):
     served: tuple[ServedGeneration, ...] = ()
     """Generations as the route tables had them."""
 
+    @property
+    def units(self) -> Mapping[tuple[str, str], float]:
+        """(part, hardware) -> units of a replica."""
+        return {(found.key.part, found.key.hardware): found.units for found in self.deployments}
+
 
 class ModelTransition(NamedTuple):
-    """A transition under way with the model's manifest, the layout of its generation and its placement, as JSON."""
+    """A transition under way with the model's manifest, layout, placement and state before, as JSON."""
 
     model: str
     transition: str
@@ -304,6 +309,8 @@ class ModelTransition(NamedTuple):
     """Layout of the transition's generation, if that is cut."""
     wishes: str | None = None
     """The wishes that the plan in force places the model by, if it does."""
+    before: str | None = None
+    """`StateBefore` of the transition."""
 
 
 class HeldSlot(NamedTuple):

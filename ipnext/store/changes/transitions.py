@@ -69,7 +69,12 @@ _FENCE = sa_select(
 
 _MOVING = (
     sa_select(
-        TRANSITIONS.c.model, TRANSITIONS.c.transition, MODELS.c.manifest, GENERATIONS.c.layout, PLACEMENTS.c.wishes
+        TRANSITIONS.c.model,
+        TRANSITIONS.c.transition,
+        MODELS.c.manifest,
+        GENERATIONS.c.layout,
+        PLACEMENTS.c.wishes,
+        TRANSITIONS.c.before,
     )
     .join(CHANGES, CHANGES.c.id == TRANSITIONS.c.change_id)
     .join(MODELS, MODELS.c.name == TRANSITIONS.c.model)

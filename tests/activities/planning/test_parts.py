@@ -1,14 +1,20 @@
 """Placement, waves and plans go by the parts of the generation that they are for, whatever the newest manifest has."""
 
+from collections import Counter
+
 import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.metadata.activities import MetadataActivities
+from activities.planning.problem import units_in_use
 from activities.planning.replan import fleet_snapshot
 from activities.state.desired import read_facts, served_generation
+from activities.state.wave_state import peak
+from activities.transition.takeover import TakeoverActivities
 from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, WaveInput
 from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.takeover import TakeOver
 from ipnext.model.planning.plan import Limits, Objective
 from tests.activities.carried_out import CarriedOut
 from tests.fleets import two_regions
@@ -210,3 +216,43 @@ def test_while_a_publish_waits_users_move_away_from_a_loss_with_the_parts_that_s
         left = {d.key.part for d in unit.deployments("ranker") if d.key.region == "us-east" and d.replicas}
     assert left == set(after)
     assert parts_planned(house) == set(after)
+
+
+@pytest.fixture
+def removing(house, kit):
+    """A publish whose last wave has ended all replicas of the part that it removes; the wave's end is not stored."""
+    carried = serve(house, kit, MORE)
+    apply(house, kit, BASE)
+    change = publish(house, kit, 2, BASE)
+    assert carried.placed(change, 2).feasible
+    last = carried.planned(change, 2).waves - 1
+    assert not carried.walk(change, 2, range(last))
+    wave = WaveInput(transition_id=change.id, model="ranker", generation=2, index=last, deadline_seconds=20)
+    assert [carried.step(name, wave) for name in ("ensure_capacity", "shift_traffic", "check_gate")] == [""] * 3
+    with house.store.read() as unit:
+        ended = [found.key for found in unit.deployments("ranker") if found.key.part == "extra"]
+    for key in ended:
+        house.infrastructure.delete(key)
+        with house.store.begin() as unit:
+            unit.delete_deployment(key)
+    assert parts_running(house) == set(BASE)
+    return change
+
+
+def test_a_revert_that_brings_back_the_last_replicas_of_a_removed_part_can_be_taken_over(house, removing):
+    activities = TakeoverActivities(house.store, lambda _: False)
+    queued = QueuedChange(id=removing.id, kind=removing.kind, sequence=removing.sequence, generation=2)
+    asked = TakeOver(model="ranker", change=queued, reason=Reason.INTERNAL_ERROR, message="its run is gone")
+    taken = ActivityEnvironment().run(activities.take_over, asked)
+    assert taken.transition is not None
+    assert taken.transition.revert is not None
+
+
+def test_other_models_leave_the_supply_of_a_removed_part_until_no_revert_needs_it(house, removing):
+    with house.store.read() as unit:
+        used, most = units_in_use(unit, but="other"), peak(unit.transition(removing.id).transition, "ranker")
+    assert {part for part, _, _ in most} == set(MORE)
+    expected = Counter[tuple[str, str]]()
+    for (_, region, hardware), count in most.items():
+        expected[region, hardware] += count
+    assert used == expected
