@@ -6,7 +6,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.deployment.repetition import pend_again, record_again, replan_stopped_move
-from activities.planning.adoption import settle
+from activities.planning.adoption import places_other_parts, settle
 from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
@@ -17,12 +17,15 @@ from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
 from ipnext.model.lifecycle.status import Reason
-from ipnext.store.operations.change_end import end_change
+from ipnext.store.operations.change_end import ROLLS_OUT, end_change
 from ipnext.store.operations.quota_claims import lower_claims
 from ipnext.store.store import Store
 
 LASTING_ATTEMPTS = 30
 """A Conflict that lasts for this many attempts, five minutes by the step's retries, is permanent."""
+
+_BRINGS_PARTS = ROLLS_OUT | {ChangeKind.ROLLBACK}
+"""Kinds of changes after which a model may have other parts than before."""
 
 
 class DeploymentActivities:
@@ -40,8 +43,9 @@ class DeploymentActivities:
     def finish_change(self, record: RecordInput) -> Done:
         """Record the end of a change: generation, model, conditions, plan and change in one unit of work.
 
-        If the change failed, the plan in force is set to the observed state. A change that is final stays. One that
-        failed because of a lost region is recorded again, as a new change. The change's transition is closed with it,
+        If the change failed, the plan in force is set to the observed state; also if it succeeded, and a replan placed
+        parts that only the former generation has. A change that is final stays. One that failed because of a lost
+        region is recorded again, as a new change. The change's transition is closed with it,
         so that the next one may begin: no run of it may be in progress any more. A Conflict that lasts ends the change,
         with the Conflict as its message.
         """
@@ -66,6 +70,8 @@ class DeploymentActivities:
                 found = former.placement if former and former.change_id == change.id else None
                 wishes = found.wishes if found else None
                 settle(repository, record.model, change_id=record.change_id, wishes=wishes)
+            elif change.kind in _BRINGS_PARTS and places_other_parts(repository, record.model):
+                settle(repository, record.model, change_id=record.change_id)
             if again is not None:
                 pend_again(repository, again)
             replan_stopped_move(repository, change)

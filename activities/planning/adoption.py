@@ -223,6 +223,17 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
         repository.add_shortage_replan(model, change.sequence)
 
 
+def places_other_parts(repository: Repository, model: str) -> bool:
+    """Check whether supply is kept for parts that the serving generation lacks, and that no open change is placed by.
+
+    A replan places the parts of two generations while a change waits.
+    """
+    known, placed = repository.model(model), repository.placement(model)
+    if placed is None or known.serving_generation is None or known.former is not None:
+        return False
+    return not placed.parts <= set(repository.generation(model, known.serving_generation).parts)
+
+
 def _fit(wishes: ModelProblem, parts: Collection[str], *, exactly: bool) -> bool:
     """Check whether wishes are for these parts; others may be for a change that is placed already and waits."""
     named = {part.part for part in wishes.parts}

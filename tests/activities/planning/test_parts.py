@@ -215,6 +215,7 @@ def test_while_a_publish_waits_users_move_away_from_a_loss_with_the_parts_that_s
     with house.store.read() as unit:
         left = {d.key.part for d in unit.deployments("ranker") if d.key.region == "us-east" and d.replicas}
     assert left == set(after)
+    assert parts_placed(house) == (set(after), set(after)), "no supply is kept for the other ones"
     assert parts_planned(house) == set(after)
 
 
