@@ -39,7 +39,12 @@ MINDS = (
     "abort", "apply", "drain", "freeze", "lose a region", "pause", "publish", "publish in a rush", "replan", "retire",
     "repair", "rollback", "two owners at once",
 )  # fmt: skip
-MANIFESTS = ("refused", "too large", "usual")
+MANIFESTS = ("adds a part", "refused", "removes a part", "too large", "usual")
+PARTS = (
+    "a replan places those of two generations", "apply of one that the manifest lost", "one has no snapshot",
+    "publish to fewer ones", "publish to other ones", "refused for one that the manifest lost",
+    "rollback of one that the manifest lost",
+)  # fmt: skip
 
 
 def told(broken) -> str:
@@ -64,6 +69,7 @@ def test_the_histories_have_every_fault_and_every_mind(daily):
     assert [kind for kind in FAULTS if not total[f"fault: {kind}"]] == []
     assert [kind for kind in MINDS if not total[f"mind: {kind}"]] == []
     assert [kind for kind in MANIFESTS if not total[f"manifest: {kind}"]] == []
+    assert [kind for kind in PARTS if not total[f"parts: {kind}"]] == []
 
 
 @pytest.mark.nemesis

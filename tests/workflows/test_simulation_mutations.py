@@ -18,6 +18,7 @@ from activities.transition import step_limit as pacing
 from activities.transition.gate import verdict as gates
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.store.operations import change_end
 from ipnext.store.registry.models import Models
 from tests.workflows.simulation import (
     carrying,
@@ -327,6 +328,27 @@ def repair_goes_by_what_waits(patch):
     patch.setattr(serving_basis, "go_by_what_serves", lambda *_: None)
 
 
+def parts_are_not_kept(patch):
+    """A generation keeps none of the parts that it served with."""
+    patch.setattr(change_end, "_keep_parts", lambda *_: None)
+
+
+def parts_end_with_their_manifest(patch):
+    """What a manifest no longer names ends, also if the generation that serves has it."""
+    real = moving.wanted_deployments
+
+    def newest(found, wave, state):
+        named = {part.name for part in found.journal.records[wave.model].in_force.spec.parts}
+        return tuple(wanted for wanted in real(found, wave, state) if wave.back or wanted.key.part in named)
+
+    patch.setattr(moving, "wanted_deployments", newest)
+
+
+def rollbacks_are_not_placed(patch):
+    """A rollback goes by the placement in force, whatever parts that has."""
+    patch.setattr(staging, "needs_placement", lambda *_: False)
+
+
 MUTANTS = {
     traffic_before_ready: ("I1 capacity", "I2 ready", "I5 answer"),
     release_before_route: ("I1 capacity", "I2 ready", "I5 answer"),
@@ -366,6 +388,9 @@ MUTANTS = {
     manifest_counts_once_accepted: ("in force",),
     manifest_never_counts: ("in force",),
     repair_goes_by_what_waits: ("in force",),
+    parts_are_not_kept: ("parts",),
+    parts_end_with_their_manifest: ("I1 capacity", "I2 ready", "I5 answer"),
+    rollbacks_are_not_placed: ("parts",),
 }
 
 
@@ -379,6 +404,13 @@ OF_MANIFESTS = {
     repair_goes_by_what_waits,
 }
 """Those of histories in which manifests are refused, not placeable, or not in force yet. They have ends, too."""
+
+OF_PARTS = {
+    parts_are_not_kept,
+    parts_end_with_their_manifest,
+    rollbacks_are_not_placed,
+}
+"""Those of histories in which manifests add and remove parts, too."""
 
 SEEN_BY = {
     way_back_without_capacity: 790,
@@ -407,10 +439,10 @@ def test_a_rule_broken_on_purpose_is_caught(mutate, monkeypatch):
     mutate(monkeypatch)
 
     seeds = ((SEEN_BY.get(mutate, 0) + number) % SEEDS for number in range(SEEDS))
-    of_manifests = mutate in OF_MANIFESTS
-    histories = (
-        history(seed, ends=of_manifests or mutate in OF_ENDS, prepares=False, manifests=of_manifests) for seed in seeds
-    )
+    parts = mutate in OF_PARTS
+    manifests = parts or mutate in OF_MANIFESTS
+    ends = manifests or mutate in OF_ENDS
+    histories = (history(seed, ends=ends, prepares=False, manifests=manifests, parts=parts) for seed in seeds)
     found = next((outcome for outcome in histories if outcome.violated), None)
 
     assert found is not None, f"{SEEDS} histories did not see it"
@@ -445,6 +477,20 @@ def test_two_transitions_of_a_model_that_are_open_at_once_are_seen():
 
     with pytest.raises(Violated, match="one and other move"):
         found.invariants.one_mover(model)
+
+
+@pytest.mark.parametrize("what", ["runs", "is placed"])
+def test_a_part_at_rest_that_the_serving_generation_lacks_is_seen(what):
+    found = world.World(1, drawn(Random("scenario 1")))
+    model, record = next((name, known) for name, known in found.journal.records.items() if known.serving)
+    record.generations[record.serving].parts = ("another",)
+    if what == "runs":
+        record.placement = None
+    else:
+        record.deployments.clear()
+
+    with pytest.raises(Violated, match=f"rest parts.*of {model} {what}"):
+        found.invariants._parts_at_rest(model, record)
 
 
 def test_a_revert_that_begins_again_where_another_one_had_been_further_is_caught(monkeypatch):

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args(arguments)
     if given.seed is not None:
-        found = history(given.seed, tracing=given.trace, manifests=True)
+        found = history(given.seed, tracing=given.trace, manifests=True, parts=True)
         sys.stdout.write(
             "\n".join([*found.trace, f"seed {found.seed}: {found.violated or 'all held'} {found.told}"]) + "\n"
         )

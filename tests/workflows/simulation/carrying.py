@@ -36,6 +36,9 @@ STAGES = {
     ChangeKind.RETIRE: ("freeze", "withdraw_model", "release_model"),
     ChangeKind.REPAIR: ("transition",),
 }
+PLACED_FIRST = ("resolve_snapshots", "place_model", "transition")
+"""The stages of a rollback, in histories in which generations may have other parts than those that are placed."""
+
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 SHIELDED = frozenset({"withdraw_model", "release_model"})
 COMPLETED = SHIELDED | {"transition"}
@@ -56,6 +59,8 @@ class Run:
         self.approved = self.promoted = False
         self.waits_for_freeze = False
         self.generation: int | None = None
+        self.places = False
+        """Whether its generation has other parts than those that are placed."""
         self.ended: tuple[ChangeState, str] | None = None
         self.reason: Reason | None = None
         """Why it came to nothing, if a step said so."""
@@ -87,6 +92,17 @@ class Run:
     def terminate_walk(self) -> None:
         """End the transition."""
         end(self.world, self.walk, self)
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """Names of its stages, in order."""
+        kind = ChangeKind(self.change.kind)
+        placed_first = kind is ChangeKind.ROLLBACK and self.world.manifests.parts
+        return PLACED_FIRST if placed_first else STAGES[kind]
+
+    def applies(self, stage: str) -> bool:
+        """Whether it goes through a stage; known once the snapshots are found."""
+        return stage != "place_model" or self.places or self.change.kind is not ChangeKind.ROLLBACK
 
     @property
     def urgent(self) -> bool:
@@ -182,8 +198,10 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
     kind = ChangeKind(run.change.kind)
     if run.generation is None and kind is not ChangeKind.RETIRE:
         return (ChangeState.DONE, "nothing to do")
-    prepared = yield from _prepared(run, staged, STAGES[kind])
-    for stage in STAGES[kind]:
+    prepared = yield from _prepared(run, staged, run.stages)
+    for stage in run.stages:
+        if not run.applies(stage):
+            continue
         done = stage in prepared
         if stage == "place_model" and not done and not (yield from _goes_on(run, lambda: run.held)):
             return (ChangeState.SUPERSEDED, "paused, and a newer one waits")

@@ -270,11 +270,26 @@ class Invariants:
         if rising and used > most + SLACK:
             back = self.overrun.get(row, False) or (grower is not None and self._goes_back(grower))
             self.overrun[row] = back
-            self.broken(
-                "I3 way back" if back else "I3 supply", f"{row[0]}/{row[1]}: {used:g} units run where {most:g} are"
-            )
+            name = "I3 way back" if back else "I3 supply"
+            if self.world.manifests.parts and grower and used - self._unused(grower, row) <= most + SLACK:
+                name = "I3 unused"
+            self.broken(name, f"{row[0]}/{row[1]}: {used:g} units run where {most:g} are")
         elif used <= most + SLACK:
             self.overrun.pop(row, None)
+
+    def _unused(self, model: str, row: tuple[str, str]) -> float:
+        """Units of replicas that no wave knows, and that stay while a gateway of the model can't be reached."""
+        record = self.world.journal.records[model]
+        moving = next((found for found in reversed(record.transitions) if found.state in UNDER_WAY), None)
+        away = (r for r in record.tables if r not in self.world.lost and not self.world.infra.reachable(r))
+        if moving is None or not any(away):
+            return 0.0
+        region, known = self.world.infra.regions[row[0]], waves.peak(moving.transition, model)
+        return sum(
+            len(hosts) * region.wanted[key].units
+            for key, hosts in region.sets.items()
+            if key.model == model and key.hardware == row[1] and (key.part, key.region, key.hardware) not in known
+        )
 
     def planned(self, adopted: Mapping[str, Placement]) -> None:
         """I3: a plan promises no more than there is, wherever what it adopts takes anything."""
@@ -416,6 +431,27 @@ class Invariants:
             told = f"{who} carries out revision {revision}; {self.succeeded[model]} succeeded last"
             raise Violated("in force", told)
 
+    def lacks(self, change: Any, generation: Any, manifest: Any, told: str) -> None:
+        """Parts: a generation is refused for one that nothing is placed for only if the manifest lost it before.
+
+        The generation never served then.
+        """
+        named = {part.name for part in manifest.spec.parts}
+        lost = change.kind in ROLLS_OUT and generation.serving_at is None and set(generation.parts) - named
+        self.world.count("parts: refused for one that the manifest lost")
+        if not lost:
+            raise Violated("parts", f"{change.kind} {change.id}: {told}")
+
+    def changed_parts(self, change: Any, generation: int) -> None:
+        """Count how a model comes to other parts, or keeps those that its manifest lost."""
+        record = self.world.journal.records[change.model]
+        parts = set(record.generations[generation].parts)
+        before = set(record.generations[record.serving].parts) if record.serving else parts
+        if before != parts:
+            self.world.count(f"parts: {change.kind} to {'fewer' if parts < before else 'other'} ones")
+        if parts - {part.name for part in record.in_force.spec.parts}:
+            self.world.count(f"parts: {change.kind} of one that the manifest lost")
+
     def in_time(self, name: str, seconds: float, limits: Limits) -> None:
         """I6: no wait beyond its deadline; one attempt may have begun just before."""
         if limits.all is not None and seconds > limits.all + 2 * HEARTBEAT_SECONDS:
@@ -447,6 +483,7 @@ class Invariants:
         record = self.world.journal.records[model]
         if any(moving.state in UNDER_WAY for moving in record.transitions):
             raise Violated("rest transition", f"a transition of {model} is open for ever")
+        self._parts_at_rest(model, record)
         for region in self.world.infra.regions.values():
             sent = {s.generation for s in region.routes.get(model, (0, ()))[1] if s.fraction > 0}
             if sent - {record.serving}:
@@ -454,6 +491,18 @@ class Invariants:
                 self.broken("rest supply" if _waits_for_supply(record) else "rest generation", told)
             if told := reconciling.difference(self.world, region.name, model):
                 raise Violated("rest region", f"{region.name} is not as the store wants it: {told}")
+
+    def _parts_at_rest(self, model: str, record: Any) -> None:
+        """What runs, and what supply is kept for, are the parts of the generation that serves."""
+        if record.serving is None or (record.changes and _waits_for_supply(record)):
+            return
+        parts = set(record.generations[record.serving].parts)
+        running = {key.part for key, found in record.deployments.items() if found.replicas}
+        placed = {row.part for row in record.placement.replicas if row.count} if record.placement else set()
+        for found, what in ((running, "runs"), (placed, "is placed")):
+            if found - parts:
+                told = f"{', '.join(sorted(found - parts))} of {model} {what}; generation {record.serving} has {parts}"
+                raise Violated("rest parts", told)
 
     def _wishes(self, model: str, revision: int) -> dict[str, float]:
         """The demand of a revision of the manifest: two that want the same may share a placement."""

@@ -1,7 +1,7 @@
 """The pretended store: what is recorded, with the questions that the real planning code asks of a repository."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare
 from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.model.registry.registry import Hosting
 from ipnext.store import records
 from ipnext.store.unit_of_work import document
 
@@ -99,6 +100,8 @@ class Generation:
     validated: bool = False
     serving_at: float | None = None
     layout: None = None
+    hosting: Hosting | None = None
+    """The parts that it served with last."""
 
 
 @dataclass
@@ -112,6 +115,11 @@ class Placement:
     traffic: tuple[TrafficShare, ...]
     revision: int = 1
     """Of the manifest that it was made by."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Parts that it was made for."""
+        return frozenset(part.part for part in self.wishes.parts)
 
 
 @dataclass
@@ -128,6 +136,14 @@ class Moving:
     """Fencing token of the run that may move the model."""
     rests: bool = False
     """No step of it is under way."""
+    before: Mapping[Key, Deployment] = field(default_factory=dict)
+    """The replica sets when it was planned."""
+
+    @property
+    def document_before(self) -> str:
+        """They, as stored."""
+        sets = ({"key": key._asdict(), "replicas": d.replicas, "units": d.units} for key, d in self.before.items())
+        return json.dumps({"deployments": [{**found, "engine": "torch", "qps": 1.0} for found in sets]})
 
 
 @dataclass
@@ -314,7 +330,14 @@ class Journal:
                 cut = None if layout is None else document(layout)
                 wishes = document(record.placement.wishes) if record.placement else None
                 found.append(
-                    records.ModelTransition(model, document(newest.transition), written(record.in_force), cut, wishes)
+                    records.ModelTransition(
+                        model,
+                        document(newest.transition),
+                        written(record.manifest),
+                        cut,
+                        wishes,
+                        newest.document_before,
+                    )
                 )
         return found
 

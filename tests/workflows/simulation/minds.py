@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
@@ -116,11 +115,12 @@ class Minds:
         """Another demand, now and then from other regions."""
         record = self.world.journal.records[model]
         factor = self.random.choice((0.5, 0.8, 1.25, 2.0))
-        spec = SimpleNamespace(**vars(record.in_force.spec))
+        spec = record.in_force.spec.model_copy(update={})
         spec.demand = [wished(d.region, d.qps * factor) for d in spec.demand]
+        self.world.manifests.draw_parts(model, spec)
         if self.world.manifests.kind(model, record.revision + 1) == force.TOO_LARGE:
             spec.demand = [wished(d.region, d.qps * force.BEYOND) for d in spec.demand]
-        record.applied(SimpleNamespace(name=model, metadata=record.manifest.metadata, spec=spec))
+        record.applied(record.manifest.model_copy(update={"spec": spec}))
         self.record(model, ChangeKind.APPLY)
 
     def repair(self, model: str) -> None:
@@ -205,15 +205,16 @@ class Minds:
         left = dict(world.supply)
         wanted = [m for m, r in sorted(records.items()) if not r.retired and (r.serving or r.placement)]
         found: dict[str, Placement] = {}
+        wishes = {model: world.manifests.planned_wishes(model) for model in wanted}
         for model in [m for m in wanted if records[m].placement and self.random.random() < 0.4]:
             placement = records[model].placement
-            if not {row.region for row in placement.replicas} & world.out.regions:
+            stays = not {row.region for row in placement.replicas} & world.out.regions
+            if stays and placement.parts == {part.part for part in wishes[model].parts}:
                 found[model] = placement
                 _take(left, placement)
         for model in sorted(sorted(set(wanted) - found.keys()), key=lambda _: self.random.random()):
             regions = world.plan_regions()
-            manifest = world.manifests.planned_by(records[model])
-            placement = placing.placed(self.random, manifest, left, regions, plan_id="")
+            placement = placing.placed(self.random, wishes[model], left, regions, plan_id="")
             if placement is None:
                 return {}
             found[model] = placement

@@ -82,7 +82,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         yield "a lost region is in the way"
         return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message="on its way to a lost region")
     full = unfreed(world, wave, state)
-    wanted_sets = [d for d in wanted_deployments(world, wave.model, state) if d.key.region not in full]
+    wanted_sets = [d for d in wanted_deployments(world, wave, state) if d.key.region not in full]
     attempt.check()
     running = {key: stored.replicas for key, stored in record.deployments.items()}
     lost = world.out.lost
@@ -336,7 +336,7 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """What the wave no longer needs goes: out of the routers first, then the replicas."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "released")
     last = wave.last
-    target, counted_on = wanted_deployments(world, wave.model, state), _counted_on(world, wave, state)
+    target, counted_on = wanted_deployments(world, wave, state), _counted_on(world, wave, state)
     wanted_sets = whole = spared(world, wave, counted_on, target)
     if wave.back and wave.by_waves:
         wanted_sets = cast("Any", undoing.none_more)(wanted_sets, record.deployments)
@@ -555,23 +555,30 @@ class _Putting:
             self.record.tables[region] = Table(region, stored.revision + 1, shares, served)
 
 
-def wanted_deployments(world: Any, model: str, state: waves.ModelWaveState) -> tuple[Deployment, ...]:
+def wanted_deployments(world: Any, wave: Wave, state: waves.ModelWaveState) -> tuple[Deployment, ...]:
     """One deployment for each slot, as activities/state/desired.py makes them.
 
-    Former generations stay warm where they are loaded.
+    Former generations stay warm where they are loaded. Units are those of the manifest in force, or those that the
+    generation served with, by the real function; a revert restores those of before.
     """
+    model = wave.model
     record, spec = world.journal.records[model], world.journal.records[model].in_force.spec
+    facts = SimpleNamespace(manifest=record.in_force, generations=record.generations, target=wave.moving.generation)
     former = wanted.former_generations(record, state.generations)[: spec.rollout.keep_warm]
     slots, processes = state.slots, state.processes
     hosted = {part for part, _, _ in slots}
     warm = {number for number in former if hosted.issuperset(record.generations[number].parts)}
-    options = {(part.name, o.kind): (o.units, o.qps) for part in spec.parts for o in part.hardware}
     found = []
     for slot in slots:
         key = Key(model, *slot)
         stored = record.deployments.get(key)
         kept = set() if state.apart or stored is None else set(stored.generations) & warm
-        units, qps = options.get((slot[0], slot[2])) or (stored.units, stored.qps)
+        restored = wave.moving.before.get(key, stored) if wave.back else None
+        if restored is None:
+            _, option = wanted._spec_of(cast("Any", facts), state, slot)
+            units, qps = (option.units, option.throughput) if option else (stored.units, stored.qps)
+        else:
+            units, qps = restored.units, restored.qps
         held = state.generations_at(slot)
         own = {g: state.counts[slot, g] for g in sorted(held)} if state.apart else {}
         swap = state.apart and record.refresh == "swap"

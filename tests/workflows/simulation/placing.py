@@ -6,10 +6,8 @@ Whole replicas that carry the traffic they get.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from random import Random
-from typing import Any
 
-from activities.planning.problem import model_problem
-from ipnext.model.planning.plan import ReplicaCount, TrafficShare
+from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare
 
 from .journal import Placement, Units, placed_units
 
@@ -17,29 +15,30 @@ ROUNDS = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Parts of the demand that are tried where the whole does not fit."""
 
 
-def placed(random: Random, manifest: Any, left: Units, regions: Sequence[str], *, plan_id: str) -> Placement | None:
+def placed(
+    random: Random, wishes: ModelProblem, left: Units, regions: Sequence[str], *, plan_id: str
+) -> Placement | None:
     """A placement within `left`; None where nothing of the demand can be placed."""
     chosen = random.sample(sorted(regions), random.randint(1, min(3, len(regions)))) if regions else []
-    wishes = model_problem(manifest)
     demand = {item.region: item.qps for item in wishes.demand}
     for hosts in (sorted(chosen), sorted(regions)):
         routes = _routes(random, demand, hosts)
         for part in ROUNDS:
             shares = {route: round(fraction * part, 6) for route, fraction in routes.items()}
-            rows = _replicas(random, manifest, _load(demand, shares, hosts), left)
+            rows = _replicas(random, wishes, _load(demand, shares, hosts), left)
             if rows and shares:
-                return Placement(manifest.name, plan_id, wishes, tuple(rows), _traffic(manifest.name, shares))
+                return Placement(wishes.model, plan_id, wishes, tuple(rows), _traffic(wishes.model, shares))
     return None
 
 
 def fleet_placements(
-    random: Random, manifests: Mapping[str, Any], supply: Units, regions: Collection[str], *, plan_id: str
+    random: Random, wishes: Mapping[str, ModelProblem], supply: Units, regions: Collection[str], *, plan_id: str
 ) -> dict[str, Placement]:
     """Every model placed anew, together within the supply."""
     left = dict(supply)
     found: dict[str, Placement] = {}
-    for model in sorted(manifests, key=lambda _: random.random()):
-        placement = placed(random, manifests[model], left, sorted(regions), plan_id=plan_id)
+    for model in sorted(wishes, key=lambda _: random.random()):
+        placement = placed(random, wishes[model], left, sorted(regions), plan_id=plan_id)
         if placement is not None:
             found[model] = placement
             for row, units in placed_units(placement).items():
@@ -68,16 +67,18 @@ def _load(
     return {region: qps for region, qps in load.items() if qps > 0}
 
 
-def _replicas(random: Random, manifest: Any, load: Mapping[str, float], left: Units) -> list[ReplicaCount] | None:
+def _replicas(
+    random: Random, wishes: ModelProblem, load: Mapping[str, float], left: Units
+) -> list[ReplicaCount] | None:
     rest, rows = dict(left), list[ReplicaCount]()
     for region, qps in sorted(load.items()):
-        for part in manifest.spec.parts:
-            for option in random.sample(part.hardware, len(part.hardware)):
+        for part in wishes.parts:
+            for option in random.sample(part.options, len(part.options)):
                 count = max(1, math.ceil(qps / option.qps - 1e-9))
-                cell = (region, option.kind)
+                cell = (region, option.hardware)
                 if count * option.units <= rest.get(cell, 0.0) + 1e-9:
                     rest[cell] -= count * option.units
-                    rows.append(ReplicaCount.from_trusted(manifest.name, part.name, region, option.kind, count))
+                    rows.append(ReplicaCount.from_trusted(wishes.model, part.part, region, option.hardware, count))
                     break
             else:
                 return None

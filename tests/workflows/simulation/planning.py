@@ -1,14 +1,17 @@
 """The way from what runs to the plan, by the real planner, on the supply that the real code says is left."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from activities.planning import problem as problems
 from activities.state import drained_fleet as drained
 from activities.state import wave_state as waves
 from activities.transition import admission as admitting
+from activities.transition import draft
 from activities.transition import rollback_target as carried
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.manifest.layout import laid_out
 from ipnext.model.planning.plan import RegionDemand
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW
@@ -39,16 +42,21 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
         lost=world.out.lost,
         serving=record.serving,
     )
-    to = waves.planned_state(change.model, generation, placement, parts=record.generations[generation].parts)
+    target = record.generations[generation]
+    to = waves.planned_state(change.model, generation, cast("Any", placement), parts=target.parts)
     demand = tuple(RegionDemand(region=item.region, qps=item.amount) for item in manifest.spec.demand)
     if change.kind in BRINGS_NOTHING_NEW and record.serving != generation:
         refused = f"generation {record.serving} serves by now"
         found = Transition.model_validate({"from": FleetState(), "to": FleetState(), "refused": refused})
     else:
         world.invariants.goes_by(change, revision)
-        found = _planned(world, change, manifest, (origin, to)).model_copy(update={"demand": demand})
+        served = laid_out(manifest, cast("Any", target))
+        found = _planned(world, change, served, (origin, to)).model_copy(update={"demand": demand})
+        if found.refused and (lacking := draft.explain_lacking(generation, target.parts, placement, manifest)):
+            world.invariants.lacks(change, target, manifest, lacking)
+            found = found.model_copy(update={"refused": lacking})
     state = TransitionState.REFUSED if found.refused else TransitionState.PLANNED
-    moving = Moving(change.id, change.model, generation, found, state)
+    moving = Moving(change.id, change.model, generation, found, state, before=dict(record.deployments))
     record.transitions.append(moving)
     world.invariants.one_mover(change.model)
     if world.tracing:
@@ -61,14 +69,21 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
 
 
 def way_back(world: Any, planned: Moving) -> waves.Back:
-    """As activities/transition/admission.py decides it, by the real comparison."""
-    found, record = planned.transition, world.journal.records[planned.model]
-    if found.refused is not None:
-        return "at_once"
-    units = problems.units_of(record.in_force, record.deployments.values(), record.placement)
-    left = problems.with_supply_left(world.fleet, problems.units_in_use(world.journal, but=planned.model))
-    supply = {(item.region, item.hardware): item.units for item in left.supply}
-    return "at_once" if waves.fits_at_once(found, planned.model, units, supply) else "by_waves"
+    """By the real function."""
+    journal, kind = world.journal, world.journal.by_id[planned.id].kind
+    stage = StageInput(model=planned.model, change_id=planned.id, kind=kind, generation=planned.generation)
+    store = SimpleNamespace(
+        fleet=lambda: SimpleNamespace(spec=world.fleet),
+        model=journal.model,
+        as_measured=journal.as_measured,
+        generation=journal.generation,
+        deployments=journal.deployments,
+        placement=journal.placement,
+    )
+    units = {(key.part, key.hardware): d.units for key, d in planned.before.items()}
+    before = cast("Any", SimpleNamespace(units=units))
+    in_use = problems.units_in_use(journal, but=planned.model)
+    return admitting.way_back(cast("Any", store), stage, planned.transition, in_use, before)
 
 
 def _planned(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, FleetState]) -> Transition:

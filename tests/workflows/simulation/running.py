@@ -14,7 +14,7 @@ def ran(seeds: range) -> tuple[Counter[str], list[Outcome]]:
     total: Counter[str] = Counter()
     broken = []
     for seed in seeds:
-        found = history(seed, manifests=True)
+        found = history(seed, manifests=True, parts=True)
         total.update(found.counted)
         total.update({"histories": 1, "steps": found.steps, "looks": found.looks})
         if found.violated:

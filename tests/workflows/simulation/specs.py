@@ -8,11 +8,31 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from ipnext.model.fleet import FleetSpec, SupplyItem
+from ipnext.model.fleet import FleetSpec, HardwareOption, SupplyItem
+from ipnext.model.manifest.manifest import PartSpec
 
 REGIONS = ("ap", "br", "ca", "de", "es", "fr")
 HARDWARE = ("cpu", "gpu", "tpu")
 PARTS = ("dense", "head", "seq", "sparse", "tower")
+
+
+class Plain(SimpleNamespace):
+    """A plain value that is copied as those of the real code are."""
+
+    def model_copy(self, *, update: dict[str, Any]) -> "Plain":
+        """Return a copy with other values of some attributes."""
+        return type(self)(**(vars(self) | update))
+
+
+class Spec(Plain):
+    """The spec of a manifest. Its parts are neither split nor adapters."""
+
+    split = None
+
+    @property
+    def hosted_parts(self) -> tuple[PartSpec, ...]:
+        """All parts."""
+        return tuple(self.parts)
 
 
 @dataclass
@@ -92,13 +112,13 @@ def _model(random: Random, name: str, regions: tuple[str, ...], hardware: tuple[
     parts = random.sample(PARTS, random.choice((1, 1, 2, 2, 3) if not large else (3, 4, 5)))
     most = random.choice((1, 2, 3, 4, 6)) if not large else random.choice((10, 20, 40, 60))
     wishing = random.sample(regions, random.randint(1, len(regions)))
-    spec = SimpleNamespace(
+    spec = Spec(
         priority=1.0,
         latency_tolerance_ms=100.0,
         survive="none",
         budget_per_hour=None,
         demand=[wished(region, float(random.randint(1, 10 * most))) for region in sorted(wishing)],
-        parts=[_part(random, part, hardware) for part in sorted(parts)],
+        parts=tuple(part_of(random, part, hardware) for part in sorted(parts)),
         rollout=SimpleNamespace(
             canary=random.choice((0.05, 0.1, 0.25, 1.0)),
             max_step=random.choice((0.25, 0.5, 0.5, 1.0)),
@@ -109,8 +129,7 @@ def _model(random: Random, name: str, regions: tuple[str, ...], hardware: tuple[
             on_newer=random.choice(("finish", "finish", "turn")),
         ),
     )
-    spec.hosted_parts = spec.parts
-    manifest = SimpleNamespace(name=name, metadata=SimpleNamespace(owner=f"o{random.randint(0, 1)}"), spec=spec)
+    manifest = Plain(name=name, metadata=SimpleNamespace(owner=f"o{random.randint(0, 1)}"), spec=spec)
     return ModelSpec(
         name=name,
         manifest=manifest,
@@ -119,13 +138,14 @@ def _model(random: Random, name: str, regions: tuple[str, ...], hardware: tuple[
     )
 
 
-def _part(random: Random, name: str, hardware: tuple[str, ...]) -> SimpleNamespace:
+def part_of(random: Random, name: str, hardware: tuple[str, ...]) -> PartSpec:
+    """A part on some of the hardware."""
     kinds = random.sample(hardware, random.randint(1, len(hardware)))
-    options = [
-        offered(kind, random.choice((0.5, 1.0, 1.0, 2.0)), random.choice((5.0, 10.0, 10.0, 25.0)))
+    options = tuple(
+        HardwareOption(kind=kind, units=random.choice((0.5, 1.0, 1.0, 2.0)), qps=random.choice((5.0, 10.0, 10.0, 25.0)))
         for kind in sorted(kinds)
-    ]
-    return SimpleNamespace(name=name, min_replicas=1, hardware=options)
+    )
+    return PartSpec(name=name, hardware=options)
 
 
 def _fleet(
@@ -156,8 +176,3 @@ def _fleet(
 def wished(region: str, qps: float) -> SimpleNamespace:
     """What users of a region ask for; the model's unit is requests/s."""
     return SimpleNamespace(region=region, qps=qps, amount=qps)
-
-
-def offered(kind: str, units: float, qps: float) -> SimpleNamespace:
-    """One way to run a part; the model's unit is requests/s."""
-    return SimpleNamespace(kind=kind, units=units, qps=qps, throughput=qps)

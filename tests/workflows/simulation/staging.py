@@ -3,10 +3,12 @@
 # ruff: noqa: ARG002 - all are called alike, though few need to know their attempt
 
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from activities.deployment import activities as deployment
-from activities.planning.problem import model_problem
+from activities.metadata.activities import needs_placement
+from activities.planning import adoption
+from activities.planning.problem import model_as_served, model_problem
 from ipnext.errors import FenceLost, IPnextError, Unavailable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
@@ -14,7 +16,7 @@ from ipnext.model.planning.plan import ReplicaCount, TrafficShare
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW, ROLLS_OUT
 
 from . import placing, planning, reconciling
-from .journal import Change, Moving, Placement, Record
+from .journal import UNDER_WAY, Change, Moving, Placement, Record
 from .performing import Attempt
 from .walking import Failed
 
@@ -68,6 +70,9 @@ class Stages:
                     return done
                 done[name] = ""
                 continue
+            if not self.run.applies(name):
+                done[name] = ""
+                continue
             body = self.plan_transition if name == "transition" else getattr(self, name)
             try:
                 done[name] = yield from body(attempt)
@@ -78,8 +83,10 @@ class Stages:
         return done
 
     def resolve_snapshots(self, attempt: Attempt) -> Steps:
-        """They are all there."""
+        """They are all there. A rollback to a generation of other parts than those that are placed is placed first."""
         yield "found"
+        target = self.record.generations[self.run.generation]
+        self.run.places = needs_placement(cast("Any", self.record.placement), cast("Any", target))
         return ""
 
     def validate_generation(self, attempt: Attempt) -> Steps:
@@ -87,7 +94,7 @@ class Stages:
         model, generation, revision = self.change.model, self.run.generation, self.record.revision
         yield self.world.faults.validation_seconds(), ()
         sound = not self.world.faults.invalid(model, generation)
-        refused = self.world.manifests.validated(model, revision, sound=sound)
+        refused = self.world.manifests.validated(model, revision, self.record.generations[generation], sound=sound)
         if refused:
             return refused
         self.record.generations[generation].validated = True
@@ -99,14 +106,15 @@ class Stages:
         record, world = self.record, self.world
         yield self.world.faults.latency(), ()
         revision, manifest = world.manifests.of(self.change)
-        wishes = model_problem(manifest)
+        served = model_as_served(cast("Any", world.journal), self.change.model, self.run.generation, by=manifest)
+        wishes = model_problem(served)
         if record.placement is not None and record.placement.wishes == wishes and self._holds(record.placement):
             if self.change.kind in ROLLS_OUT and record.validated != record.accepted:
                 self._go_by(record.placement)
             world.invariants.placed_by(self.change, revision)
             return ""
         left = world.supply_left(but=self.change.model)
-        found = placing.placed(world.random, manifest, left, world.plan_regions(), plan_id=world.journal.new_plan())
+        found = placing.placed(world.random, wishes, left, world.plan_regions(), plan_id=world.journal.new_plan())
         if found is None:
             return "nothing can be placed"
         found.revision = revision
@@ -186,6 +194,9 @@ class Stages:
         self.world.invariants.in_force(change, done=state is ChangeState.DONE)
         if deployment._follows_what_runs(change.kind, state):
             record.placement = _settled(change, record, self.world, former)
+        elif change.kind in deployment._BRINGS_PARTS and self.world.manifests.places_other_parts(change.model):
+            self.world.count("parts: none of former ones are kept")
+            record.placement = _settled(change, record, self.world, None)
         if self.world.ends and self.run.reason is not None:
             reconciling.record_again(self.world, change, state, self.run.reason)
         self.world.journal.end(change, state, message)
@@ -201,7 +212,9 @@ class Stages:
         elif generation is not None and self.change.kind in BRINGS_NOTHING_NEW:
             self.world.invariants.serves_on(self.change, generation)
         elif generation is not None:
+            self.world.invariants.changed_parts(self.change, generation)
             record.serving, record.observed = generation, record.revision_in_force
+            self.world.manifests.keep_parts(self.change.model, generation)
             record.generations[generation].serving_at = self.world.clock.now
             self.world.invariants.serving(self.change, generation)
 
@@ -223,11 +236,39 @@ class Stages:
 def _settled(change: Change, record: Record, world: Any, former: Placement | None) -> Placement | None:
     """What really runs, as activities/planning/adoption.py reads it; the placement in force where that says so already.
 
-    By the wishes of the placement that the change had found, if it was placed.
+    By the wishes of the placement that the change had found, if it was placed; of the parts of the generation that
+    serves, or that another change leads to.
     """
+    others = (m for m in reversed(record.transitions) if m.state in UNDER_WAY and m.id != change.id)
+    moving = next(others, None) if world.manifests.parts else None
+    replicas, traffic = _running(change.model, record) if moving is None else _led_to(moving)
+    number = moving.generation if moving else record.serving
+    parts = set(record.generations[number].parts) if number else {row.part for row in replicas}
+    replicas = tuple(row for row in replicas if row.part in parts)
+    placed = record.placement
+    by = former or placed
+    fits = by is None or adoption._fit(by.wishes, parts, exactly=record.former is None)
+    if (
+        placed
+        and by
+        and by.wishes == placed.wishes
+        and fits
+        and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic)
+    ):
+        return placed
+    if not replicas and not placed:
+        return None
+    wishes, revision = (by.wishes, by.revision) if by else (model_problem(record.in_force), record.revision_in_force)
+    if not adoption._fit(wishes, parts, exactly=record.former is None):
+        wishes = model_problem(model_as_served(cast("Any", world.journal), change.model, number))
+        revision = record.revision_in_force
+    return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic, revision) if replicas else None
+
+
+def _running(model: str, record: Record) -> tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]:
     demanding = {item.region for item in record.in_force.spec.demand}
     replicas = tuple(
-        ReplicaCount.from_trusted(change.model, key.part, key.region, key.hardware, d.replicas)
+        ReplicaCount.from_trusted(model, key.part, key.region, key.hardware, d.replicas)
         for key, d in sorted(record.deployments.items())
         if d.replicas
     )
@@ -237,23 +278,17 @@ def _settled(change: Change, record: Record, world: Any, former: Placement | Non
             if table.region in demanding:
                 shares[table.region, share.to] = shares.get((table.region, share.to), 0.0) + share.fraction
     traffic = tuple(
-        TrafficShare.from_trusted(change.model, origin, to, min(1.0, fraction))
+        TrafficShare.from_trusted(model, origin, to, min(1.0, fraction))
         for (origin, to), fraction in sorted(shares.items())
         if fraction > 0
     )
-    placed = record.placement
-    by = former or placed
-    if (
-        placed
-        and by
-        and by.wishes == placed.wishes
-        and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic)
-    ):
-        return placed
-    if not replicas and not placed:
-        return None
-    wishes, revision = (by.wishes, by.revision) if by else (model_problem(record.in_force), record.revision_in_force)
-    return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic, revision) if replicas else None
+    return replicas, traffic
+
+
+def _led_to(moving: Moving) -> tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]:
+    """By the real function: where a transition of another change leads."""
+    state = adoption.target_state(moving.transition)
+    return state.replicas, state.traffic
 
 
 def _rows(replicas: Any, traffic: Any) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, NamedTuple
 
+from activities.planning.problem import model_problem
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.wave_state import planned_state, route_share
 
@@ -22,7 +23,7 @@ from .minds import Minds
 from .placing import fleet_placements
 from .specs import Scenario, drawn
 
-KNOWN = frozenset({"I1 between", "I1 ahead", "rest supply"})
+KNOWN = frozenset({"I1 between", "I1 ahead", "I3 unused", "rest supply"})
 """Invariants that the code does not keep yet (docs/simulation.md tells why): counted, not failed."""
 
 LOOK_SECONDS = 30.0
@@ -62,6 +63,7 @@ class World:
         ends: bool = False,
         prepares: bool | None = None,
         manifests: bool = False,
+        parts: bool = False,
         known: frozenset[str] = KNOWN,
     ) -> None:
         self.ends, self.over = ends, False
@@ -81,6 +83,8 @@ class World:
         self.endings = Endings(self, Random(f"ends {seed}"))
         self.minds = Minds(self, Random(f"minds {seed}"))
         self.manifests = Manifests(self, Random(f"manifests {seed}"), counts=manifests)
+        if parts:
+            self.manifests.change_parts(Random(f"parts {seed}"))
         self.drained, self.lost, self.aborted, self.replans = set[str](), set[str](), set[str](), 0
         self.lost_after: dict[str, int] = {}
         """Region -> number of the newest change when it was lost, or came back, for the last time."""
@@ -176,10 +180,8 @@ class World:
 
     def _install(self) -> None:
         """Most models serve already, where they are placed; the others have never been published."""
-        manifests = {n: s.manifest for n, s in self.scenario.models.items() if self.random.random() < 0.85}
-        found = fleet_placements(
-            self.random, manifests, self.supply, self.fleet.regions, plan_id=self.journal.new_plan()
-        )
+        wishes = {n: model_problem(s.manifest) for n, s in self.scenario.models.items() if self.random.random() < 0.85}
+        found = fleet_placements(self.random, wishes, self.supply, self.fleet.regions, plan_id=self.journal.new_plan())
         for model, placement in found.items():
             record = self.journal.records[model]
             parts = tuple(part.name for part in record.in_force.spec.parts)
@@ -187,6 +189,7 @@ class World:
             record.placement, record.serving = placement, 1
             self.invariants.published[model] = self.invariants.succeeded[model] = 1
             self.manifests.served(model)
+            self.manifests.keep_parts(model, 1)
             self._start(model, record)
 
     def _start(self, model: str, record: Record) -> None:
@@ -226,6 +229,7 @@ def history(
     ends: bool = True,
     prepares: bool | None = None,
     manifests: bool = False,
+    parts: bool = False,
     known: frozenset[str] = KNOWN,
 ) -> Outcome:
     """The history of a seed. The same seed gives the same history, step by step.
@@ -233,6 +237,7 @@ def history(
     Without `swaps` no process goes over. Without `ends` no run is ended from outside and nothing is reconciled or
     repaired. `prepares`: whether the stages before a transition are one activity; None: drawn, and never without
     `ends`. `manifests`: whether a manifest has to be accepted and placed before it is in force, and some are refused.
+    `parts`: whether some manifests have other parts than those before, too; only with `manifests`.
     """
     scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
     world = World(
@@ -243,6 +248,7 @@ def history(
         ends=ends,
         prepares=prepares,
         manifests=manifests,
+        parts=parts,
         known=known,
     )
     violated, told = None, ""
