@@ -479,20 +479,6 @@ def test_two_transitions_of_a_model_that_are_open_at_once_are_seen():
         found.invariants.one_mover(model)
 
 
-@pytest.mark.parametrize("what", ["runs", "is placed"])
-def test_a_part_at_rest_that_the_serving_generation_lacks_is_seen(what):
-    found = world.World(1, drawn(Random("scenario 1")))
-    model, record = next((name, known) for name, known in found.journal.records.items() if known.serving)
-    record.generations[record.serving].parts = ("another",)
-    if what == "runs":
-        record.placement = None
-    else:
-        record.deployments.clear()
-
-    with pytest.raises(Violated, match=f"rest parts.*of {model} {what}"):
-        found.invariants._parts_at_rest(model, record)
-
-
 def test_a_revert_that_begins_again_where_another_one_had_been_further_is_caught(monkeypatch):
     """So rare that the history in which it happens is named."""
     real = moving._write_progress
