@@ -1,5 +1,6 @@
 """Rules about what people asked for: freezes, pauses, gates and drains. Each is a pure function of the story."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -66,12 +67,15 @@ def bad_generations(story: Story) -> Iterable[str]:
 
 
 def unplaceable(story: Story) -> Iterable[str]:
-    """A manifest that nothing can be placed by is refused: its change moves nothing, and what serves goes on."""
+    """A manifest that nothing can be placed by is refused: its change moves nothing, and what serves goes on.
+
+    A change that is begun, or begun again as its worker ended, after a newer manifest was applied goes by that one.
+    """
     for event in story.acknowledged("apply"):
         if not event.value.get("unplaceable"):
             continue
         for change in story.changes[event.value["model"]]:
-            if change.id != event.value["id"]:
+            if change.id != event.value["id"] or _has_newer_manifest(story, change):
                 continue
             if change.state in {"done", "rolled_back"}:
                 yield (
@@ -83,6 +87,14 @@ def unplaceable(story: Story) -> Iterable[str]:
                     f"{change.model}: {change.kind} {change.id} moves the model, "
                     "and nothing can be placed by its manifest"
                 )
+
+
+def _has_newer_manifest(story: Story, change: Change) -> bool:
+    """Another manifest was applied before the change ended."""
+    return any(
+        other.kind == "apply" and other.sequence > change.sequence and other.created < (change.finished or math.inf)
+        for other in story.changes[change.model]
+    )
 
 
 def drained(story: Story) -> Iterable[str]:

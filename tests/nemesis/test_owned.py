@@ -299,13 +299,13 @@ def test_a_drain_that_is_asked_again_because_its_answer_was_lost_is_one(tale):
     assert [(each.asked, each.returned) for each in found] == [(1.0, FOREVER), (9.0, 9.0)]
 
 
-def applied(tale, make_change, change_id, *, unplaceable, **more):
+def applied(tale, make_change, change_id, *, unplaceable, begin=31.0, end=33.0, **more):
     """A manifest of `pair` that was applied, and its change."""
     told = {"model": "pair", "qps": 60.0} | ({"unplaceable": True} if unplaceable else {})
     sequence = len(tale.changes) + 1
     tale.event("apply", 31.0, "invoke", 95, **told)
     tale.event("apply", 31.1, "ok", 95, **told, sequence=sequence, generation=2, id=change_id)
-    tale.changes.append(make_change(change_id, sequence, 2, 31.0, 33.0, kind="apply", **more))
+    tale.changes.append(make_change(change_id, sequence, 2, begin, end, kind="apply", **more))
 
 
 def test_a_manifest_that_nothing_can_be_placed_by_is_refused(tale, make_change):
@@ -317,6 +317,13 @@ def test_a_manifest_that_nothing_can_be_placed_by_is_refused(tale, make_change):
 def test_a_manifest_that_nothing_can_be_placed_by_and_that_is_carried_out_is_told(tale, make_change, state):
     applied(tale, make_change, "a", unplaceable=True, state=state)
     assert broken(tale) == {"unplaceable"}
+
+
+@pytest.mark.parametrize(("begin", "told"), [(32.0, set()), (34.0, {"unplaceable"})])
+def test_a_change_may_be_carried_out_by_a_newer_manifest_that_came_before_its_end(tale, make_change, begin, told):
+    applied(tale, make_change, "a", unplaceable=True, state="done")
+    applied(tale, make_change, "b", unplaceable=False, begin=begin, end=begin + 2)
+    assert broken(tale) == told
 
 
 def test_a_usual_manifest_may_be_carried_out(tale, make_change):

@@ -20,15 +20,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="one history alone")
     parser.add_argument("--trace", action="store_true", help="tell every step of it")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--parts", action="store_true", help="manifests add and remove parts, too")
     given = parser.parse_args(arguments)
     if given.seed is not None:
-        found = history(given.seed, tracing=given.trace, manifests=True, parts=True)
+        found = history(given.seed, tracing=given.trace, manifests=True, parts=given.parts)
         sys.stdout.write(
             "\n".join([*found.trace, f"seed {found.seed}: {found.violated or 'all held'} {found.told}"]) + "\n"
         )
         return 1 if found.violated else 0
     first, last = (int(number) for number in given.seeds.split(":"))
-    total, broken = all_of(range(first, last), given.processes)
+    total, broken = all_of(range(first, last), given.processes, parts=given.parts)
     for name in sorted(total):
         sys.stdout.write(f"{total[name]:>12,}  {name}\n")
     for outcome in broken[:SHOWN]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from multiprocessing import get_context
 
 from .world import Outcome, history
@@ -9,12 +10,12 @@ from .world import Outcome, history
 CHUNK = 50
 
 
-def ran(seeds: range) -> tuple[Counter[str], list[Outcome]]:
-    """Counts of some histories, and those that broke something."""
+def ran(seeds: range, *, parts: bool = False) -> tuple[Counter[str], list[Outcome]]:
+    """Counts of some histories, and those that broke something. `parts`: manifests add and remove parts, too."""
     total: Counter[str] = Counter()
     broken = []
     for seed in seeds:
-        found = history(seed, manifests=True, parts=True)
+        found = history(seed, manifests=True, parts=parts)
         total.update(found.counted)
         total.update({"histories": 1, "steps": found.steps, "looks": found.looks})
         if found.violated:
@@ -23,13 +24,14 @@ def ran(seeds: range) -> tuple[Counter[str], list[Outcome]]:
     return total, broken
 
 
-def all_of(seeds: range, processes: int) -> tuple[Counter[str], list[Outcome]]:
+def all_of(seeds: range, processes: int, *, parts: bool = False) -> tuple[Counter[str], list[Outcome]]:
     """The same of many, in several processes."""
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+    run = partial(ran, parts=parts)
     if processes == 1:
-        return _joined(map(ran, chunks))
+        return _joined(map(run, chunks))
     with get_context("spawn").Pool(processes) as pool:
-        return _joined(pool.imap_unordered(ran, chunks))
+        return _joined(pool.imap_unordered(run, chunks))
 
 
 def _joined(parts: Iterable[tuple[Counter[str], list[Outcome]]]) -> tuple[Counter[str], list[Outcome]]:
