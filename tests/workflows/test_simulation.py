@@ -22,7 +22,7 @@ from tests.workflows.simulation.walking import Way, walk
 from tests.workflows.simulation.world import history
 
 HISTORIES = Path(__file__).parent / "histories"
-EVERY_DAY = 1500
+EVERY_DAY = 1000
 """Histories of each `make test-all`; `make test` runs a tenth."""
 WITH_PARTS = 300
 """Those whose manifests add and remove parts besides; docs/simulation.md has the seeds that still break something."""
