@@ -211,9 +211,7 @@ class TransitionActivities:
         stay = waiting(facts, shares, states) if wave.back else ()
         keeping = not_gone_back(wave.model, state, states) if wave.back and transition.refresh == "swap" else ()
         gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
-        spared = reaching.unchanged_regions.intersection(silent)
-        moved = {region: found for region, found in shares.items() if region not in spared}
-        gateways.follow(moved, deployments, waiting=stay, keeping=keeping)
+        gateways.follow(shares, deployments, waiting=stay, keeping=keeping, apart=reaching.unchanged_regions)
         hold = 0.0 if wave.back else transition.waves[wave.index].hold_seconds
         former = former_generation(transition, wave.model, wave.generation)
         new = traffic_of(wave.model, wave.generation, states.values())
@@ -282,9 +280,9 @@ class TransitionActivities:
         needed = find_unrestored(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
         self._begin_to_move(wave)
         releasing = self._releasing(facts)
-        left = ReleaseExceptions(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
-        _, silent = observe(self._infrastructure, reaching.unchanged_regions - facts.lost, [wave.model])
-        shares = {region: found for region, found in shares.items() if region not in silent}
+        apart = reaching.unchanged_regions
+        left = ReleaseExceptions(releasing.waiting(shares, wanted), needed, self._keeping(reaching), apart)
+        _, silent = observe(self._infrastructure, apart - facts.lost, [wave.model])
         wanted = tuple(found for found in wanted if found.key.region not in silent)
         gone = [found for found in gone if found.key.region not in silent]
         unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)

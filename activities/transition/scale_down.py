@@ -32,6 +32,8 @@ class ReleaseExceptions:
     needed: frozenset[tuple[str, int]] = frozenset()
     keeping: Collection[str] = ()
     """Regions whose routers forget nothing."""
+    apart: Collection[str] = ()
+    """Regions that need not be reached if their shares stay as stored."""
 
 
 class CapacityRelease:
@@ -69,7 +71,7 @@ class CapacityRelease:
         unreachable: Unavailable | None = None
         gateways = Gateways(self._store, self._infrastructure, self._facts, beat=beat)
         try:
-            gateways.follow(shares, kept, waiting=left.users, keeping=left.keeping)
+            gateways.follow(shares, kept, waiting=left.users, keeping=left.keeping, apart=left.apart)
         except Unavailable as error:
             unreachable = error
         needed = left.needed | gateways.still_sent(shares)

@@ -47,6 +47,7 @@ class Gateways:
         *,
         waiting: Collection[str] = (),
         keeping: Collection[str] = (),
+        apart: Collection[str] = (),
     ) -> None:
         """Let every region serve its generations, then send the traffic by `shares`, one gateway after the other.
 
@@ -55,7 +56,8 @@ class Gateways:
         yet: if that region is unreachable, the gateway stays as it is. The table that a lost region gets once it is
         restored names no such place. Routers forget a generation last of all, and not before every gateway that names
         it has moved; routers in regions of `keeping` forget nothing. Unreachable regions do not keep the others from
-        following. Gateways in `waiting` stay as they are, because their new targets are not ready.
+        following. Gateways in `waiting` stay as they are, because their new targets are not ready. Those of `apart`
+        need not be reached if their shares stay as stored.
 
         Raises:
             RegionUnreachable: a region could not be reached; raised at the end, for the first of them.
@@ -82,7 +84,9 @@ class Gateways:
             kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
             served_there = merge_served(served_generations(self._facts, region, held), kept)
             self._write(region, keep_held_shares(shares[region], known), served_there)
+        same = {region for region, table in self._tables.items() if table.shares == shares.get(region)}
         silent = tuple(region for region in silent if region in self._tables or region not in self._refusing)
+        silent = tuple(region for region in silent if region not in same.intersection(apart))
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
             raise RegionUnreachable(msg)

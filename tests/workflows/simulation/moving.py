@@ -252,8 +252,7 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     keeping = not_gone_back(world, wave, state)
     _rest(wave, attempt, rests=False)
     apart = _unchanged(world, wave)
-    shares = {region: found for region, found in shares.items() if region not in apart}
-    yield from follow(world, wave.model, shares, deployments, attempt, waits, keeping=keeping)
+    yield from follow(world, wave.model, shares, deployments, attempt, waits, keeping=keeping, apart=apart)
     yield "all gateways follow"
     _rest(wave, attempt, rests=True)
     hold = 0.0 if wave.back else wave.moving.transition.waves[wave.index].hold_seconds
@@ -358,11 +357,10 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         apart = _unchanged(world, wave)
         if apart:
             world.faults.count("a silent region is no part of a way back")
-        shares = {region: found for region, found in shares.items() if region not in apart}
         wanted_sets = tuple(d for d in wanted_sets if d.key.region not in apart)
         gone = [d for d in gone if d.key.region not in apart]
         keeping = not_gone_back(world, wave, state)
-        yield from follow(world, wave.model, shares, kept, attempt, waits, keeping=keeping)
+        yield from follow(world, wave.model, shares, kept, attempt, waits, keeping=keeping, apart=apart)
     except Unavailable as error:
         unreachable = error
     needed = still_sent(record, shares)
@@ -420,6 +418,7 @@ def follow(
     waits: frozenset[str] = frozenset(),
     *,
     keeping: frozenset[str] = frozenset(),
+    apart: frozenset[str] = frozenset(),
 ) -> Generator[Any, Any, None]:
     """Every gateway that answers learns what its region holds, then sends by `shares`. Unavailable at the end."""
     record, held, lost = world.journal.records[model], tuple(deployments), world.out.lost
@@ -448,7 +447,8 @@ def follow(
         ]
         kept = {number for number in put.now(region).served if (region, number) in needed}
         put.unheard(region, waves.keep_held_shares(shares[region], known), served[region] | kept)
-    silent = sorted(shares.keys() - set(reached) - lost)
+    same = {region for region in apart & record.tables.keys() if shares.get(region) == _now(record, region)}
+    silent = sorted(shares.keys() - set(reached) - lost - same)
     if silent:
         msg = f"region {silent[0]!r} can't be reached"
         raise Unavailable(msg)
