@@ -371,6 +371,20 @@ def _main_generation(state: ModelWaveState) -> int:
     return max(weights, key=lambda generation: (weights[generation], generation), default=0)
 
 
+def find_running(deployments: Mapping[DeploymentKey, Deployment], key: DeploymentKey) -> Deployment | None:
+    """Return the replica set of a key, else one of the same part and hardware in another region.
+
+    The waves may take a generation by way of a region that it was never in. Its part may be in no manifest any more.
+    """
+    if key in deployments:
+        return deployments[key]
+    alike = (
+        found for found in sorted(deployments, key=str) if (found.part, found.hardware) == (key.part, key.hardware)
+    )
+    other = next(alike, None)
+    return None if other is None else deployments[other]
+
+
 def _deployment(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> Deployment:
     key = key_of(facts.model, slot)
     stored = facts.deployments.get(key)
@@ -382,10 +396,11 @@ def _deployment(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> Deplo
         return restored.model_copy(update={"replicas": replicas, "own": own, "holds": holds, "swap": swap})
     part, option = _spec_of(facts, state, slot)
     if part is None or option is None:
-        if stored is None:
+        former = find_running(facts.deployments, key)
+        if former is None:
             msg = f"the manifest of {facts.model!r} has no way to run {key}: neither the part nor the hardware is there"
             raise NotFound(msg)
-        return stored.model_copy(update={"replicas": replicas, "own": own, "holds": holds})
+        return former.model_copy(update={"key": key, "replicas": replicas, "own": own, "holds": holds})
     return Deployment(
         key=key,
         replicas=replicas,

@@ -1,6 +1,7 @@
 """Placement, waves and plans go by the parts of the generation that they are for, whatever the newest manifest has."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from temporalio.testing import ActivityEnvironment
@@ -8,8 +9,8 @@ from temporalio.testing import ActivityEnvironment
 from activities.metadata.activities import MetadataActivities
 from activities.planning.problem import units_in_use
 from activities.planning.replan import fleet_snapshot
-from activities.state.desired import read_facts, served_generation
-from activities.state.wave_state import peak
+from activities.state.desired import read_facts, served_generation, wanted_deployments
+from activities.state.wave_state import ModelWaveState, peak
 from activities.transition.takeover import TakeoverActivities
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, WaveInput
@@ -194,6 +195,20 @@ def test_a_rollback_waits_for_no_part_of_another_generation(house, reverted):
     reverted.move(change, 1)
     with house.store.read() as unit:
         assert {d.key.part for d in unit.deployments("ranker") if d.key.region == "us-east"} == set(BASE)
+
+
+def test_a_part_that_no_manifest_has_any_more_can_leave_by_way_of_a_region_that_it_was_never_in(house, kit, reverted):
+    apply(house, kit, BASE)
+    with house.store.read() as unit:
+        facts = read_facts(unit, "ranker", 1, named=(2,))
+    runs = next(found for found in facts.deployments.values() if found.key.part == "extra" and found.replicas)
+    others = {key: found for key, found in facts.deployments.items() if key.region == runs.key.region}
+    elsewhere = next(name for name in ("us-east", "eu-west") if name != runs.key.region)
+    state = ModelWaveState({(("extra", elsewhere, "cpu"), 2): 3})
+    (wanted,) = wanted_deployments(replace(facts, deployments=others), state)
+    assert wanted.key == runs.key.model_copy(update={"region": elsewhere})
+    assert (wanted.replicas, wanted.units, wanted.qps) == (3, runs.units, runs.qps)
+    assert (wanted.settings, wanted.generations) == (runs.settings, (2,))
 
 
 @pytest.mark.parametrize(("before", "after"), [(MORE, BASE), (BASE, MORE)], ids=["removes", "adds"])

@@ -576,7 +576,8 @@ def wanted_deployments(world: Any, wave: Wave, state: waves.ModelWaveState) -> t
         restored = wave.moving.before.get(key, stored) if wave.back else None
         if restored is None:
             _, option = wanted._spec_of(cast("Any", facts), state, slot)
-            units, qps = (option.units, option.throughput) if option else (stored.units, stored.qps)
+            former: Any = wanted.find_running(cast("Any", record.deployments), cast("Any", key))
+            units, qps = (option.units, option.throughput) if option else (former.units, former.qps)
         else:
             units, qps = restored.units, restored.qps
         held = state.generations_at(slot)
