@@ -13,6 +13,7 @@ from ipnext import names
 from ipnext.model.deployment.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.registry import Generation
 from ipnext.store.operations.change_end import write_ready
 from ipnext.store.repository import Repository
 
@@ -49,7 +50,7 @@ def drift_of(repository: Repository, model: str) -> str:
     loaded = {number for found in deployments for number in found.generations}
     told = [
         *_astray(tables, serving),
-        *_find_leftovers(deployments, serving, repository.have_served(model, loaded)),
+        *_find_leftovers(deployments, repository.generation(model, serving), repository.have_served(model, loaded)),
     ]
     return f"{'; '.join(told)}; generation {serving} serves" if told else ""
 
@@ -143,10 +144,14 @@ def _astray(tables: Iterable[RouteTable], serving: int) -> Iterable[str]:
             yield f"users of {table.region} are sent to generation {', '.join(map(str, others))}"
 
 
-def _find_leftovers(deployments: Iterable[Deployment], serving: int, served: frozenset[int]) -> Iterable[str]:
-    """Yield replicas of a generation that does not serve: in dedicated processes, or loaded though it never served."""
+def _find_leftovers(deployments: Iterable[Deployment], serving: Generation, served: frozenset[int]) -> Iterable[str]:
+    """Yield replicas of a generation that does not serve.
+
+    They are in dedicated processes, or loaded though it never served, or of a part that the serving one lacks.
+    """
     for found in deployments:
-        left = {number for number, count in found.own.items() if count and number != serving}
-        left |= {number for number in found.generations if number != serving and number not in served}
+        others = set(found.generations) - {serving.number}
+        left = {number for number, count in found.own.items() if count and number != serving.number}
+        left |= others if found.key.part not in serving.parts else others - served
         if found.replicas and left:
             yield f"{found.key.part} in {found.key.region} holds generation {', '.join(map(str, sorted(left)))}"

@@ -36,12 +36,21 @@ def route(unit, *generations, revision=1):
     unit.put_route(RouteTable(model="m", region="us-east", revision=revision, shares=shares, served=()))
 
 
-def hold(unit, *generations, own=None):
+def hold(unit, *generations, own=None, part="dense"):
     held = AssignedSnapshot(
         part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=generations, signers=None
     )
     unit.put_deployment(
-        Deployment(key=EAST, replicas=2, engine="torch", units=1, qps=100, memory_bytes=1, holds=(held,), own=own or {})
+        Deployment(
+            key=EAST.model_copy(update={"part": part}),
+            replicas=2,
+            engine="torch",
+            units=1,
+            qps=100,
+            memory_bytes=1,
+            holds=(held,),
+            own=own or {},
+        )
     )
 
 
@@ -84,6 +93,12 @@ def test_replicas_left_with_another_generation_are_drift(served, generations, ow
     with served.store.begin("m") as unit:
         hold(unit, *generations, own=own)
         assert drift_of(unit, "m") == f"dense in us-east holds generation {told}; generation 2 serves"
+
+
+def test_replicas_of_a_part_that_the_serving_generation_lacks_are_drift(served):
+    with served.store.begin("m") as unit:
+        hold(unit, 1, part="extra")
+        assert drift_of(unit, "m") == "extra in us-east holds generation 1; generation 2 serves"
 
 
 def test_a_model_that_serves_nothing_or_is_retired_has_no_drift(served):

@@ -240,6 +240,9 @@ class _Repository:
         out = self.world.out
         return [SimpleNamespace(region=r, holds=True, lost=r in out.lost, force=False) for r in sorted(out.regions)]
 
+    def generation(self, model: str, number: int) -> Any:
+        return self.journal.records[model].generations[number]
+
     def have_served(self, model: str, numbers: Iterable[int]) -> frozenset[int]:
         generations = self.journal.records[model].generations
         return frozenset(n for n in numbers if generations[n].serving_at is not None)
