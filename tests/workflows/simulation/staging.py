@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from activities.deployment import activities as deployment
 from activities.metadata.activities import needs_placement
 from activities.planning import adoption
-from activities.planning.problem import model_as_served, model_problem
+from activities.planning.problem import fleet_problem, model_as_served, model_problem
 from ipnext.errors import FenceLost, IPnextError, Unavailable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
@@ -193,7 +193,10 @@ class Stages:
         former = self.world.manifests.ended(change, done=state is ChangeState.DONE)
         self.world.invariants.in_force(change, done=state is ChangeState.DONE)
         if deployment._follows_what_runs(change.kind, state):
+            before = record.placement
             record.placement = _settled(change, record, self.world, former)
+            if record.placement is not before:
+                self._replan_if_short(record.placement)
         elif change.kind in deployment._BRINGS_PARTS and self.world.manifests.places_other_parts(change.model):
             self.world.count("parts: none of former ones are kept")
             record.placement = _settled(change, record, self.world, None)
@@ -204,6 +207,15 @@ class Stages:
             reconciling.record_repair(self.world, change.model)
         yield "the end is written down"
         return None
+
+    def _replan_if_short(self, placement: Placement | None) -> None:
+        """By the real function: what runs, and is the plan in force now, carries less than it gets."""
+        if not self.world.manifests.parts or placement is None or self.change.kind is ChangeKind.MOVE:
+            return
+        plan = adoption._build_plan(placement.replicas, placement.traffic)
+        if adoption.is_short(fleet_problem(self.world.fleet, [placement.wishes]), plan):
+            self.world.count("a replan for a shortage")
+            self.world.minds.replan()
 
     def _succeeded(self) -> None:
         record, generation = self.record, self.run.generation
