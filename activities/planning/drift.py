@@ -47,11 +47,11 @@ def drift_of(repository: Repository, model: str) -> str:
     lost = DrainedFleet.of(repository.drains()).lost
     tables = [table for table in repository.routes(model) if table.region not in lost]
     deployments = [found for found in repository.deployments(model) if found.key.region not in lost]
-    loaded = {number for found in deployments for number in found.generations}
-    told = [
-        *_astray(tables, serving),
-        *_find_leftovers(deployments, repository.generation(model, serving), repository.have_served(model, loaded)),
-    ]
+    loaded = {number for found in deployments for number in (*found.generations, *found.own)}
+    told = [*_astray(tables, serving)]
+    if loaded - {serving}:  # of most models nothing more is read
+        served = repository.have_served(model, loaded)
+        told += _find_leftovers(deployments, repository.generation(model, serving), served)
     return f"{'; '.join(told)}; generation {serving} serves" if told else ""
 
 

@@ -69,7 +69,8 @@ def bad_generations(story: Story) -> Iterable[str]:
 def unplaceable(story: Story) -> Iterable[str]:
     """A manifest that nothing can be placed by is refused: its change moves nothing, and what serves goes on.
 
-    A change that is begun, or begun again as its worker ended, after a newer manifest was applied goes by that one.
+    A change goes by the manifest that is the newest as it is validated. The history does not have that moment: one that
+    was applied before the change's end excuses it.
     """
     for event in story.acknowledged("apply"):
         if not event.value.get("unplaceable"):
