@@ -4,6 +4,7 @@ Same status, words and headers, after the same statements. Every parameter of a 
 is in one of the tables here; a new one fails until it is.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import update
 
+from ipnext.api.requests import guarded_route
 from ipnext.model.access.rights import Role
 from ipnext.store.tables import PlanRow
 from tests.ipnext.api.surface import HIDDEN, OWNER, SHOWN, freeze_document, routes
@@ -197,6 +199,7 @@ async def asker(request, two_owners, monkeypatch):
         """Refusals are recorded up to a rate."""
 
     monkeypatch.setattr("ipnext.api.authorization.audit_entries.Recorder.record_refusal", no_record)
+    monkeypatch.setattr(guarded_route, "LATE_SECONDS", math.inf)  # however slow the machine
     app, key = two_owners.app(), two_owners.add_key("asker", role, **scope)
     app.state.platform.access._clock = lambda: 0.0
     statements = []
