@@ -101,8 +101,8 @@ test-all: $(READY) ## all tests but the nemesis, in full: pure, integration and 
 e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
 
-bench: $(READY) ## measure publish -> serving, stage by stage (planner: benchmarks/planner_scale.py)
-	$(BIN)/python -m benchmarks.publish_to_serving $(ARGS)
+bench: $(READY) ## measure publish -> serving, stage by stage (planner: python -m benchmarks.planner.scale)
+	$(BIN)/python -m benchmarks.lifecycle.publish_to_serving $(ARGS)
 
 clients: $(READY) ## the KServe SDK's own client against the edge, in an environment of its own (its pins are not ours)
 	@test -x $(VENV)-kserve/bin/python || $(PYTHON) -m venv $(VENV)-kserve

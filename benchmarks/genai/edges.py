@@ -13,9 +13,8 @@ from typing import Any, Final, Self
 
 import httpx
 
-from benchmarks.environments import make_environment
-from benchmarks.serving.own_servers import ROOT
-from benchmarks.serving.server_process import ONE_THREAD, ServerProcess
+from benchmarks.environments import ROOT, make_environment
+from benchmarks.serving.servers.process import ONE_THREAD, ServerProcess
 from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
 from ipnext.infra.gateway.process import envoy_binary

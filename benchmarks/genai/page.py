@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.serving.own_servers import ROOT
+from benchmarks.environments import ROOT
 
 PAGE: Final = ROOT / "docs" / "genai-benchmarks.md"
 
@@ -31,6 +31,6 @@ def rewrite(name: str, text: str) -> None:
     before, rest = page.split(begin, 1)
     _, after = rest.split(end, 1)
     words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
-    command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(words)}".rstrip()
+    command = f"python -m {sys.modules['__main__'].__spec__.name} {shlex.join(words)}".rstrip()
     told = f"`{command}`, {os.cpu_count()} cores:"
     PAGE.write_text(f"{before}{begin}\n\n{told}\n\n{text}\n{end}{after}", encoding="utf-8")

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.planner.peers import PEERS, Answer
+from benchmarks.planner.peers.catalogue import PEERS, Answer
 from ipnext.model.planning.plan import Problem
 from planner.generate.generate import generate
 

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
-from benchmarks.planner.peers import PEERS
-from benchmarks.planner.side_venvs import ROOT
+from benchmarks.environments import ROOT
+from benchmarks.planner.peers.catalogue import PEERS
 from ipnext.model.planning.plan import Plan, Problem
 from planner.verify.plan_checker import Violation, check
 

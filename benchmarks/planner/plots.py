@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.planner.measuring import Row
-from benchmarks.planner.peers import PEERS
+from benchmarks.planner.peers.catalogue import PEERS
 from benchmarks.planner.report import SECTIONS, Report, best_of
 
 COLOURS = dict(

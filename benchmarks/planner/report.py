@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.planner.measuring import Instance, Row
-from benchmarks.planner.peers import PEERS
+from benchmarks.planner.peers.catalogue import PEERS
 
 COLUMNS = ("peer", "$/h", "unmet", "objective", "above best", "valid", "bound", "CPU s", "wall s", "peak MB", "note")
 SECTIONS = ("sweep", "composition", "growth")

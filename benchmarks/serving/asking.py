@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving.own_rows import WHOLE, edges
-from benchmarks.serving.own_servers import Holding, OwnServers
 from benchmarks.serving.reference import Asked, Reference
+from benchmarks.serving.rows.own import WHOLE, edges
+from benchmarks.serving.servers.own import Holding, OwnServers
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 
 OURS = "IPnext host"

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.environments import make_environment
+from benchmarks.environments import ROOT, make_environment
 from benchmarks.serving.bodies import OWN_JSON, RAW, ROWS_JSON, V2_BINARY, V2_JSON, Form
-from benchmarks.serving.own_servers import ROOT
-from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.servers.process import ServerProcess
 from ipnext.infra.process.ports import free_port
 
 V2_PATH = "/v2/models/dlrm/infer"

@@ -14,7 +14,7 @@ import torch
 from benchmarks.serving.bodies import Arrays, Form, Scores
 from benchmarks.serving.dlrm import SEED, WIDTH, draw, make
 from benchmarks.serving.http_wire import Connection, answer_size, read_answer
-from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.servers.process import ServerProcess
 from benchmarks.serving.timing import Contender
 from ipnext.model.registry.registry import SnapshotManifest
 from serving.export import export_model

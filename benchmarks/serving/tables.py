@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.environments import ROOT
 from benchmarks.serving.dlrm import FULL_ROWS, LARGE_ROWS
-from benchmarks.serving.own_servers import ROOT
 from benchmarks.serving.report import Report, Row, Section
 from benchmarks.serving.targets import TARGETS, at_equal_p99, cpu, fastest, ours_beside, p50, p99, ratio
 

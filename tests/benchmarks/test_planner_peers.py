@@ -8,12 +8,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import vstack
 
 from benchmarks.planner import measuring, side_venvs
-from benchmarks.planner.chunks import Chunks
 from benchmarks.planner.composition import compose
-from benchmarks.planner.greedy import solve_greedily
 from benchmarks.planner.measuring import Instance, Row, measure
-from benchmarks.planner.partition import parts_of, solve_partition
-from benchmarks.planner.program import Program
+from benchmarks.planner.peers.chunks import Chunks
+from benchmarks.planner.peers.greedy import solve_greedily
+from benchmarks.planner.peers.partition import parts_of, solve_partition
+from benchmarks.planner.peers.program import Program
 from benchmarks.planner.report import Report, best_of, rewritten
 from ipnext.errors import InvalidInput
 from planner.core.arrays import FleetArrays

@@ -17,13 +17,13 @@ from benchmarks.serving.bodies import FORMS
 from benchmarks.serving.closed_loop import closed_loop
 from benchmarks.serving.dlrm import FEATURES, TABLES, draw, make
 from benchmarks.serving.http_wire import Connection, answer_size, answers, read_answer, request_bytes
-from benchmarks.serving.own_rows import WHOLE, on_edge, on_host
-from benchmarks.serving.own_servers import ROOT, OwnServers
 from benchmarks.serving.peer_list import ENVIRONMENTS, PEERS
-from benchmarks.serving.peer_rows import peer_rows
 from benchmarks.serving.reference import Asked, Reference
 from benchmarks.serving.report import Figures, Report, Row
-from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.rows.own import WHOLE, on_edge, on_host
+from benchmarks.serving.rows.peers import peer_rows
+from benchmarks.serving.servers.own import ROOT, OwnServers
+from benchmarks.serving.servers.process import ServerProcess
 from benchmarks.serving.tables import BLOCKS, PAGE, peers, rewritten, targets, throughput
 from benchmarks.serving.targets import at_equal_p99, best_peer, throughput_gain
 from benchmarks.serving.timing import Contender, measure
@@ -79,7 +79,7 @@ def test_contenders_take_turns_and_their_first_calls_do_not_count(monkeypatch):
 def echo(tmp_path):
     """Our HTTP server that always answers with 100 bytes."""
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.serving.echo_server", str(port), "100"]
+    command = [sys.executable, "-m", "benchmarks.serving.servers.echo", str(port), "100"]
     environment = {"PYTHONPATH": str(ROOT)}
     with ServerProcess(command, port=port, log=tmp_path / "log", environment=environment, folder=tmp_path) as server:
         yield server.wait(lambda: answers(port))

@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks import transition_fleet
-from benchmarks.transition_rule import ours, rolling
+from benchmarks.transition import fleet
+from benchmarks.transition.rule import ours, rolling
 
 
 def test_the_planner_keeps_all_locked_capacity_with_four_replicas_of_surge():
@@ -18,5 +18,5 @@ def test_the_baselines_lose_locked_capacity(way, sizes, least):
 
 
 def test_a_small_fleet_is_measured():
-    cells = dict(zip(transition_fleet.HEADS, transition_fleet.row(20, 0.8, 0, 0.3), strict=True))
+    cells = dict(zip(fleet.HEADS, fleet.row(20, 0.8, 0, 0.3), strict=True))
     assert int(cells["waves"]) <= int(cells["one after another"])
