@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from place_in_a_big_fleet import filled
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert, text
 
 from benchmarks.databases import add_options, databases
+from benchmarks.lifecycle.place_in_a_big_fleet import filled
 from ipnext.api.app import create_app
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.artifacts.stores.file_store import FileArtifactStore
