@@ -1,6 +1,6 @@
 """Workflow `model`: the one long-lived entity of a model. It orders the model's changes and executes them one by one.
 
-A newer change supersedes waiting ones (workflows/entity/change_queue.py has the rules). The entity survives all
+A newer change supersedes waiting ones (`workflows.entity.change_queue` has the rules). The entity survives all
 failures of its children: a failed one is recorded, once all that it moved is reverted, and the next one runs. It can be
 paused: the running change stops at its next step, nothing further begins, but rollbacks, retirements and repairs pass.
 
@@ -10,10 +10,9 @@ in progress. If its history does not replay, it ends, and another one begins.
 """
 
 import asyncio
-from contextlib import suppress
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, WorkflowIDReusePolicy
+from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -24,80 +23,80 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, HoldNote
     from ipnext.model.lifecycle.messages import (
         ChangeAccepted,
         ChangeKind,
-        ChangeState,
-        LifecycleInput,
         LifecycleResult,
         ModelEntityInput,
         ModelEntityState,
         QueuedChange,
-        RecordInput,
-        StageInput,
-        StopAsked,
-        ToldHold,
     )
     from ipnext.model.lifecycle.status import Reason
-    from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, TakeOver
+    from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, ModelAsked, OpenChanges
     from workflows import policies
-    from workflows.entity.control import ROLLS_OUT, of_generation
-    from workflows.entity.open_changes import OpenChangeReader
-    from workflows.errors import STOPPED_OUTSIDE, FailureReason, explain_error, make_stopped, name_preempting
+    from workflows.entity.runs import ChangeRuns
+    from workflows.entity.state import EntityState
+    from workflows.entity.superseded_marks import SupersededMarks
+    from workflows.errors import explain_error
     from workflows.policies import perform
-    from workflows.stages.retirement import release
-    from workflows.stages.takeover import wait_reverted
+    from workflows.stages.change_ends import ChangeEnds
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
-
-GONE = FailureReason(Reason.INTERNAL_ERROR, "its run was ended from outside")
-"""Cause of failure of a change whose run was started by another entity, and is gone without a record."""
 
 
 @workflow.defn(
     name=names.MODEL_WORKFLOW, failure_exception_types=policies.OTHER_HISTORY, versioning_behavior=policies.ENTITY
 )
-class ModelWorkflow(OpenChangeReader):
-    """The entity of one model. Ends when its model is retired; another submission starts it again."""
+class ModelWorkflow:
+    """The entity of one model. Ends when its model is retired; another submission starts it again.
+
+    `EntityState` decides, this class acts on it: `ChangeRuns` has the runs, `ChangeEnds` the ends that have to be
+    found out, `SupersededMarks` records what will not run.
+    """
 
     @workflow.init
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - Temporal passes it by place
-        super().__init__(input)
-        self._handled = 0
-        self._retired = input.retired
-        self._reported = ""
-        """The change that last reported its end."""
+        self._state = EntityState(input)
+        self._runs = ChangeRuns(self._state)
+        self._marks = SupersededMarks(self._state)
+        self._ends = ChangeEnds(self._state, self._runs, self._marks)
+        self._shown = ""
 
     @workflow.run
     async def run(self, input: ModelEntityInput) -> None:  # noqa: A002
         """Execute changes forever; continue as new, with all that is in progress, when the history has grown long."""
         workflow.upsert_search_attributes([MODEL.value_set(input.model)])
         self._show()
-        if not self._rebuilt:
-            await self._rebuild()
-        while self._open:
+        if not self._state.rebuilt:
+            self._state.rebuild(await self._open_changes())
+            self._show()
+        while self._state.is_open:
             await self._work()
             await workflow.wait_condition(workflow.all_handlers_finished)
+
+    # submissions
 
     @workflow.update(name=names.SUBMIT_CHANGE)
     def submit_change(self, change: QueuedChange) -> ChangeAccepted:
         """Queue a change. If its id is known already, return the same answer and queue nothing."""
-        self._asked += 1
-        known = change.id in self._recent or any(change.id == other.id for other in self._at_work)
-        if not known and all(waiting.id != change.id for waiting in self._queue):
-            self._enqueue(change)
-            self._retired = False
-            self._stop_running_for(change)
-            self._note_newer(change)
+        state = self._state
+        state.updates += 1
+        known = state.knows(change)
+        if not known and not state.is_queued(change):
+            state.enqueue(change)
+            state.retired = False
+            self._runs.stop_for(change)
+            state.note_newer(change)
             self._show()
-        else:
-            self._weigh_again(change)
-        waiting_before = [waiting for waiting in self._queue if waiting.sequence < change.sequence]
+        elif state.forget_weighing(change):
+            self._runs.wake(change)
+        waiting_before = [waiting for waiting in state.queue if waiting.sequence < change.sequence]
         return ChangeAccepted(
             change_id=change.id,
-            position=0 if known else len(waiting_before) + (self._running is not None),
-            lifecycle_workflow_id=names.lifecycle_workflow_id(self._model, change.id),
+            position=0 if known else len(waiting_before) + (state.running is not None),
+            lifecycle_workflow_id=names.lifecycle_workflow_id(state.model, change.id),
         )
 
     @submit_change.validator
@@ -114,270 +113,244 @@ class ModelWorkflow(OpenChangeReader):
     @workflow.signal(name=names.CHANGE_ENDED)
     def change_ended(self, ended: ChangeEnded) -> None:
         """Record that a run of an earlier entity has ended."""
-        self._reported = ended.change_id
+        self._ends.reported = ended.change_id
+
+    @workflow.signal(name=names.LOOK_AGAIN)
+    def look_again(self) -> None:
+        """Read the open changes again: one of them has no run."""
+        self._state.looks_again = True
 
     @workflow.query(name=names.MODEL_STATE)
     def model_state(self) -> ModelEntityState:
         """Return the running change and the waiting ones."""
+        state = self._state
         return ModelEntityState(
-            model=self._model, running=self._running, queue=self._queue, handled=self._handled, held=self._held
+            model=state.model, running=state.running, queue=state.queue, handled=state.handled, held=state.held
         )
 
-    @property
-    def _open(self) -> bool:
-        return not self._retired or bool(self._queue or self._superseded or self._unmarked or self._begun)
+    # controls: a pause concerns the model's whole queue of changes, an abort concerns the running change
+
+    @workflow.update(name=names.PAUSE_CHANGES)
+    async def pause_changes(self, asked: ControlAsked) -> ControlAnswer:
+        """Begin nothing further; the running change stops at its next step.
+
+        If paused again, the newer reason counts.
+        """
+        self._state.updates += 1
+        self._state.held, self._state.heard_of_hold = asked, True
+        self._show()
+        await self._runs.signal_holds()
+        await self._note(f"paused {asked.text}", asked)
+        return self._state.answer(ControlAction.PAUSE, f"paused {asked.text}")
+
+    @workflow.update(name=names.RESUME_CHANGES)
+    async def resume_changes(self, asked: ControlAsked) -> ControlAnswer:
+        """Resume the changes. An entity that has just begun reads first whether the model is paused."""
+        self._state.updates += 1
+        await workflow.wait_condition(lambda: self._state.rebuilt)
+        self._state.check_held()
+        self._state.held = None
+        self._show()
+        await self._runs.signal_holds()
+        await self._note(f"resumed {asked.text}", None)
+        return self._state.answer(ControlAction.RESUME, f"resumed {asked.text}")
+
+    @resume_changes.validator
+    def _check_resume(self, asked: ControlAsked) -> None:  # noqa: ARG002 - the update's signature
+        if self._state.rebuilt:
+            self._state.check_held()
+
+    @workflow.update(name=names.ABORT_RUN)
+    async def abort_run(self, asked: ControlAsked) -> ControlAnswer:
+        """Stop the running change and revert its moves.
+
+        An entity that has just begun first determines the running change. If the running change passes another one,
+        that one is stopped: the other is there only to mend. A retirement that waits for a freeze can be stopped; if
+        the freeze ends first, it completes.
+        """
+        self._state.updates += 1
+        if self._takes_up:
+            await workflow.wait_condition(lambda: not self._takes_up)
+            self._state.check_running(asked)
+        meant = self._state.meant(asked)
+        if meant is None or not self._state.reaches(meant):
+            msg = f"nothing of {self._state.model} runs: there is nothing to abort"
+            raise ApplicationError(msg, type="Conflict", non_retryable=True)
+        self._runs.stop(meant, f"{names.ABORTED}{asked.text}")
+        message = f"{meant.kind} {meant.id} is aborted {asked.text}"
+        return self._state.answer(ControlAction.ABORT, message).model_copy(update={"change_id": meant.id})
+
+    @abort_run.validator
+    def _check_abort(self, asked: ControlAsked) -> None:
+        if not self._takes_up:
+            self._state.check_running(asked)
+
+    # changes, one after the other
 
     @property
     def _long(self) -> bool:
         """True if this run of the entity should continue as new."""
         info = workflow.info()
         events = info.get_current_history_length()
-        full = self._asked >= policies.MOST_UPDATES or events >= policies.MOST_EVENTS
+        full = self._state.updates >= policies.MOST_UPDATES or events >= policies.MOST_EVENTS
         return full or info.is_continue_as_new_suggested()
 
     @property
-    def _is_look_due(self) -> bool:
-        """True if a look is due while a change runs that does not pass another one."""
-        return self._looks_again and not self._passed
-
-    @property
-    def _goes_behind(self) -> bool:
-        """True if nothing would run next but a repair, which a failover goes before."""
-        following = self._next()
-        return following is None or following.kind is ChangeKind.REPAIR
-
-    @property
     def _takes_up(self) -> bool:
-        return not self._long and (
-            not self._rebuilt or (bool(self._begun) and not self._handled and not self._reachable)
-        )
-
-    @property
-    def _at_work(self) -> tuple[QueuedChange, ...]:
-        """The running change, and the begun ones that are settled after it."""
-        running = () if self._running is None else (self._running,)
-        return (*running, *(change for change in self._begun if change not in running))
+        return not self._long and self._state.takes_up
 
     async def _work(self) -> None:
         """Execute the waiting changes, until nothing is left of a model that is retired."""
-        while self._open:
+        state = self._state
+        while state.is_open:
             await workflow.wait_condition(
                 lambda: (
-                    bool(self._superseded or self._begun or self._unweighed_change or self._looks_again)
-                    or self._next() is not None
+                    bool(state.superseded or state.begun or state.unweighed or state.looks_again)
+                    or state.next() is not None
                     or self._long
                 )
             )
-            if self._looks_again:
+            if state.looks_again:
                 await self._look()
-            await self._record_superseded()
-            if not self._begun and self._goes_behind and (waiting := self._unweighed_change) is not None:
+            await self._marks.record()
+            if not state.begun and state.goes_behind and (waiting := state.unweighed) is not None:
                 await self._may_pass(waiting)
-            for passed in self._passed:  # by a run that an earlier run of the entity began
-                await self._follow(passed)
-            if (change := self._begun[0] if self._begun else self._next()) is not None:
+            for passed in state.passed:  # by a run that an earlier run of the entity began
+                await self._runs.follow(passed)
+            if (change := state.begun[0] if state.begun else state.next()) is not None:
                 await self._carry_out_next(change)
-            self._passed = tuple(passed for passed in self._passed if passed in self._begun[1:])
+            state.passed = tuple(passed for passed in state.passed if passed in state.begun[1:])
             if self._long:
                 await self._renew()
 
     async def _renew(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self._build_input())
+        workflow.continue_as_new(self._state.build_input(looks_again=self._marks.will_look))
 
     async def _carry_out_next(self, change: QueuedChange) -> None:
-        self._queue = tuple(waiting for waiting in self._queue if waiting.id != change.id)
-        begun = change in self._begun
-        self._begun = (change, *(other for other in self._begun if other != change))
-        self._running = change
+        state = self._state
+        begun = state.begin(change)
         self._show()
         run = asyncio.create_task(self._carry_out(change, begun=begun))
         while not run.done():
             await workflow.wait_condition(
                 lambda: (
                     run.done()
-                    or self._marks_wanted
-                    or self._untold is not None
-                    or self._unweighed_change is not None
-                    or self._is_look_due
+                    or self._marks.are_wanted
+                    or state.newer is not None
+                    or state.unweighed is not None
+                    or state.is_look_due
                     or self._long
                 )
             )
             if self._long and not run.done():
                 await self._renew()
-            if self._is_look_due and (lost := await self._look()) is not None and not run.done():
+            if state.is_look_due and (lost := await self._look()) is not None and not run.done():
                 await self._run_passing(lost, run)
-            if self._marks_wanted:
-                self._marker = asyncio.create_task(self._mark())
-            await self._signal_newer()
-            waiting = None if run.done() else self._unweighed_change
+            if self._marks.are_wanted:
+                self._marks.begin()
+            await self._runs.signal_newer()
+            waiting = None if run.done() else state.unweighed
             if waiting is not None and await self._may_pass(waiting):
                 await self._run_passing(waiting, run)
         result = await run
         self._note_end(change, result)
-        await self._record_superseded()
+        await self._marks.record()
 
     async def _run_passing(self, change: QueuedChange, run: asyncio.Task[LifecycleResult]) -> None:
         """Carry out a change while the running one waits; then go on with that one, and tell it what it missed."""
-        passed, before, told_newer = self._running, self._passed, self._told_newer
+        state = self._state
+        passed, before, told_newer = state.running, state.passed, state.told_newer
         if passed is None:
             return
-        self._passed, self._told_newer = (*before, passed), False
+        state.passed, state.told_newer = (*before, passed), False
         await self._carry_out_next(change)
-        self._passed, self._running, self._told_newer = before, passed, told_newer
+        state.passed, state.running, state.told_newer = before, passed, told_newer
         if not run.done():
-            await self._signal_all()
+            await self._runs.signal_all()
         self._show()
 
     def _note_end(self, change: QueuedChange, result: LifecycleResult) -> None:
-        if not self._passed:  # one that passes a run leaves the count of those before that run
-            gave_way = change.kind in ROLLS_OUT and result.reason is Reason.SUPERSEDED
-            self._turned = self._turned + 1 if gave_way else 0
-        self._running, self._untold, self._told_newer = None, None, False
-        self._children.pop(change.id, None)
-        self._told_hold.pop(change.id, None)
-        self._stops.pop(change.id, None)
-        self._follows.discard(change.id)
-        self._passing = tuple(other for other in self._passing if other != change.id)
-        self._begun = tuple(other for other in self._begun if other.id != change.id)
-        self._handled += 1
-        if result.state is ChangeState.DONE:
-            self._serving = result.generation or self._serving
-            self._retired = change.kind is ChangeKind.RETIRE
+        self._state.end(change, result)
+        self._runs.forget(change)
         self._show()
 
     async def _carry_out(self, change: QueuedChange, *, begun: bool) -> LifecycleResult:
         """Run the change's lifecycle to its end, or follow the run that exists. The entity survives every outcome."""
-        if begun and (result := await self._follow_change(change)) is not None:
+        if begun and (result := await self._ends.follow(change)) is not None:
             return result
-        held = None if self._passes_pause(change) else self._held
         try:
-            self._children[change.id] = await workflow.start_child_workflow(
-                names.LIFECYCLE_WORKFLOW,
-                LifecycleInput(model=self._model, change=change, held=held),
-                result_type=LifecycleResult,
-                id=names.lifecycle_workflow_id(self._model, change.id),
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                task_timeout=workflow.info().task_timeout,
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                priority=policies.priority_of(urgent=change.kind in policies.URGENT_KINDS),
-                static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
-            )
-            self._told_hold[change.id] = held
-            await self._signal_all()
-            return await self._children[change.id]
+            child = await self._runs.start(change)
+            await self._runs.signal_all()
+            return await child
         except WorkflowAlreadyStartedError:
-            return await self._follow_change(change) or await self._record_gone(change)
+            return await self._ends.follow(change) or await self._ends.record_gone(change)
         except ChildWorkflowError as error:
             why = None if is_cancelled_exception(error) else explain_error(error)
-            return await self._record_failure(change, why)
+            return await self._ends.record_failure(change, why)
         except asyncio.CancelledError:
             if workflow.cancellation_reason() is not None:
                 raise
-            return await self._record_failure(change, None)
+            return await self._ends.record_failure(change, None)
 
-    async def _signal_all(self) -> None:
-        """Send the run its missed signals: changes that preempt or supersede it, and a pause or its end."""
-        for waiting in self._queue:
-            self._stop_running_for(waiting)
-            self._note_newer(waiting)
-        if self._running is not None:
-            await self._signal_hold(self._running)
+    async def _may_pass(self, change: QueuedChange) -> bool:
+        """Ask the store once whether a waiting change may pass; False, too, if what was in the way has changed.
 
-    async def _signal_missed(self, change: QueuedChange) -> None:
-        """Send a followed run its missed signals, unless it was told to end."""
-        if change.id not in self._stops:
-            await self._signal_all()
-
-    async def _follow_change(self, change: QueuedChange) -> LifecycleResult | None:
-        """Wait for the end of a run that an earlier entity started. None if the change has never begun."""
-        looks = 0
-        while True:
-            asked = ChangeAsked(model=self._model, change_id=change.id)
-            seen = await perform(policies.LOOK_AT_CHANGE, asked, f"see how {change.id} stands")
-            if seen.state.final:
-                generation = seen.generation or change.generation
-                return LifecycleResult(
-                    state=seen.state, generation=generation, reason=seen.reason, message=seen.message
-                )
-            if not seen.runs:
-                return await self._record_gone(change) if seen.state is ChangeState.RUNNING else None
-            if not looks:
-                await self._follow(change)
-                await self._signal_missed(change)
-            soon = looks < policies.FOLLOWED_LOOKS_SOON
-            looks += 1
-            with suppress(asyncio.TimeoutError):
-                await workflow.wait_condition(
-                    lambda: self._reported == change.id,
-                    timeout=policies.FOLLOWED_LOOK_SOON if soon else policies.FOLLOWED_LOOK,
-                    timeout_summary=f"{change.id} runs",
-                )
-            self._reported = ""
-
-    async def _record_gone(self, change: QueuedChange) -> LifecycleResult:
-        """Record the end of a followed run that left no record: as stopped if it was asked to end, else as failed."""
-        return await self._record_failure(change, None if change.id in self._stops else GONE)
-
-    async def _record_failure(self, change: QueuedChange, why: FailureReason | None) -> LifecycleResult:
-        """Record the end of a run that could not do so itself (a bug, terminated, cancelled before it began).
-
-        All that it moved is reverted by then. `why` is None for a run that was cancelled.
+        A failover is a move away from a lost region; it passes the waits of all other changes, those of repairs and
+        rollbacks too, and also of a run that itself passes others. A repair passes no emergency. A rollback needs no
+        such pass: it stops what it meets. The run that is passed goes on waiting; the store's fence keeps the two from
+        moving the model at the same time.
         """
-        told = self._stops.get(change.id)
-        reason, message = why or FailureReason(Reason.SUPERSEDED, told or STOPPED_OUTSIDE)
-        asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
-        taken = await wait_reverted(asked)
-        generation = taken.generation or change.generation
-        if taken.withdrawn:
-            await release(StageInput(model=self._model, change_id=change.id, kind=change.kind, generation=0))
-            message = f"{message}, after its routes were removed: it was completed"
-            result = LifecycleResult(state=ChangeState.DONE, message=message)
-        elif taken.done:
-            message = f"{message}, after its traffic had moved"
-            result = LifecycleResult(state=ChangeState.DONE, generation=generation, message=message)
-        elif why is None:
-            result = make_stopped(generation, told, moving=taken.moved)
-            result = result.model_copy(update={"message": "; ".join(filter(None, (result.message, taken.undone)))})
-        else:
-            state = ChangeState.ROLLED_BACK if taken.moved else ChangeState.REFUSED
-            message = f"{message}; {taken.undone}" if taken.undone else message
-            result = LifecycleResult(state=state, generation=generation, reason=reason, message=message)
-        result = name_preempting(result, told)
-        record = RecordInput(
-            model=self._model,
-            change_id=change.id,
-            kind=change.kind,
-            generation=generation,
-            result=result,
-            run_id=(child.first_execution_run_id or "") if (child := self._children.get(change.id)) else "",
-            revision=taken.revision,
-        )
+        state = self._state
+        running = state.running.id if state.running else None
+        state.weighed.add((change.id, running))
+        asked = ChangeAsked(model=state.model, change_id=change.id)
         try:
-            await perform(policies.FINISH_CHANGE, record, f"record the failure of {change.id}")
-        except ActivityError as again:
-            workflow.logger.error(
-                "change %s failed and could not be recorded: %s", change.id, explain_error(again).message
-            )
-            self._give_up()
-        return result
+            answer = await perform(policies.MAY_PASS, asked, f"may {change.kind} {change.id} pass?")
+        except ActivityError as error:
+            workflow.logger.error("whether %s may pass is not known: %s", change.id, explain_error(error).message)
+            return False
+        if not answer.passes or change not in state.queue:
+            return False
+        state.passing = (*state.passing, change.id)
+        return running == (state.running.id if state.running else None)
 
-    def _build_input(self) -> ModelEntityInput:
-        return ModelEntityInput(
-            model=self._model,
-            queue=self._queue,
-            recent=self._recent,
-            serving_generation=self._serving,
-            held=self._held,
-            turned=self._turned,
-            rebuilt=True,
-            begun=self._begun,
-            superseded=(*self._unmarked, *self._superseded),
-            told_newer=self._told_newer,
-            stops=tuple(StopAsked(change_id=change, reason=why) for change, why in self._stops.items()),
-            retired=self._retired,
-            passing=tuple(sorted(self._tracked_ids.intersection(self._passing))),
-            told_hold=tuple(ToldHold(change_id=told, held=held) for told, held in self._told_hold.items()),
-            passed_ids=tuple(passed.id for passed in self._passed),
-            looks_again=self._will_look,
-        )
+    # what the store has
+
+    async def _open_changes(self) -> OpenChanges:
+        model = self._state.model
+        return await perform(policies.OPEN_CHANGES, ModelAsked(model=model), f"read what is open of {model}")
+
+    async def _look(self) -> QueuedChange | None:
+        """Take up the open changes that this entity lost.
+
+        It gave up on one (its end could not be recorded, or it could not be marked as superseded), or the API signaled
+        that a change lacks its run. Return the one of them that holds the model's fence, if any.
+        """
+        self._state.looks_again = False
+        known = self._state.tracked_ids
+        try:
+            found = await self._open_changes()
+        except ActivityError as error:
+            workflow.logger.error("the open changes could not be read: %s", explain_error(error).message)
+            self._marks.give_up()
+            return None
+        lost = self._state.recover(found, known)
+        for item in lost:
+            workflow.logger.warning("change %s was lost, and is taken up again", item.change.id)
+        return next((item.change for item in lost if item.begun and item.moves), None)
+
+    async def _note(self, message: str, pause: ControlAsked | None) -> None:
+        held, reason = pause is not None, Reason.PAUSED
+        note = HoldNote(model=self._state.model, held=held, reason=reason, message=message, event=message, pause=pause)
+        try:
+            await perform(policies.NOTE_HOLD, note, f"record: {message}")
+        except ActivityError as error:
+            workflow.logger.error("%s could not be recorded: %s", message, explain_error(error).message)
+
+    def _show(self) -> None:
+        """Show the state in the Web UI."""
+        workflow.set_current_details(self._state.describe())
+        if self._state.stage != self._shown:
+            self._shown = self._state.stage
+            workflow.upsert_search_attributes([STAGE.value_set(self._shown)])

@@ -11,9 +11,10 @@ from ipnext import temporal
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ModelEntityInput, QueuedChange, SupersededChange
 from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
 from tests.workflows.activity_errors import failed_activity
+from workflows import model as model_workflow
 from workflows import policies
-from workflows.entity import control as model_control
-from workflows.entity import open_changes, superseded_marks
+from workflows.entity import superseded_marks
+from workflows.entity.superseded_marks import SupersededMarks
 from workflows.model import ModelWorkflow
 
 
@@ -48,11 +49,16 @@ def entity(monkeypatch):
         return entity
 
     build.found, build.broken, build.asked, build.slept = (), (), [], []
-    for module in (open_changes, superseded_marks, model_control):
+    for module in (model_workflow, superseded_marks):
         monkeypatch.setattr(module, "perform", perform)
     monkeypatch.setattr(superseded_marks.workflow, "sleep", sleep)
-    monkeypatch.setattr(open_changes.workflow, "logger", logging.getLogger(__name__))
+    monkeypatch.setattr(superseded_marks.workflow, "logger", logging.getLogger(__name__))
     return build
+
+
+def carried_on(entity):
+    """The input of the entity that continues as new."""
+    return entity._state.build_input(looks_again=entity._marks.will_look)
 
 
 def test_a_change_that_the_entity_does_not_know_is_taken_up(entity):
@@ -61,24 +67,30 @@ def test_a_change_that_the_entity_does_not_know_is_taken_up(entity):
 
     asyncio.run(found._look())
 
-    assert (found._begun, found._queue) == ((lost,), (waiting,))
-    assert not found._looks_again
+    assert (found._state.begun, found._state.queue) == ((lost,), (waiting,))
+    assert not found._state.looks_again
 
 
 def test_what_the_entity_works_on_is_left_as_it_is(entity):
     running, passed, begun, queued, gone = (change(n) for n in range(1, 6))
     marks = (SupersededChange(change_id=gone.id, by=queued.id),)
     found = entity(begun=(running, passed, begun), queue=(queued,), superseded=marks)
-    found._running, found._passed = running, (passed,)
-    entity.found = tuple(opened(each, begun=each in found._begun) for each in (running, passed, begun, queued, gone))
+    found._state.running, found._state.passed = running, (passed,)
+    entity.found = tuple(
+        opened(each, begun=each in found._state.begun) for each in (running, passed, begun, queued, gone)
+    )
 
     assert asyncio.run(found._look()) is None
-    assert (found._begun, found._queue, found._superseded) == ((running, passed, begun), (queued,), marks)
+    assert (found._state.begun, found._state.queue, found._state.superseded) == (
+        (running, passed, begun),
+        (queued,),
+        marks,
+    )
 
 
 def test_only_a_lost_change_that_moves_the_model_goes_before_the_one_that_runs(entity):
     found, lost, mover = entity(), change(1), change(2)
-    found._running = change(3)
+    found._state.running = change(3)
 
     entity.found = (opened(lost),)
     assert asyncio.run(found._look()) is None
@@ -92,15 +104,15 @@ def test_marks_that_could_not_be_written_are_written_at_the_next_look(entity):
     entity.broken, entity.found = (policies.MARK_SUPERSEDED,), (opened(change(1), begun=False),)
 
     async def marked():
-        await found._record_superseded()
-        await found._pausing
-        assert (found._superseded, found._build_input().superseded, found._looks_again) == ((), marks, True)
+        await found._marks.record()
+        await found._marks._pausing
+        assert (found._state.superseded, carried_on(found).superseded, found._state.looks_again) == ((), marks, True)
         await found._look()
 
     asyncio.run(marked())
 
     assert entity.slept == [policies.LOOK_AGAIN]
-    assert (found._queue, found._superseded, found._unmarked) == ((), marks, ())
+    assert (found._state.queue, found._state.superseded, found._state.unmarked) == ((), marks, ())
 
 
 def test_a_store_that_can_not_be_read_is_read_again(entity):
@@ -109,19 +121,19 @@ def test_a_store_that_can_not_be_read_is_read_again(entity):
 
     async def looked():
         await found._look()
-        assert found._build_input().looks_again
-        await found._pausing
+        assert carried_on(found).looks_again
+        await found._marks._pausing
 
     asyncio.run(looked())
 
-    assert found._looks_again
+    assert found._state.looks_again
 
 
 def test_a_look_that_is_due_survives_continue_as_new(entity):
     found = entity()
     found.look_again()
 
-    assert entity(**found._build_input().model_dump(include={"looks_again"}))._looks_again
+    assert entity(**carried_on(found).model_dump(include={"looks_again"}))._state.looks_again
 
 
 @pytest.fixture
@@ -142,13 +154,13 @@ def unrecordable(monkeypatch):
 @pytest.fixture
 def given_up(monkeypatch):
     """The changes that entities gave up on."""
-    found, real = [], ModelWorkflow._give_up
+    found, real = [], SupersededMarks.give_up
 
     def give_up(self):
-        found.append(self._model)
+        found.append(self._state.model)
         real(self)
 
-    monkeypatch.setattr(ModelWorkflow, "_give_up", give_up)
+    monkeypatch.setattr(SupersededMarks, "give_up", give_up)
     return found
 
 

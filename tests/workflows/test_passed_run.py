@@ -22,10 +22,10 @@ from ipnext.model.lifecycle.messages import (
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.takeover import ChangeSeen, TakenOver
 from workflows import model, policies
-from workflows.entity import control as model_control
-from workflows.entity.passing import ModelPassing
+from workflows.entity.state import EntityState
 from workflows.errors import describe_preemption, make_stopped, name_preempting
 from workflows.model import ModelWorkflow
+from workflows.stages import change_ends
 
 ASKED = ControlAsked(by="anna")
 
@@ -52,14 +52,35 @@ def entity(monkeypatch):
     """An entity whose repair passes a run of some kind, with the two runs."""
 
     def build(passed=ChangeKind.PUBLISH):
-        monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
-        found = ModelPassing(ModelEntityInput(model="m", rebuilt=True))
-        monkeypatch.setattr(found, "_show", lambda: None)
-        monkeypatch.setattr(found, "_note", noted)
-        found._passed, found._running = (change(passed, 1),), change(ChangeKind.REPAIR, 2)
-        runs = {each.id: Run() for each in (*found._passed, found._running)}
-        found._children.update(runs)
-        return found, runs[found._passed[0].id], runs[found._running.id]
+        found = acting(monkeypatch)
+        state = found._state
+        state.passed, state.running = (change(passed, 1),), change(ChangeKind.REPAIR, 2)
+        runs = {each.id: Run() for each in (*state.passed, state.running)}
+        found._runs._children.update(runs)
+        state.reachable.update(runs)
+        return found, runs[state.passed[0].id], runs[state.running.id]
+
+    return build
+
+
+def acting(monkeypatch, **carried):
+    """An entity that acts outside of Temporal."""
+    monkeypatch.setattr(model.workflow, "wait_condition", noted)
+    monkeypatch.setattr(ModelWorkflow, "_long", False)
+    monkeypatch.setattr(ModelWorkflow, "_show", lambda _: None)
+    monkeypatch.setattr(ModelWorkflow, "_note", noted)
+    return ModelWorkflow(ModelEntityInput(model="m", rebuilt=True, **carried))
+
+
+@pytest.fixture
+def state():
+    """An entity's state: a repair passes a run of some kind; both can be reached."""
+
+    def build(passed=ChangeKind.PUBLISH):
+        found = EntityState(ModelEntityInput(model="m", rebuilt=True))
+        found.passed, found.running = (change(passed, 1),), change(ChangeKind.REPAIR, 2)
+        found.reachable.update(each.id for each in (*found.passed, found.running))
+        return found
 
     return build
 
@@ -98,17 +119,17 @@ def test_an_abort_beside_a_passed_retirement_stops_the_repair(entity):
 
 def test_nothing_running_can_not_be_aborted(entity):
     found, *_ = entity()
-    found._passed, found._running = (), None
+    found._state.passed, found._state.running = (), None
 
     with pytest.raises(ApplicationError, match="nothing of m runs"):
-        found._check_running(ASKED)
+        found._state.check_running(ASKED)
 
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_an_abort_stops_a_retirement_that_waits_for_a_freeze(entity, passes):
     found, passed, running = entity(ChangeKind.RETIRE)
     if not passes:
-        found._passed, found._running = (), found._passed[0]
+        found._state.passed, found._state.running = (), found._state.passed[0]
 
     answer = asyncio.run(found.abort_run(ASKED.model_copy(update={"waiting": "retire-1"})))
 
@@ -118,16 +139,16 @@ def test_an_abort_stops_a_retirement_that_waits_for_a_freeze(entity, passes):
 
 def test_a_retirement_that_waits_for_nothing_can_not_be_aborted(entity):
     found, *_ = entity(ChangeKind.RETIRE)
-    found._passed, found._running = (), found._passed[0]
+    found._state.passed, found._state.running = (), found._state.passed[0]
 
     with pytest.raises(ApplicationError, match="a retire of m runs"):
-        found._check_running(ASKED)
+        found._state.check_running(ASKED)
 
 
 def test_a_rollback_stops_both(entity):
     found, passed, running = entity()
 
-    found._stop_running_for(change(ChangeKind.ROLLBACK, 3))
+    found._runs.stop_for(change(ChangeKind.ROLLBACK, 3))
 
     assert (len(passed.cancelled), len(running.cancelled)) == (1, 1)
 
@@ -135,10 +156,12 @@ def test_a_rollback_stops_both(entity):
 def test_each_run_that_a_rollback_stops_keeps_its_reason(entity):
     found, passed, running = entity()
 
-    found._stop_running_for(change(ChangeKind.ROLLBACK, 3))
-    found._stop_running_for(change(ChangeKind.RETIRE, 4))
+    found._runs.stop_for(change(ChangeKind.ROLLBACK, 3))
+    found._runs.stop_for(change(ChangeKind.RETIRE, 4))
 
-    assert found._stops == {each.id: "rollback rollback-3 was asked" for each in (found._running, *found._passed)}
+    assert found._state.stop_reasons == {
+        each.id: "rollback rollback-3 was asked" for each in (found._state.running, *found._state.passed)
+    }
     assert passed.cancelled[0] == running.cancelled[0] == "rollback rollback-3 was asked"
 
 
@@ -177,10 +200,10 @@ def gone(monkeypatch):
             return TakenOver(moved=state is ChangeState.RUNNING)
 
         ends = {}
-        monkeypatch.setattr(model, "perform", perform)
-        monkeypatch.setattr(model, "wait_reverted", taken)
-        monkeypatch.setattr(model_control.workflow, "start_child_workflow", already_started)
-        monkeypatch.setattr(model_control.workflow, "info", lambda: SimpleNamespace(task_timeout=None))
+        monkeypatch.setattr(change_ends, "perform", perform)
+        monkeypatch.setattr(change_ends, "wait_reverted", taken)
+        monkeypatch.setattr(model.workflow, "start_child_workflow", already_started)
+        monkeypatch.setattr(model.workflow, "info", lambda: SimpleNamespace(task_timeout=None))
         monkeypatch.setattr(ModelWorkflow, "_show", lambda _: None)
         return ModelWorkflow(ModelEntityInput(model="m", rebuilt=True, **carried)), ends
 
@@ -200,15 +223,15 @@ def test_runs_that_are_gone_after_a_rollback_stopped_them_name_it(gone, state, e
     move, publish = change(ChangeKind.MOVE, 2), change(ChangeKind.PUBLISH, 1)
     former, _ = gone(state)
     for each in (publish, move):
-        former._stops[each.id] = describe_preemption(ChangeKind.ROLLBACK, "back")
-    found, ends = gone(state, stops=former._build_input().stops)
+        former._state.stop_reasons[each.id] = describe_preemption(ChangeKind.ROLLBACK, "back")
+    found, ends = gone(state, stops=former._state.build_input(looks_again=False).stops)
 
     for each in (move, publish):
         found._note_end(each, asyncio.run(found._carry_out(each, begun=True)))
 
     assert {(end.state, end.stopped_by) for end in ends.values()} == {(ended, "back")}
     assert ends.keys() == {move.id, publish.id}
-    assert found._stops == {}
+    assert found._state.stop_reasons == {}
 
 
 def test_a_change_that_passes_leaves_the_count_of_superseded_runs(gone):
@@ -216,13 +239,13 @@ def test_a_change_that_passes_leaves_the_count_of_superseded_runs(gone):
     found, _ = gone(ChangeState.DONE, turned=2, begun=(repair, publish), passed_ids=(publish.id,))
 
     found._note_end(repair, LifecycleResult(state=ChangeState.DONE))
-    assert found._turned == 2
+    assert found._state.turned == 2
 
-    found._passed = ()
+    found._state.passed = ()
     found._note_end(publish, LifecycleResult(state=ChangeState.SUPERSEDED, reason=Reason.SUPERSEDED))
-    assert found._turned == 3
+    assert found._state.turned == 3
     found._note_end(publish, LifecycleResult(state=ChangeState.DONE))
-    assert found._turned == 0
+    assert found._state.turned == 0
 
 
 def test_a_move_that_may_pass_is_forgotten_once_it_is_superseded(gone):
@@ -230,18 +253,18 @@ def test_a_move_that_may_pass_is_forgotten_once_it_is_superseded(gone):
     begun = change(ChangeKind.MOVE, 1)
     found, _ = gone(ChangeState.QUEUED, begun=(begun,), passing=(begun.id,))
     for sequence in range(2, 6):
-        found._enqueue(waiting := change(ChangeKind.MOVE, sequence))
-        found._passing = (*found._passing, waiting.id)
-    found._superseded = ()
+        found._state.enqueue(waiting := change(ChangeKind.MOVE, sequence))
+        found._state.passing = (*found._state.passing, waiting.id)
+    found._state.superseded = ()
 
-    assert set(found._build_input().passing) == {begun.id, waiting.id}
+    assert set(found._state.build_input(looks_again=False).passing) == {begun.id, waiting.id}
 
 
 def weighed(found, move):
     """The entity has asked about the move, which waits behind the passed run."""
-    found._queue, found._running, found._passed = (move,), found._passed[0], ()
-    found._weighed = {(move.id, found._running.id)}
-    assert found._unweighed_change is None
+    found._state.queue, found._state.running, found._state.passed = (move,), found._state.passed[0], ()
+    found._state.weighed = {(move.id, found._state.running.id)}
+    assert found._state.unweighed is None
 
 
 def test_a_move_that_is_submitted_again_is_weighed_again(entity):
@@ -249,19 +272,20 @@ def test_a_move_that_is_submitted_again_is_weighed_again(entity):
     (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
     weighed(found, move)
 
-    found._weigh_again(move)
+    found.submit_change(move)
 
-    assert found._unweighed_change == move
+    assert found._state.unweighed == move
 
 
 def test_a_move_whose_run_waits_for_a_freeze_is_woken(entity):
     found, passed, _ = entity(ChangeKind.MOVE)
+    found._state.begun = found._state.passed
     woken = []
     passed.signal = lambda name, *_: noted(woken.append(name))
 
     async def submitted_again():
-        found._weigh_again(found._passed[0])
-        await found._waking
+        found.submit_change(found._state.passed[0])
+        await found._runs._waking
 
     asyncio.run(submitted_again())
 
@@ -273,15 +297,11 @@ def renewed(monkeypatch):
     """An entity that has just continued as new while a run goes on, with that run; a second one is passed by it."""
 
     def build(kind=ChangeKind.PUBLISH, *, passed=None, **carried):
-        monkeypatch.setattr(model_control.workflow, "wait_condition", noted)
         begun = (change(kind, 2), *(() if passed is None else (change(passed, 1),)))
-        passed_ids = tuple(each.id for each in begun[1:])
-        found = ModelPassing(ModelEntityInput(model="m", rebuilt=True, begun=begun, passed_ids=passed_ids, **carried))
+        found = acting(monkeypatch, begun=begun, passed_ids=tuple(each.id for each in begun[1:]), **carried)
         runs = {each.id: Run() for each in begun}
-        monkeypatch.setattr(found, "_show", lambda: None)
-        monkeypatch.setattr(found, "_note", noted)
-        monkeypatch.setattr(found, "_run_of", lambda each: runs[each.id])
-        found._running = begun[0]
+        monkeypatch.setattr(found._runs, "_run_of", lambda each: runs[each.id])
+        found._state.running = begun[0]
         return found, *runs.values()
 
     return build
@@ -296,7 +316,7 @@ def test_a_pause_that_comes_before_the_run_is_followed_reaches_it(renewed):
     found, run = renewed(told_hold=KNOWS_NO_PAUSE)
 
     asyncio.run(found.pause_changes(ASKED))
-    asyncio.run(found._follow(found._running))
+    asyncio.run(found._runs.follow(found._state.running))
 
     assert run.signals == [names.REPORT_END, PAUSED]
 
@@ -305,7 +325,7 @@ def test_the_end_of_a_pause_that_comes_before_the_run_is_followed_reaches_it(ren
     found, run = renewed(told_hold=KNOWS_THE_PAUSE, held=ASKED)
 
     asyncio.run(found.resume_changes(ASKED))
-    asyncio.run(found._follow(found._running))
+    asyncio.run(found._runs.follow(found._state.running))
 
     assert run.signals == [names.REPORT_END, RESUMED]
 
@@ -314,7 +334,7 @@ def test_the_end_of_a_pause_that_comes_before_the_run_is_followed_reaches_it(ren
 def test_a_run_is_not_told_what_it_knows(renewed, told, held):
     found, run = renewed(told_hold=told, held=held)
 
-    asyncio.run(found._follow(found._running))
+    asyncio.run(found._runs.follow(found._state.running))
 
     assert run.signals == [names.REPORT_END]
 
@@ -324,7 +344,7 @@ def test_a_run_of_which_is_not_known_what_it_knows_is_told(renewed, held, heard)
     """The entity before may have ended between the run and the store: the store counts."""
     found, run = renewed(held=held)
 
-    asyncio.run(found._follow(found._running))
+    asyncio.run(found._runs.follow(found._state.running))
 
     assert run.signals == [names.REPORT_END, heard]
 
@@ -333,75 +353,75 @@ def test_controls_reach_a_run_that_is_passed_though_the_entity_continued_as_new(
     told = (ToldHold(change_id="publish-1"),)
     found, repair, publish = renewed(ChangeKind.REPAIR, passed=ChangeKind.PUBLISH, told_hold=told)
 
-    asyncio.run(found._follow(found._passed[0]))
+    asyncio.run(found._runs.follow(found._state.passed[0]))
     asyncio.run(found.pause_changes(ASKED))
 
     assert publish.signals == [names.REPORT_END, PAUSED]
-    assert (repair.signals, found._meant(ASKED).id) == ([], "publish-1")
+    assert (repair.signals, found._state.meant(ASKED).id) == ([], "publish-1")
 
 
-def test_a_move_may_pass_a_repair_and_a_rollback_also_if_those_pass_another_run(entity):
-    (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
-    found._queue = (move,)
-    assert found._unweighed_change == move
-
-    rollback = change(ChangeKind.ROLLBACK, 4)
-    found._running = rollback
-    found._children[rollback.id] = Run()
-    assert found._unweighed_change == move
-
-
-def test_a_repair_passes_neither_a_repair_nor_a_rollback(entity):
-    found, *_ = entity()
-    found._queue = (change(ChangeKind.REPAIR, 3),)
-    assert found._unweighed_change is None
+def test_a_move_may_pass_a_repair_and_a_rollback_also_if_those_pass_another_run(state):
+    found, move = state(), change(ChangeKind.MOVE, 3)
+    found.queue = (move,)
+    assert found.unweighed == move
 
     rollback = change(ChangeKind.ROLLBACK, 4)
-    found._running = rollback
-    found._children[rollback.id] = Run()
-    assert found._unweighed_change is None
+    found.running = rollback
+    found.reachable.add(rollback.id)
+    assert found.unweighed == move
 
 
-def test_nothing_passes_that_a_waiting_rollback_would_stop_at_once(entity):
-    found, *_ = entity(ChangeKind.RETIRE)
-    found._queue, found._running, found._passed = (change(ChangeKind.MOVE, 3),), found._passed[0], ()
-    assert found._unweighed_change == found._queue[0]
+def test_a_repair_passes_neither_a_repair_nor_a_rollback(state):
+    found = state()
+    found.queue = (change(ChangeKind.REPAIR, 3),)
+    assert found.unweighed is None
 
-    found._queue += (change(ChangeKind.ROLLBACK, 4),)
+    rollback = change(ChangeKind.ROLLBACK, 4)
+    found.running = rollback
+    found.reachable.add(rollback.id)
+    assert found.unweighed is None
 
-    assert found._unweighed_change is None
+
+def test_nothing_passes_that_a_waiting_rollback_would_stop_at_once(state):
+    found = state(ChangeKind.RETIRE)
+    found.queue, found.running, found.passed = (change(ChangeKind.MOVE, 3),), found.passed[0], ()
+    assert found.unweighed == found.queue[0]
+
+    found.queue += (change(ChangeKind.ROLLBACK, 4),)
+
+    assert found.unweighed is None
 
 
-def test_a_move_passes_a_rollback_before_a_second_one_only_if_it_is_newer_than_both(entity):
-    found, *_ = entity()
+def test_a_move_passes_a_rollback_before_a_second_one_only_if_it_is_newer_than_both(state):
+    found = state()
     first, second = change(ChangeKind.ROLLBACK, 3), change(ChangeKind.ROLLBACK, 5)
-    found._running, found._passed = first, ()
-    found._children[first.id] = Run()
+    found.running, found.passed = first, ()
+    found.reachable.add(first.id)
 
-    found._queue = (change(ChangeKind.MOVE, 4), second)
-    assert found._unweighed_change is None, "the second one would stop it"
+    found.queue = (change(ChangeKind.MOVE, 4), second)
+    assert found.unweighed is None, "the second one would stop it"
 
-    found._queue = (second, change(ChangeKind.MOVE, 6))
-    assert found._unweighed_change == found._queue[1]
-
-
-def test_a_move_is_weighed_before_a_repair_runs(entity):
-    (found, *_), move = entity(), change(ChangeKind.MOVE, 3)
-    found._running, found._passed = None, ()
-    found._queue = (move,)
-    assert found._unweighed_change is None, "it runs next anyway"
-
-    found._queue = (change(ChangeKind.REPAIR, 2), move)
-
-    assert found._unweighed_change == move
+    found.queue = (second, change(ChangeKind.MOVE, 6))
+    assert found.unweighed == found.queue[1]
 
 
-def test_all_passed_runs_are_taken_over_in_their_order(renewed):
+def test_a_move_is_weighed_before_a_repair_runs(state):
+    found, move = state(), change(ChangeKind.MOVE, 3)
+    found.running, found.passed = None, ()
+    found.queue = (move,)
+    assert found.unweighed is None, "it runs next anyway"
+
+    found.queue = (change(ChangeKind.REPAIR, 2), move)
+
+    assert found.unweighed == move
+
+
+def test_all_passed_runs_are_taken_over_in_their_order():
     passed = (change(ChangeKind.PUBLISH, 1), change(ChangeKind.REPAIR, 2))
     begun = (change(ChangeKind.MOVE, 3), *passed[::-1])
 
-    found = ModelPassing(
+    found = EntityState(
         ModelEntityInput(model="m", rebuilt=True, begun=begun, passed_ids=tuple(each.id for each in passed))
     )
 
-    assert found._passed == passed
+    assert found.passed == passed

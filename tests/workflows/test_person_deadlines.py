@@ -11,9 +11,8 @@ import pytest
 from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.messages import TransitionInput, WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason
-from workflows import policies
-from workflows.stages import transition_control
-from workflows.stages.transition_control import TransitionControl
+from workflows import policies, transition
+from workflows.transition import TransitionWorkflow
 
 DAY = 86400.0
 AWAY = timedelta(hours=10)
@@ -30,9 +29,9 @@ def waits(monkeypatch):
         now[0] += limits["timeout"] + AWAY
         raise TimeoutError
 
-    monkeypatch.setattr(transition_control.workflow, "wait_condition", wait_condition)
-    monkeypatch.setattr(transition_control.workflow, "now", lambda: now[0])
-    monkeypatch.setattr(transition_control.workflow, "cancellation_reason", lambda: None)
+    monkeypatch.setattr(transition.workflow, "wait_condition", wait_condition)
+    monkeypatch.setattr(transition.workflow, "now", lambda: now[0])
+    monkeypatch.setattr(transition.workflow, "cancellation_reason", lambda: None)
     return found
 
 
@@ -44,7 +43,7 @@ def steered(monkeypatch):
     def build(seconds):
         wanted = {"model": "m", "generation": 1, "waves": 2, "deadline_seconds": 1, "change_id": "c"}
         held = ControlAsked(by="ann")
-        run = TransitionControl(
+        run = TransitionWorkflow(
             TransitionInput(transition_id="t", manual_deadline_seconds=seconds, held=held, **wanted)
         )
         monkeypatch.setattr(run, "_show", lambda _: None)

@@ -105,10 +105,9 @@ def test_a_slip_in_workflow_code_fails_the_run_instead_of_hanging_it(bug):
 GO_ON_THOUGH_TOLD = {
     "stages/retirement.py": "a retirement that no gateway sends requests to any more goes to its end",
     "model.py": "the entity of a model ends with its model",
-    "entity/control.py": "updates of the entity",
     "entity/superseded_marks.py": "marks of the entity",
+    "stages/change_ends.py": "waits of the entity for a run",
     "stages/takeover.py": "part of a way back, which goes to its end",
-    "transition.py": "its handlers, after the walk or the way back",
 }
 """Modules whose own waits begin although their run was told to end, and why."""
 
@@ -135,7 +134,7 @@ def test_no_wait_begins_after_the_run_was_told_to_end():
         "drain.py",
         "replan.py",
         "stages/move_window.py",
-        "stages/transition_control.py",
+        "transition.py",
     )
     assert {*waiting} <= {name for name, _ in found}
     assert [

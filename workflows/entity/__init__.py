@@ -1,4 +1,4 @@
-"""Parts of the workflow `model`, the entity of a model: which change runs next, which may pass, what users control.
+"""Parts of the workflow `model`, the entity of a model: its state and rules, its runs, its marks in the store.
 
-Only workflows import it. Begin with `change_queue`, which has the rules.
+Only workflows import it. Begin with `state`, which decides; `change_queue` has the rules of order.
 """

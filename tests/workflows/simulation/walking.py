@@ -23,7 +23,7 @@ def never() -> bool:
 
 
 class Way(NamedTuple):
-    """What a walk knows of its transition, and what it hears. Named as in workflows/stages/transition_control.py."""
+    """What a walk knows of its transition, and what it hears. Named as in workflows/transition.py."""
 
     waves: int
     back: Back = "at_once"
