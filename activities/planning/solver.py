@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Protocol
 
+import structlog
+
 from ipnext.errors import Infeasible, InvalidInput, IPnextError
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import Plan, Problem
@@ -130,6 +132,7 @@ class _Watch:
         self.memory_bytes = 0
         self._limit = limit_seconds
         self._beat = beat
+        self._compiling_since: float | None = None
 
     def run(self, command: list[str], files: Sequence[int], errors: IO[bytes]) -> int:
         """Run the process and return its exit status. It and all its children are gone when this returns or raises."""
@@ -148,6 +151,7 @@ class _Watch:
         while (status := process.poll()) is None:
             now = time.monotonic()
             compiling = kernel_cache.is_compiling()
+            self._log_compilation(now, compiling=compiling)
             self.seconds += 0.0 if compiling else now - looked
             looked = now
             if self.seconds > self._limit:
@@ -157,6 +161,17 @@ class _Watch:
             self._beat(f"{self._doing(compiling=compiling)}, {_format_bytes(self.memory_bytes)} in use")
             time.sleep(POLL_SECONDS)
         return status
+
+    def _log_compilation(self, now: float, *, compiling: bool) -> None:
+        """Log why the plan waits, and when it goes on."""
+        since = self._compiling_since
+        if compiling and since is None:
+            self._compiling_since = now
+            hint = "the plan waits until they are ready: a minute or two, once for this machine and version"
+            structlog.get_logger().info("planner_kernels_compile", folder=str(kernel_cache.folder()), hint=hint)
+        elif not compiling and since is not None:
+            self._compiling_since = None
+            structlog.get_logger().info("planner_kernels_ready", seconds=round(now - since, 1))
 
     def _doing(self, *, compiling: bool) -> str:
         solving = f"solving for {self.seconds:.0f} s"
@@ -188,6 +203,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _solve_problem(problem: Problem) -> str:
+    import_module(KERNELS).compile_in_processes()
     wall, cpu = time.monotonic(), time.process_time()
     plan = import_module(PLANNER).solve(problem)
     kernels = import_module(KERNELS).preparation()

@@ -38,7 +38,7 @@ from planner.plan_fit import broken_rules
 from planner.solve import asks_fleet, place, solve
 from planner.verify.plan_checker import Violation, check
 
-NOT_COMPILED = "compiling the planner's kernels first, once for this machine: some minutes"
+NOT_COMPILED = "compiling the planner's kernels first, once for this machine: a minute or two"
 
 
 class Method(StrEnum):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -110,6 +111,36 @@ def test_kernels_that_can_not_be_compiled_are_not_called_complete(empty_cache, h
     halves += [CRASH] * 4
     assert kernels.main() != 0
     assert not kernel_cache.is_complete()
+
+
+@pytest.fixture
+def unprepared(monkeypatch):
+    """A process that has not prepared its kernels; `loaded` has what it compiles itself."""
+    loaded = []
+    monkeypatch.setattr(kernels, "compile_half", loaded.append)
+    monkeypatch.setattr(kernels, "_IN_PROCESSES", Event())
+    kernels._prepare_once.cache_clear()
+    yield loaded
+    kernels._prepare_once.cache_clear()
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_a_program_compiles_in_processes_what_it_lacks_and_loads_it(empty_cache, halves, unprepared):
+    halves += ["", ""]
+    kernels.compile_in_processes()
+
+    kernels.prepare()
+
+    assert (halves, unprepared) == ([], list(kernels.HALVES))
+    assert kernels.preparation().compiled
+    assert kernel_cache.is_complete()
+
+
+def test_a_library_call_starts_no_process(empty_cache, halves, unprepared):
+    kernels.prepare()
+
+    assert unprepared == list(kernels.HALVES)
+    assert kernel_cache.is_complete()
 
 
 def test_what_is_complete_is_not_compiled_again(empty_cache, halves):

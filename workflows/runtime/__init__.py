@@ -1,4 +1,4 @@
-"""What a worker process does beside its workflows: health, renewal of credentials, kernels, fault points of tests.
+"""What a worker process does beside its workflows: health, renewal of credentials, fault points of tests.
 
 Only `workflows.worker` imports it, and begins each of them.
 """

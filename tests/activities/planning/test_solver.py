@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from activities.planning.solver import ProcessSolver, SolveFailed, ThreadSolver
 from ipnext.errors import InvalidInput
@@ -123,7 +125,8 @@ def test_the_limit_does_not_count_while_kernels_are_compiled(problem, tmp_path, 
     kernel_cache.folder.cache_clear()
     short = problem.model_copy(update={"limits": Limits(time_seconds=0.3)})
     seen = []
-    with ExitStack() as compiling:
+    structlog.reset_defaults()
+    with ExitStack() as compiling, capture_logs() as log:
         compiling.enter_context(kernel_cache.compiling_alone())
 
         def beat(words):
@@ -141,6 +144,7 @@ def test_the_limit_does_not_count_while_kernels_are_compiled(problem, tmp_path, 
         words.startswith("solving for 0 s, without the time in which the planner's kernels") for words in seen[:30]
     )
     assert "kernels" not in seen[30]
+    assert [line["event"] for line in log] == ["planner_kernels_compile", "planner_kernels_ready"]
 
 
 def test_a_process_that_is_killed_is_told_with_the_memory_it_held(problem):
