@@ -20,13 +20,13 @@ def other_commands(monkeypatch):
     """From now on an entity begins with another command than those that began before."""
 
     def changed():
-        rebuild = ModelWorkflow._rebuild
+        read = ModelWorkflow._open_changes
 
         async def later(self):
             await workflow.sleep(0.01)
-            await rebuild(self)
+            return await read(self)
 
-        monkeypatch.setattr(ModelWorkflow, "_rebuild", later)
+        monkeypatch.setattr(ModelWorkflow, "_open_changes", later)
 
     return changed
 
