@@ -283,12 +283,17 @@ def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
 
 
 def wanted_shares(
-    facts: DesiredFacts, state: ModelWaveState, deployments: Iterable[Deployment]
+    facts: DesiredFacts,
+    state: ModelWaveState,
+    deployments: Iterable[Deployment],
+    *,
+    unready: Collection[tuple[str, int]] = (),
 ) -> dict[str, tuple[RouteShare, ...]]:
     """Return the shares of every region that has demand, hosts the model or had a table before.
 
     A region without demand that hosts the model answers its users itself. Traffic for a lost region goes to the
-    remaining ones. A region with demand that no region serves has no shares: its gateway refuses its users.
+    remaining ones. Neither goes to an `unready` (region, generation). A region with demand that no region serves has no
+    shares: its gateway refuses its users.
     """
     deployments = tuple(deployments)
     hosting = {deployment.key.region for deployment in deployments if deployment.replicas}
@@ -298,9 +303,10 @@ def wanted_shares(
     demanding = {item.region for item in facts.manifest.spec.demand}
     for region in hosting - demanding:
         complete = {served.generation for served in served_generations(facts, region, deployments)}
-        if not shares[region] and main in complete:
+        if not shares[region] and main in complete and (region, main) not in unready:
             shares[region] = (RouteShare(to=region, generation=main, fraction=1.0),)
-    return fail_over(facts, shares, survivors(facts, deployments))
+    able = [found for found in survivors(facts, deployments) if (found.region, found.generation) not in unready]
+    return fail_over(facts, shares, able)
 
 
 def choose_kept_sets(

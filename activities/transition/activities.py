@@ -11,6 +11,7 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.regions.recovery import has_ready_replicas
 from activities.runtime.deadline import Deadline, beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import of_a_wave, still_ours
@@ -193,7 +194,8 @@ class TransitionActivities:
         deployments = list_routable(reaching)
         if wave.back and facts.lost:
             deployments = self._and_what_answers(facts, reaching.needed_regions, deployments)
-        shares = still_answered(facts, transition, state, wanted_shares(facts, state, deployments))
+        unready = self._list_unready(reaching)
+        shares = still_answered(facts, transition, state, wanted_shares(facts, state, deployments, unready=unready))
         if not urgent and (result := check_growth(facts, transition, wave.index, shares, rollout)) is not None:
             self._note(wave, ConditionType.ROUTES_READY, result)
             return result
@@ -271,7 +273,8 @@ class TransitionActivities:
         if wave.back and wave.by_waves:
             wanted = none_more(wanted, facts.deployments)
         gone = [d for d in find_leftovers(facts, wanted) if last or is_own_slot(record.transition, wave.model, d)]
-        shares = still_answered(facts, reaching.transition, state, wanted_shares(facts, state, wanted))
+        sent = wanted_shares(facts, state, wanted, unready=self._list_unready(reaching))
+        shares = still_answered(facts, reaching.transition, state, sent)
         if last:
             shares = {region: found for region, found in shares.items() if found or region in facts.tables}
         kept = wanted if last else (*wanted, *(d for d in find_leftovers(facts, wanted) if d not in gone))
@@ -341,6 +344,16 @@ class TransitionActivities:
         more = choose_kept_sets(facts, counted_on, deployments)[len(deployments) :]
         states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
         return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
+
+    def _list_unready(self, reaching: WaveContext) -> Collection[tuple[str, int]]:
+        """(Region, generation) that no user is newly sent to: no wave waits for its replicas, and none is ready."""
+        facts, unproven = reaching.facts, reaching.unproven
+        states, _ = observe(self._infrastructure, {region for region, _ in unproven} - facts.lost, [facts.model])
+        return frozenset(
+            (region, number)
+            for region, number in unproven
+            if region not in states or not has_ready_replicas(facts, states[region], number)
+        )
 
     def _releasing(self, facts: DesiredFacts) -> CapacityRelease:
         return CapacityRelease(self._store, self._infrastructure, facts)

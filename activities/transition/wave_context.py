@@ -1,5 +1,6 @@
 """A wave of a stored transition for an activity: its target state, the regions that it counts on, and its obstacles."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from activities.state.desired import DesiredFacts, read_facts
@@ -19,7 +20,7 @@ from activities.state.wave_state import (
 from activities.transition.hot_swap import while_swapped
 from activities.transition.revert import find_changed, find_needed, find_unfreed
 from activities.transition.scale_down import stray
-from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.messages import WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason
@@ -132,6 +133,16 @@ class WaveContext:
         return len(self.transition.waves) if self.wave.by_waves else self.wave.index + 1
 
     @property
+    def unproven(self) -> frozenset[tuple[str, int]]:
+        """On the way forward: (region, generation) of the origin whose replicas may never have started.
+
+        In a revert, users wait until the replicas that are to answer them are ready.
+        """
+        if self.wave.back:
+            return frozenset()
+        return find_unproven(self.origin, self.facts.tables.values(), self.wave.generation)
+
+    @property
     def may_drop_strays(self) -> bool:
         """True if replica sets that answer no users and that no wave knows go before anything is added.
 
@@ -191,6 +202,17 @@ class WaveContext:
 def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelWaveState:
     find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
     return find(transition, wave.model, wave.index, phase)
+
+
+def find_unproven(origin: ModelWaveState, tables: Iterable[RouteTable], generation: int) -> frozenset[tuple[str, int]]:
+    """(Region, generation) of an origin that no stored table sends users to, except those of the target `generation`.
+
+    An earlier change may have left them in a region that was away. Waves wait for replicas of the target, and for those
+    that they add.
+    """
+    sent = {(share.to, share.generation) for table in tables for share in table.shares if share.fraction > 0}
+    held = {(region, number) for ((_, region, _), number), count in origin.counts.items() if count}
+    return frozenset(found for found in held - sent if found[1] != generation)
 
 
 def list_routable(reaching: "WaveContext") -> tuple[Deployment, ...]:

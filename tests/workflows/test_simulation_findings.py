@@ -107,6 +107,11 @@ MENDED_REPEATED = {
 }
 """The same of histories in which changes are carried out again after a loss."""
 
+MENDED_FORCE = {
+    "a gateway without demand is sent to replicas of before that nothing has waited for": 13105,
+}
+"""The same of histories in which a manifest has to be accepted and placed before it is in force."""
+
 
 @pytest.mark.parametrize("name", MENDED)
 def test_what_was_found_once_does_not_come_back(name):
@@ -146,6 +151,13 @@ def test_what_was_found_of_stages_in_one_attempt_does_not_come_back(name):
 @pytest.mark.parametrize("name", MENDED_REPEATED)
 def test_what_was_found_of_changes_that_are_carried_out_again_does_not_come_back(name):
     found = history(MENDED_REPEATED[name])
+
+    assert found.violated is None, found.told
+
+
+@pytest.mark.parametrize("name", MENDED_FORCE)
+def test_what_was_found_of_manifests_in_force_does_not_come_back(name):
+    found = history(MENDED_FORCE[name], manifests=True)
 
     assert found.violated is None, found.told
 

@@ -221,6 +221,19 @@ def test_a_region_without_demand_that_hosts_answers_its_own_users(facts, kit):
     assert wanted["eu-west"] == (RouteShare(to="eu-west", generation=3, fraction=1.0),)
 
 
+@pytest.mark.parametrize(("unready", "answered"), [((), True), ({("eu-west", 3)}, False)])
+@pytest.mark.parametrize("lost", [(), ("us-east",)])
+def test_no_users_come_to_replicas_that_may_never_have_started(facts, kit, unready, answered, lost):
+    """Neither those of a region without demand, nor those of a lost one."""
+    manifest = parse_manifest(kit.manifest(M, demand=[{"region": "us-east", "qps": 10}]))
+    users = "us-east" if lost else "eu-west"
+    lonely = replace(facts, manifest=manifest, lost=frozenset(lost))
+    counts = {**both(3, 1, "us-east"), **both(3, 1, "eu-west")}
+    state = ModelWaveState(counts=counts, shares={"us-east": (RouteShare(to="us-east", generation=3, fraction=1.0),)})
+    wanted = wanted_shares(lonely, state, wanted_deployments(lonely, state), unready=unready)
+    assert wanted[users] == ((RouteShare(to="eu-west", generation=3, fraction=1.0),) if answered else ())
+
+
 def test_a_transition_starts_from_generations_with_traffic_only(facts):
     loaded = with_deployments(facts, ModelWaveState(counts={**both(2, 2), **both(3, 2)}))
 

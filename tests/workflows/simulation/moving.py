@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
+from activities.regions import recovery
 from activities.state import desired as wanted
 from activities.state import failover_shares as rerouting
 from activities.state import observed as regions
@@ -18,6 +19,7 @@ from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
+from activities.transition import wave_context
 from activities.transition.gate import verdict as gates
 from activities.transition.route_updates import RouteUpdates, follow_routes
 from ipnext.errors import Unavailable
@@ -141,7 +143,7 @@ def _unchanged(world: Any, wave: Wave) -> frozenset[str]:
     """By the real function: silent regions that are no part of a way back."""
     if not wave.back or _brings_manifest(world, wave):
         return frozenset()
-    origin = waves.state_of(wave.moving.transition.origin, wave.model, apart=wave.moving.transition.apart)
+    origin = _origin(wave)
     changed = undoing.find_changed(wave.moving.transition, wave.model, _begun(wave))
     stored = world.journal.records[wave.model].deployments
     strays = {key.region for key in stored if (key.part, key.region, key.hardware) not in origin.slots}
@@ -242,7 +244,8 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     deployments = _led_to(world, wave, tuple(record.deployments.values()))
     if wave.back and world.out.lost:
         deployments += _what_answers(world, wave, _counted_on(world, wave, state), deployments)
-    shares = _still_answered(world, wave, state, wanted_shares(world, wave.model, state, deployments))
+    unready = _unready(world, wave)
+    shares = _still_answered(world, wave, state, wanted_shares(world, wave.model, state, deployments, unready))
     regions_seen = {*shares, *(region for _, region, _ in state.slots)}
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
     if (hurried := _hurried(world, wave, shares)) is not None:
@@ -267,6 +270,22 @@ def _what_answers(
     states, _ = world.infra.observe(wave.model, {d.key.region for d in more})
     facts = SimpleNamespace(model=wave.model, generations=record.generations)
     return tuple(d for d in more if cast("Any", undoing.answers_at_all)(facts, d, states))
+
+
+def _unready(world: Any, wave: Wave) -> frozenset[tuple[str, int]]:
+    """By the real functions: replicas of before that nothing has waited for, and that are not ready."""
+    if wave.back:
+        return frozenset()
+    record, origin = world.journal.records[wave.model], _origin(wave)
+    tables = cast("Any", record.tables.values())
+    unproven = wave_context.find_unproven(origin, tables, wave.moving.generation)
+    states, _ = world.infra.observe(wave.model, {region for region, _ in unproven} - world.out.lost)
+    facts: Any = SimpleNamespace(model=wave.model, generations=record.generations)
+    return frozenset(
+        (region, number)
+        for region, number in unproven
+        if region not in states or not recovery.has_ready_replicas(facts, cast("Any", states[region]), number)
+    )
 
 
 def _still_answered(world: Any, wave: Wave, state: waves.ModelWaveState, shares: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,7 +361,8 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     keys = {d.key for d in wanted_sets}
     left_over = [d for key, d in record.deployments.items() if key not in keys]
     gone = [d for d in left_over if last or (d.key.part, d.key.region, d.key.hardware) in _peak(world, wave)]
-    shares = _still_answered(world, wave, state, wanted_shares(world, wave.model, state, wanted_sets))
+    unready = _unready(world, wave)
+    shares = _still_answered(world, wave, state, wanted_shares(world, wave.model, state, wanted_sets, unready))
     if last:
         shares = {region: found for region, found in shares.items() if found or region in record.tables}
     kept = wanted_sets if last else (*wanted_sets, *(d for d in left_over if d not in gone))
@@ -596,8 +616,12 @@ def spared(world: Any, wave: Wave, counted_on: frozenset[str], found: tuple[Depl
 
 def _counted_on(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozenset[str]:
     """As activities/transition/activities.py: where a run goes, and by way of what, but for what it only leaves."""
-    origin = waves.state_of(wave.moving.transition.origin, wave.model, apart=wave.moving.transition.apart)
-    return _end(world, wave).regions | (state.regions - origin.regions)
+    return _end(world, wave).regions | (state.regions - _origin(wave).regions)
+
+
+def _origin(wave: Wave) -> waves.ModelWaveState:
+    """The state that a transition began with."""
+    return waves.state_of(wave.moving.transition.origin, wave.model, apart=wave.moving.transition.apart)
 
 
 def _end(world: Any, wave: Wave) -> waves.ModelWaveState:
@@ -607,7 +631,11 @@ def _end(world: Any, wave: Wave) -> waves.ModelWaveState:
 
 
 def wanted_shares(
-    world: Any, model: str, state: waves.ModelWaveState, deployments: Iterable[Deployment]
+    world: Any,
+    model: str,
+    state: waves.ModelWaveState,
+    deployments: Iterable[Deployment],
+    unready: frozenset[tuple[str, int]],
 ) -> dict[str, tuple[RouteShare, ...]]:
     """The shares of every region, as activities/state/desired.py has them."""
     record, held = world.journal.records[model], tuple(deployments)
@@ -615,16 +643,12 @@ def wanted_shares(
     main = wanted._main_generation(state)
     shares = {r: state.shares.get(r, ()) for r in sorted(hosting | state.shares.keys() | record.tables.keys())}
     for region in sorted(hosting - {item.region for item in record.in_force.spec.demand}):
-        if not shares[region] and main in served_generations(record, region, held):
+        if not shares[region] and main in served_generations(record, region, held) and (region, main) not in unready:
             shares[region] = (waves.route_share(region, main, 1.0),)
-    return sent_around(world, model, shares, held)
-
-
-def sent_around(
-    world: Any, model: str, shares: dict[str, tuple[RouteShare, ...]], held: Sequence[Deployment]
-) -> dict[str, tuple[RouteShare, ...]]:
-    """Shares without lost regions, over what is wanted of the others."""
-    return around(world, model, shares, survivors(world, model, held)) if world.out.lost else shares
+    if not world.out.lost:
+        return shares
+    able = [found for found in survivors(world, model, held) if (found.region, found.generation) not in unready]
+    return around(world, model, shares, able)
 
 
 def around(
