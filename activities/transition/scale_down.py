@@ -75,8 +75,9 @@ class CapacityRelease:
         except Unavailable as error:
             unreachable = error
         needed = left.needed | gateways.still_sent(shares)
-        kept = [found for found in wanted if not answers(self._facts.deployments.get(found.key), needed)]
-        dropped = [found for found in gone if not answers(self._facts.deployments.get(found.key), needed)]
+        stored = self._facts.deployments
+        kept = [found for found in wanted if not is_needed(stored.get(found.key), needed, found.generations)]
+        dropped = [found for found in gone if not is_needed(stored.get(found.key), needed)]
         return self.release(kept, dropped) or unreachable
 
     def release(self, kept: Sequence[Deployment], dropped: Sequence[Deployment] = ()) -> Unavailable | None:
@@ -153,6 +154,18 @@ def find_leftovers(facts: DesiredFacts, wanted: Sequence[Deployment]) -> list[De
 def answers(stored: Deployment | None, needed: Collection[tuple[str, int]]) -> bool:
     """Check whether a replica set holds a generation that is needed in its region."""
     return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
+
+
+def is_needed(stored: Deployment | None, needed: Collection[tuple[str, int]], then: Collection[int] = ()) -> bool:
+    """Check whether a replica set stays as it is: it holds a generation that is needed in its region.
+
+    The processes of a hot swap may hold another generation than the stored one: a revert stores the former one before
+    it reaches the region. Such a set also stays if it would not hold (`then`) a generation that is needed there.
+    """
+    if answers(stored, needed):
+        return True
+    leaving = {region for region, number in needed if number not in then}
+    return stored is not None and stored.swap and stored.key.region in leaving
 
 
 def stray(facts: DesiredFacts, transition: Transition) -> list[Deployment]:

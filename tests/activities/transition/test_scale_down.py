@@ -169,6 +169,30 @@ def test_nothing_goes_where_a_region_was_lost_since_what_may_go_was_computed(rel
     assert (regions.told, written.deleted) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("waiting", "told"), [(("us",), [("apply", "us", 1)]), ((), [("apply", "eu", 1), ("apply", "us", 1)])]
+)
+def test_no_processes_are_swapped_that_a_gateway_still_sends_to(monkeypatch, waiting, told):
+    """A revert stored the swap back in `eu` before it reached it; the users of `us` are still sent to generation 2."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: ())
+    swapped = [deployed(region, 1).model_copy(update={"own": {1: 1}, "swap": True}) for region in ("eu", "us")]
+    facts = SimpleNamespace(
+        model=M,
+        access="open",
+        demand={"us": 1.0},
+        generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
+        deployments={found.key: found for found in swapped},
+        tables={"us": table("us", "eu", 2)},
+        lost=frozenset(),
+    )
+    regions, shares = Regions(), {"us": table("us", "us", 1).shares}
+    releasing, left = CapacityRelease(Written(), regions, facts), ReleaseExceptions(users=waiting)
+
+    error = ActivityEnvironment().run(partial(releasing.shrink, shares, swapped, swapped, [], left=left))
+
+    assert (regions.told, error is not None) == (told, bool(waiting))
+
+
 class Draining(Regions):
     """A region whose replica streams for some looks."""
 

@@ -194,7 +194,7 @@ def _stray(world: Any, wave: Wave) -> list[Deployment]:
     return [
         found
         for key, found in record.deployments.items()
-        if key.region not in lost and not answers(found, sent)
+        if key.region not in lost and not cast("Any", releasing.answers)(found, sent)
         if (key.part, key.region, key.hardware) not in _peak(world, wave)
     ]
 
@@ -387,7 +387,8 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     if wave.back and wave.by_waves:
         needed |= cast("Any", undoing.find_unrestored)(whole, stored, shares)
     for deployment in (*wanted_sets, *gone):
-        if answers(stored.get(deployment.key), needed):
+        then = deployment.generations if deployment.key in keys else ()
+        if cast("Any", releasing.is_needed)(stored.get(deployment.key), needed, then):
             continue
         try:
             yield from _released(world, record, deployment, (deployment.key in keys, lost), attempt)
@@ -524,11 +525,6 @@ def still_sent(record: Any, shares: dict[str, tuple[RouteShare, ...]]) -> frozen
         for share in table.shares
         if share.fraction > 0
     )
-
-
-def answers(stored: Deployment | None, needed: frozenset[tuple[str, int]]) -> bool:
-    """Whether a replica set holds what a gateway that does not follow still sends to."""
-    return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
 
 
 class _Putting:
