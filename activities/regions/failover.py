@@ -110,6 +110,9 @@ class RegionFailover:
         states, silent = self._observe_regions(others - done.unreachable, models, done, pool)
         ready = ready_counts(states.values())
         tables = [table for facts in found for table in self._compute_tables(facts, states, ready, done)]
+        done.answered |= {
+            (facts.model, region) for facts in found for region, table in facts.tables.items() if table.shares
+        }
         pushed = [table for table in tables if table.region not in lost and table.region in states]
         done.note_pushed(pushed, list(pool.map(self._push_table, pushed)))
         done.unreachable |= silent & {table.region for table in tables}
@@ -224,6 +227,8 @@ class _Progress:
     unreachable: set[str] = field(default_factory=set)
     """Regions that are not called any more: each call may take until a timeout."""
     unanswered: set[str] = field(default_factory=set)
+    answered: set[tuple[str, str]] = field(default_factory=set)
+    """(Model, region) of users who had an answer before."""
     busy: dict[str, "_Sent"] = field(default_factory=dict)
     """Tables of models that another unit wrote when their batch was stored."""
     failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
@@ -249,7 +254,8 @@ class _Progress:
         """Count stored tables."""
         self.tables += len(sent.kept)
         self.models |= {table.model for table in sent.kept}
-        self.unanswered |= {table.model for table in sent.kept if not table.shares}
+        emptied = (table for table in sent.kept if not table.shares)
+        self.unanswered |= {table.model for table in emptied if (table.model, table.region) in self.answered}
 
     def has_failed(self, table: RouteTable) -> bool:
         """Check whether a table was not applied, and so is not stored."""
@@ -289,17 +295,25 @@ def _in_batches(models: Sequence[str]) -> Iterator[Sequence[str]]:
 def tables_around(
     facts: DesiredFacts, states: Mapping[str, RegionState], ready: Mapping[tuple[DeploymentKey, int], int]
 ) -> Sequence[RouteTable]:
-    """Return the changed tables of one model, by the replicas that are `ready` now; if none is, by the desired ones."""
+    """Return the changed tables of one model, by the replicas that are `ready` now; if none is, by the desired ones.
+
+    Also that of a region that users come to if its gateway is ahead of the stored table: a run ended, or will begin
+    again, after it removed a generation from the router that the stored table still names.
+    """
     held = tuple(facts.deployments.values())
     able = [found for found in survivors(facts, held, ready) if _is_routed(facts, found)]
     if not any(found.qps > 0 for found in able):
         able = [found for found in survivors(facts, held) if _is_routed(facts, found)]
     now = {region: table.shares for region, table in facts.tables.items()}
     new = fail_over(facts, now, able)
+    changed = {region for region, found in new.items() if found != now[region]}
+    targets = {share.to for region in changed for share in new[region] if share.fraction > 0}
+    ahead = {region for region in targets & now.keys() if _is_ahead(facts.tables[region], states.get(region))}
     return [
-        table.model_copy(update={"shares": new[region], "revision": _next(table, states.get(region))})
-        for region, table in sorted(facts.tables.items())
-        if new[region] != table.shares
+        facts.tables[region].model_copy(
+            update={"shares": new[region], "revision": _next(facts.tables[region], states.get(region))}
+        )
+        for region in sorted(changed | ahead)
     ]
 
 
@@ -318,6 +332,11 @@ def _is_routed(facts: DesiredFacts, survivor: Survivor) -> bool:
     """Check whether the survivor's router knows the generation already."""
     table = facts.tables.get(survivor.region)
     return table is not None and any(served.generation == survivor.generation for served in table.served)
+
+
+def _is_ahead(table: RouteTable, state: RegionState | None) -> bool:
+    """Check whether a gateway has applied a later table than the stored one."""
+    return state is not None and state.routes.get(table.model, 0) > table.revision
 
 
 def _next(table: RouteTable, state: RegionState | None) -> int:

@@ -9,6 +9,7 @@ from activities.regions import failover as surviving
 from activities.regions.failover import RegionFailover
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable
+from tests.activities.planning.test_parts import BASE, serve
 
 
 def table(model: str) -> RouteTable:
@@ -126,3 +127,33 @@ def test_a_gateway_that_does_not_answer_is_tried_once_a_batch_and_no_more(monkey
     sent = RegionFailover(written, regions).send_around("us")
     assert (sent.unreachable, sent.tables, written.put) == (("eu",), 0, [])
     assert len(regions.told) == 8
+
+
+@pytest.fixture
+def spare(house, kit):
+    """Users of the east are answered there; the west holds the model, too, for users of other regions.
+
+    Its gateway has a later table than the stored one: a release that began removed the generation from its router.
+    """
+    serve(house, kit, BASE)
+    with house.store.begin("ranker") as unit:
+        there, here = unit.routes("ranker")
+        if there.region != "eu-west":
+            there, here = here, there
+        kept = unit.put_route(there.model_copy(update={"shares": (), "revision": there.revision + 1}))
+    house.infrastructure.route(kept.model_copy(update={"served": (), "revision": kept.revision + 1}))
+    with house.store.begin() as unit:
+        unit.add_drain("us-east", disaster=True)
+    return kept
+
+
+def test_a_router_that_users_come_to_learns_again_what_a_release_took_from_it(house, spare):
+    sent = RegionFailover(house.store, house.infrastructure).send_around("us-east")
+    west = house.infrastructure.table("ranker", "eu-west")
+    assert [found.generation for found in west.served] == [1]
+    assert (west.shares, west.revision) == ((), spare.revision + 2)
+    assert (sent.tables, sent.unanswered) == (2, ())
+    with house.store.read() as unit:
+        stored = {table.region: table for table in unit.routes("ranker")}
+    assert [share.to for share in stored["us-east"].shares] == ["eu-west"]
+    assert stored["eu-west"] == west

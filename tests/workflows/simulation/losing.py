@@ -91,16 +91,19 @@ def _around(world: Any, model: str) -> None:
     record, lost = world.journal.records[model], world.out.lost
     now = {region: table.shares for region, table in record.tables.items()}
     new = around(world, model, now, _able(world, model))
+    changed = {region for region, shares in new.items() if shares != now[region]}
+    targets = {share.to for region in changed for share in new[region] if share.fraction > 0}
     for region, table in sorted(record.tables.items()):
-        if new[region] == table.shares or not (region in lost or world.infra.reachable(region)):
-            continue
         gateway = world.infra.regions[region]
+        ahead = region in targets and gateway.routes.get(model, (0, ()))[0] > table.revision
+        if not (region in changed or ahead) or not (region in lost or world.infra.reachable(region)):
+            continue
         revision = max(table.revision, gateway.routes.get(model, (0, ()))[0]) + 1
         world.invariants.strained.add(model)  # a transition may have been planned after the loss, and before this
         record.tables[region] = Table(region, revision, new[region], table.served)
         if region not in lost:
             world.invariants.around(model, region, gateway.routes.get(model, (0, ()))[1], new[region])
-            gateway.routes[model] = (revision, new[region])
+            gateway.routes[model], gateway.served[model] = (revision, new[region]), table.served
 
 
 def _able(world: Any, model: str) -> Sequence[Survivor]:
