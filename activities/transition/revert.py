@@ -115,7 +115,7 @@ def still_answered(
 
     A transition that began while a region was lost has no shares for users without an answer at that time. If the
     region was restored meanwhile, the transition's origin answers them, and no step may take that away while the state
-    holds it.
+    holds all parts of it.
     """
     origin = state_of(transition.origin, facts.model, apart=transition.apart)
     held = {
@@ -123,6 +123,7 @@ def still_answered(
         for (slot, number), count in state.counts.items()
         if count and origin.counts.get((slot, number))
     }
+    held = {place for place in held if _is_whole(facts, state, *place)}
     kept = dict(shares)
     for region, table in facts.tables.items():
         if kept.get(region) or origin.shares.get(region):
@@ -135,6 +136,12 @@ def still_answered(
         ):
             kept[region] = table.shares
     return kept
+
+
+def _is_whole(facts: DesiredFacts, state: ModelWaveState, region: str, number: int) -> bool:
+    """Check whether a state holds every part of a generation in a region."""
+    parts = {slot[0] for (slot, held), count in state.counts.items() if count and (slot[1], held) == (region, number)}
+    return number in facts.generations and parts.issuperset(facts.generations[number].parts)
 
 
 def _list_targets(transition: Transition, model: str, origin: str) -> set[tuple[str, int]]:

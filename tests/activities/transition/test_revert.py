@@ -12,6 +12,7 @@ from activities.transition.revert import (
     heard,
     none_more,
     not_as_before,
+    still_answered,
     waiting,
 )
 from ipnext.model.deployment.deployment import (
@@ -24,6 +25,7 @@ from ipnext.model.deployment.deployment import (
     RouteShare,
     RouteTable,
 )
+from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition
 
 M = "ranker"
 SLOT = ("p", "eu", "cpu")
@@ -150,3 +152,25 @@ def test_a_replica_set_answers_where_a_generation_of_it_is_ready_and_its_region_
     facts = SimpleNamespace(model=M, generations={2: SimpleNamespace(parts=("p",))})
 
     assert answers_at_all(facts, deployed(region, {2: 1}), states) is answers
+
+
+@pytest.mark.parametrize(("parts", "stays"), [(("p", "q"), True), (("p",), False)])
+def test_users_whom_a_transition_does_not_know_keep_a_generation_while_all_of_its_parts_are_there(parts, stays):
+    """Their region was lost when the transition began: it may remove a part of what their gateway names."""
+
+    def held(names):
+        row = {"model": M, "generation": 1, "region": "eu", "hardware": "cpu", "count": 1}
+        return FleetState(replicas=tuple(GenerationReplicas(part=name, **row) for name in names))
+
+    transition = Transition.model_validate({"from": held(("p", "q")), "to": held(parts), "waves": []})
+    facts = SimpleNamespace(
+        model=M,
+        tables={"us": table("us", "eu", 1)},
+        lost=frozenset({"us"}),
+        generations={1: SimpleNamespace(parts=("p", "q"))},
+    )
+    state = ModelWaveState({((part, "eu", "cpu"), 1): 1 for part in parts})
+
+    found = still_answered(facts, transition, state, {"us": ()})
+
+    assert found == {"us": facts.tables["us"].shares if stays else ()}

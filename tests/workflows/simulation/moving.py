@@ -291,7 +291,7 @@ def _unready(world: Any, wave: Wave) -> frozenset[tuple[str, int]]:
 def _still_answered(world: Any, wave: Wave, state: waves.ModelWaveState, shares: Mapping[str, Any]) -> dict[str, Any]:
     """By the real function: no step takes away what a region that came back answers its users with."""
     record = world.journal.records[wave.model]
-    facts = SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost)
+    facts = SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost, generations=record.generations)
     found: dict[str, Any] = cast("Any", undoing.still_answered)(facts, wave.moving.transition, state, shares)
     return found
 
