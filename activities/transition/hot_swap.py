@@ -11,7 +11,7 @@ from activities.state.observed import missing_replicas
 from activities.state.wave_state import ModelWaveState, state_at, swaps
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import Deployment, RegionState, RouteTable
+from ipnext.model.deployment.deployment import Deployment, RegionState, Replica, RouteTable
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.hot_swap import obstacle
@@ -94,14 +94,23 @@ def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], m
 
 
 def not_gone_back(model: str, state: ModelWaveState, states: Mapping[str, RegionState]) -> frozenset[str]:
-    """Regions with processes that have not swapped back to the state.
+    """Regions with processes that have not swapped back to the state, or are still about to leave it.
 
-    Their routers must know the generations these may still hold. Those processes may be all that answers there. Regions
-    that are not in `states` are unknown.
+    Their routers must know the generations these may still hold, or come to. Those processes may be all that answers
+    there. Regions that are not in `states` are unknown.
     """
     return frozenset(
-        region for region in states if missing_replicas(model, replace(state, counts=_within(state, region)), states)
+        region
+        for region, found in states.items()
+        if missing_replicas(model, replace(state, counts=_within(state, region)), states)
+        or any(_leaves(state, replica) for replica in found.replicas if replica.key.model == model)
     )
+
+
+def _leaves(state: ModelWaveState, replica: Replica) -> bool:
+    """Check whether a process is about to swap to a generation that the state does not hold there."""
+    slot = (replica.key.part, replica.key.region, replica.key.hardware)
+    return not state.generations_at(slot).issuperset(replica.coming)
 
 
 def _within(state: ModelWaveState, region: str) -> dict[tuple[tuple[str, str, str], int], int]:

@@ -220,15 +220,18 @@ def test_routers_keep_what_processes_hold_that_have_not_gone_back(transition):
     back = state_undone(transition, M, 0, "routed")
     key = DeploymentKey(model=M, part="llm", region="us", hardware="gpu")
 
-    def region(*ready):
+    def region(*ready, coming=()):
         replicas = tuple(
-            Replica(id=f"r{n}", key=key, phase=ReplicaPhase.RUNNING, ready=(generation,))
+            Replica(id=f"r{n}", key=key, phase=ReplicaPhase.RUNNING, ready=(generation,), coming=coming)
             for n, generation in enumerate(ready)
         )
         return {"us": RegionState(region="us", gateway_url="http://gateway", replicas=replicas)}
 
     assert not_gone_back(M, back, region(1, 1)) == frozenset()
     assert not_gone_back(M, back, region(1, 2)) == {"us"}
+    assert not_gone_back(M, back, region(1, 1, coming=(2,))) == {"us"}, (
+        "they still fetch, and leave if one of them stays"
+    )
     assert not_gone_back(M, back, {}) == frozenset()
 
 
