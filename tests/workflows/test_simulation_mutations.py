@@ -13,8 +13,11 @@ from activities.state import observed as regions
 from activities.state import serving_basis
 from activities.state import wave_state as waves
 from activities.transition import admission as admitting
+from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
+from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
+from activities.transition import wave_context
 from activities.transition.gate import verdict as gates
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.planning.transition import Transition, TransitionState
@@ -467,6 +470,24 @@ def test_users_who_come_to_a_new_generation_too_fast_after_a_loss_are_seen(monke
     found = history(72593, ends=False)
 
     assert found.violated == "pace", found.told
+
+
+@pytest.mark.parametrize(
+    ("module", "rule", "broken", "seed", "invariant"),
+    [
+        (wave_context, "find_unproven", lambda *_: frozenset(), 13105, "I2 undemanded"),
+        (releasing, "is_needed", lambda stored, needed, _then: releasing.answers(stored, needed), 9450, "I1 way back"),
+        (undoing, "_is_whole", lambda *_: True, 668, "I2 undemanded"),
+        (swapping, "_leaves", lambda *_: False, 2979, "I1 way back"),
+    ],
+)
+def test_a_rule_that_few_histories_need_is_caught(module, rule, broken, seed, invariant, monkeypatch):
+    """So rare that the histories in which they are needed are named."""
+    monkeypatch.setattr(module, rule, broken)
+
+    found = history(seed, manifests=True, parts=seed in {668, 2979})
+
+    assert found.violated == invariant, found.told
 
 
 def test_two_transitions_of_a_model_that_are_open_at_once_are_seen():

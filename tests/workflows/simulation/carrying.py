@@ -447,12 +447,18 @@ class Entity:
         new = change.queued
         if change.state is ChangeState.RECORDED:
             change.state = ChangeState.QUEUED
-        if new.id in self.seen:
+        if new.id in self.seen or new.id in self._at_work:
             return
         self._enqueue(new)
         self._stop_for(new)
         self._tell_of(new)
         self.world.clock.fire(self.news)
+
+    @property
+    def _at_work(self) -> set[str]:
+        """The change that is carried out, and those whose run has begun before."""
+        running = {self.running.change.id} if self.running is not None and self.knows else set()
+        return running | {change.id for change in self.begun}
 
     def _enqueue(self, new: QueuedChange) -> None:
         self.seen.add(new.id)

@@ -215,8 +215,7 @@ class Invariants:
 
     def _swapping_wave(self, model: str) -> tuple[Any, int] | None:
         """Transition and number of the wave at hand, where processes go over in it and its traffic has not moved."""
-        entity = self.world.entities.get(model)
-        run = entity.running if entity is not None and self.world.journal.records[model].refresh == "swap" else None
+        run = self._moved_by(model) if self.world.journal.records[model].refresh == "swap" else None
         if run is None or run.step.name not in {"ensure_capacity", "shift_traffic"}:
             return None
         moving = self.world.journal.find_transition(run.change.id)
@@ -301,7 +300,7 @@ class Invariants:
 
     def routed(self, model: str, region: str, before: Any, after: Any) -> None:
         """Pace: the first share of a new generation, and how much of a region's traffic one wave moves."""
-        run, rollout = self.world.entities[model].running, self.world.journal.records[model].in_force.spec.rollout
+        run, rollout = self._moved_by(model), self.world.journal.records[model].in_force.spec.rollout
         paced = run is not None and run.command.name == "shift_traffic" and not run.command.back
         if not paced or run.change.kind in admitting.AT_ONCE or model in self.left_behind or not before:
             return
@@ -530,8 +529,23 @@ class Invariants:
 
     def _goes_back(self, model: str) -> bool:
         """Whether a model's transition is on its way back, capacity first."""
+        run = self._moved_by(model)
+        return run is not None and run.command.back
+
+    def _moved_by(self, model: str) -> Any:
+        """The run that walks, else the one that the entity carries out.
+
+        A repair that was let pass a waiting run waits itself where that one has begun to walk meanwhile.
+        """
         entity = self.world.entities.get(model)
-        return entity is not None and entity.running is not None and entity.running.command.back
+        run = entity.running if entity is not None else None
+        if run is None or run.walks:
+            return run
+        moving = next(
+            (m for m in reversed(self.world.journal.records[model].transitions) if m.state in UNDER_WAY), None
+        )
+        passed = self.world.runs.get(moving.id) if moving is not None else None
+        return passed if passed is not None and passed.walks else run
 
     def _serving(self, model: str) -> frozenset[int]:
         routes = [region.routes.get(model, (0, ()))[1] for region in self.world.infra.regions.values()]
@@ -598,10 +612,9 @@ class Invariants:
 
         The model is retired, its first generation is reverted, or none has served and it is withdrawn.
         """
-        entity, record = self.world.entities.get(model), self.world.journal.records[model]
-        if entity is None or entity.running is None:
+        run, record = self._moved_by(model), self.world.journal.records[model]
+        if run is None:
             return record.serving is None and all(change.state.final for change in record.changes)
-        run = entity.running
         if run.change.kind == ChangeKind.RETIRE:
             return True
         moving = self.world.journal.find_transition(run.change.id)
