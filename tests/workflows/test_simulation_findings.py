@@ -113,6 +113,9 @@ MENDED_FORCE = {
     "a region is lost while a release takes a generation from a router that its users then come to": 6902,
     "a run begins to walk while a repair that was let pass it is about to begin": 8698,
     "a change that runs is submitted to an entity that has found it begun": 16748,
+    "a repair passes a publish that waits, and the wait ends: its processes swap meanwhile": 14107,
+    "the same, and a process crashes on its way": 5830,
+    "the same of a gateway without demand": 6986,
 }
 """The same of histories in which a manifest has to be accepted and placed before it is in force."""
 

@@ -533,19 +533,14 @@ class Invariants:
         return run is not None and run.command.back
 
     def _moved_by(self, model: str) -> Any:
-        """The run that walks, else the one that the entity carries out.
+        """The run that moves a model, else the one that the entity carries out; None if there is none.
 
-        A repair that was let pass a waiting run waits itself where that one has begun to walk meanwhile.
+        The wait of a run that a repair passes may end at any moment: then that run moves the model, and the repair
+        waits.
         """
-        entity = self.world.entities.get(model)
-        run = entity.running if entity is not None else None
-        if run is None or run.walks:
-            return run
-        moving = next(
-            (m for m in reversed(self.world.journal.records[model].transitions) if m.state in UNDER_WAY), None
-        )
-        passed = self.world.runs.get(moving.id) if moving is not None else None
-        return passed if passed is not None and passed.walks else run
+        mover, entity = self.world.journal.find_mover(model), self.world.entities.get(model)
+        found = self.world.runs.get(mover.id) if mover is not None else None
+        return found if found is not None or entity is None else entity.running
 
     def _serving(self, model: str) -> frozenset[int]:
         routes = [region.routes.get(model, (0, ()))[1] for region in self.world.infra.regions.values()]

@@ -251,7 +251,11 @@ class Journal:
 
     def is_moved(self, model: str) -> bool:
         """As the repository's: an open change has planned its waves, or retires the model and waits for no freeze."""
-        return any(map(self._moves, self.records[model].changes))
+        return self.find_mover(model) is not None
+
+    def find_mover(self, model: str) -> Change | None:
+        """The change that moves a model, if one does."""
+        return next(filter(self._moves, self.records[model].changes), None)
 
     def is_retiring(self, model: str) -> bool:
         """As the repository's: a retirement moves the model."""
