@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from activities.runtime.single_calls import OF_ONE, describe, name_failed, read_each
-from activities.state.desired import DesiredFacts, fail_over, survivors
+from activities.state.desired import DesiredFacts
 from activities.state.failover_shares import Survivor
 from activities.state.observed import observe
+from activities.state.route_shares import fail_over, survivors
 from activities.state.routed_models import read_routed
 from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure

@@ -15,11 +15,13 @@ from activities.regions.recovery import has_ready_replicas
 from activities.runtime.deadline import Deadline, beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import of_a_wave, still_ours
-from activities.state.desired import DesiredFacts, choose_kept_sets, shrinking_first, wanted_deployments, wanted_shares
+from activities.state.desired import DesiredFacts
 from activities.state.drained_fleet import same
 from activities.state.failure_cause import note_first, worst_region
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
+from activities.state.replica_sets import choose_kept_sets, shrinking_first, wanted_deployments
 from activities.state.restored import state_before
+from activities.state.route_shares import wanted_shares
 from activities.state.wave_state import ModelWaveState
 from activities.transition.admission import AT_ONCE
 from activities.transition.draft import Draft

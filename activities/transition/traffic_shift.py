@@ -3,10 +3,11 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from activities.runtime.fence import still_ours
-from activities.state.desired import DesiredFacts, served_generations
+from activities.state.desired import DesiredFacts
 from activities.state.drained_fleet import check_unchanged
 from activities.state.observed import observe
 from activities.state.routed_models import merge_served
+from activities.state.served_generations import served_generations
 from activities.state.wave_state import keep_held_shares
 from activities.transition.route_updates import follow_routes
 from ipnext.errors import RegionUnreachable, RouteFailed, Unavailable

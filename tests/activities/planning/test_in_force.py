@@ -6,7 +6,8 @@ import pytest
 
 from activities.planning.problem import fleet_problem
 from activities.planning.replan import fleet_snapshot
-from activities.state.desired import read_facts, served_generation
+from activities.state.desired import read_facts
+from activities.state.served_generations import served_generation
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState

@@ -9,7 +9,8 @@ from temporalio.testing import ActivityEnvironment
 from activities.planning.activities import PlanningActivities
 from activities.planning.problem import model_as_served, units_in_use, units_of
 from activities.planning.solver import ThreadSolver
-from activities.state.desired import read_facts, wanted_deployments
+from activities.state.desired import read_facts
+from activities.state.replica_sets import wanted_deployments
 from activities.state.wave_state import peak, state_of
 from activities.transition.activities import TransitionActivities
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey

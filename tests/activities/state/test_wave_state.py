@@ -5,13 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from activities.state.desired import (
-    DesiredFacts,
-    former_generations,
-    served_generations,
-    wanted_deployments,
-    wanted_shares,
-)
+from activities.state.desired import DesiredFacts
+from activities.state.replica_sets import former_generations, wanted_deployments
+from activities.state.route_shares import wanted_shares
+from activities.state.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState, peak, planned_state, running_state, state_at, state_back
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.infra.assignment import host_holds

@@ -10,7 +10,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.runtime.deadline import Deadline
-from activities.state.desired import choose_kept_sets, shrinking_first
+from activities.state.replica_sets import choose_kept_sets, shrinking_first
 from activities.state.wave_state import ModelWaveState, state_undone
 from activities.transition import traffic_shift as routing
 from activities.transition.activities import _check_reached

@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.state.desired import read_facts, served_generations, wanted_deployments
+from activities.state.desired import read_facts
+from activities.state.replica_sets import wanted_deployments
+from activities.state.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState, RouteShare
 from activities.transition.activities import TransitionActivities
 from ipnext.model.deployment.deployment import RouteTable

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from activities.planning.problem import model_problem
-from activities.state.desired import read_facts, served_generations, wanted_deployments
+from activities.state.desired import read_facts
+from activities.state.replica_sets import wanted_deployments
+from activities.state.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState
 from activities.transition.refresh_mode import refresh_of
 from activities.validation.activities import BUILT_IN, run_validators

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
-from activities.state.desired import shrinking_first
 from activities.state.failover_shares import Survivor
+from activities.state.replica_sets import shrinking_first
 from activities.state.wave_state import keep_held_shares
 
 from . import reconciling

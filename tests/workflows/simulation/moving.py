@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from activities.regions import recovery
-from activities.state import desired as wanted
 from activities.state import failover_shares as rerouting
 from activities.state import observed as regions
+from activities.state import replica_sets, route_shares
 from activities.state import wave_state as waves
 from activities.transition import admission as admitting
 from activities.transition import hot_swap as swapping
@@ -98,7 +98,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
             yield from _released(world, record, deployment, (True, lost), attempt)
     if wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state)):
         yield from _without_strays(world, wave, attempt)
-    told: Sequence[Deployment] = cast("Any", wanted.shrinking_first)(
+    told: Sequence[Deployment] = cast("Any", replica_sets.shrinking_first)(
         (d for d in wanted_sets if d.key.region not in lost), running
     )
     pending = told
@@ -572,7 +572,7 @@ class _Putting:
 
 
 def wanted_deployments(world: Any, wave: Wave, state: waves.ModelWaveState) -> tuple[Deployment, ...]:
-    """One deployment for each slot, as activities/state/desired.py makes them.
+    """One deployment for each slot, as activities/state/replica_sets.py makes them.
 
     Former generations stay warm where they are loaded. Units are those of the manifest in force, or those that the
     generation served with, by the real function; a revert restores those of before.
@@ -580,7 +580,7 @@ def wanted_deployments(world: Any, wave: Wave, state: waves.ModelWaveState) -> t
     model = wave.model
     record, spec = world.journal.records[model], world.journal.records[model].in_force.spec
     facts = SimpleNamespace(manifest=record.in_force, generations=record.generations, target=wave.moving.generation)
-    former = wanted.former_generations(record, state.generations)[: spec.rollout.keep_warm]
+    former = replica_sets.former_generations(record, state.generations)[: spec.rollout.keep_warm]
     slots, processes = state.slots, state.processes
     hosted = {part for part, _, _ in slots}
     warm = {number for number in former if hosted.issuperset(record.generations[number].parts)}
@@ -591,8 +591,8 @@ def wanted_deployments(world: Any, wave: Wave, state: waves.ModelWaveState) -> t
         kept = set() if state.apart or stored is None else set(stored.generations) & warm
         restored = wave.moving.before.get(key, stored) if wave.back else None
         if restored is None:
-            _, option = wanted._spec_of(cast("Any", facts), state, slot)
-            former: Any = wanted.find_running(cast("Any", record.deployments), cast("Any", key))
+            _, option = replica_sets._spec_of(cast("Any", facts), state, slot)
+            former: Any = replica_sets.find_running(cast("Any", record.deployments), cast("Any", key))
             units, qps = (option.units, option.throughput) if option else (former.units, former.qps)
         else:
             units, qps = restored.units, restored.qps
@@ -606,8 +606,8 @@ def wanted_deployments(world: Any, wave: Wave, state: waves.ModelWaveState) -> t
 def spared(world: Any, wave: Wave, counted_on: frozenset[str], found: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
     """By the real function: a run that counts on a lost region lets go of nothing in those that are left."""
     deployments, lost = world.journal.records[wave.model].deployments, world.out.lost
-    facts = cast("wanted.Facts", SimpleNamespace(lost=lost, deployments=deployments))
-    return cast("tuple[Deployment, ...]", wanted.choose_kept_sets(facts, counted_on, cast("Any", found)))
+    facts = cast("Any", SimpleNamespace(lost=lost, deployments=deployments))
+    return cast("tuple[Deployment, ...]", replica_sets.choose_kept_sets(facts, counted_on, cast("Any", found)))
 
 
 def _counted_on(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozenset[str]:
@@ -633,10 +633,10 @@ def wanted_shares(
     deployments: Iterable[Deployment],
     unready: frozenset[tuple[str, int]],
 ) -> dict[str, tuple[RouteShare, ...]]:
-    """The shares of every region, as activities/state/desired.py has them."""
+    """The shares of every region, as activities/state/route_shares.py has them."""
     record, held = world.journal.records[model], tuple(deployments)
     hosting = {d.key.region for d in held if d.replicas}
-    main = wanted._main_generation(state)
+    main = route_shares._main_generation(state)
     shares = {r: state.shares.get(r, ()) for r in sorted(hosting | state.shares.keys() | record.tables.keys())}
     for region in sorted(hosting - {item.region for item in record.in_force.spec.demand}):
         if not shares[region] and main in served_generations(record, region, held) and (region, main) not in unready:
@@ -659,7 +659,7 @@ def around(
 def survivors(
     world: Any, model: str, held: Sequence[Deployment], ready: Mapping[tuple[Key, int], int] | None = None
 ) -> tuple[rerouting.Survivor, ...]:
-    """As activities/state/desired.py: by the replicas that are wanted, or by those that are `ready`."""
+    """As activities/state/route_shares.py: by the replicas that are wanted, or by those that are `ready`."""
     record = world.journal.records[model]
     return tuple(
         rerouting.Survivor(region, number, _throughput(record, region, number, held, ready))
