@@ -126,7 +126,7 @@ docs: $(READY) ## check that the documentation agrees with the code
 	$(BIN)/pytest tests/docs tests/ipnext $(ARGS) -k docs
 
 histories: $(READY) ## record the workflow histories that the replay tests use
-	$(BIN)/python tests/workflows/record_histories.py
+	$(BIN)/python -m tests.workflows.builds.record_histories
 
 build: $(READY) ## sdist and wheel into dist/
 	$(BIN)/python -m build

@@ -1,4 +1,6 @@
-"""Builds of the platform's processes: which of them run as the build after this one (tests/workflows/next_build.py).
+"""Builds of the platform's processes: which of them run as the build after this one.
+
+`tests.workflows.builds.next_build` makes it.
 
 A child of `ipnext dev` whose name is a file below `state/next` starts as the next build, else as this one. The first
 process of the next build that starts migrates the schema under those of this build.
@@ -12,7 +14,7 @@ from typing import Literal
 from ipnext.dev import children
 from ipnext.store.schema import migration
 from tests.nemesis.limits import with_limit
-from tests.workflows.next_build import make_next_build
+from tests.workflows.builds.next_build import make_next_build
 
 Build = Literal["this", "next"]
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.nemesis.builds import build_of, command_of, set_build
-from tests.workflows.next_build import ADDED
+from tests.workflows.builds.next_build import ADDED
 
 API = [sys.executable, "-m", "ipnext.api", "--port", "1"]
 

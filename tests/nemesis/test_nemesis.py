@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 ELSEWHERE = {"ask_replan:before", "ask_replan:after"}
 """Places of what only a way back asks that a disaster left short of replicas:
-tests/workflows/test_lost_on_the_way.py."""
+tests/workflows/regions/test_lost_on_the_way.py."""
 
 
 def nemesis(directory: Path, *arguments: str) -> Story:

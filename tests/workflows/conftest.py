@@ -33,8 +33,8 @@ from ipnext.model.lifecycle.reconciliation import ReconcileInput
 from ipnext.store.schema import migration
 from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS, eventually
-from tests.workflows.drains import Drains
-from tests.workflows.next_build import make_next_build
+from tests.workflows.builds.next_build import make_next_build
+from tests.workflows.regions.drains import Drains
 from workflows.worker import WorkflowEngine, engine_of, lifecycle_activities, planner_activities, worker_of
 
 POLL_SECONDS = 0.05

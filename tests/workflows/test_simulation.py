@@ -21,7 +21,7 @@ from tests.workflows.simulation.running import all_of
 from tests.workflows.simulation.walking import Way, walk
 from tests.workflows.simulation.world import history
 
-HISTORIES = Path(__file__).parent / "histories"
+HISTORIES = Path(__file__).parent / "builds" / "histories"
 EVERY_DAY = 1000
 """Histories of each `make test-all`; `make test` runs a tenth."""
 WITH_PARTS = 300

@@ -1,4 +1,7 @@
-"""Single items of `ipnext platform check`; tests/workflows/test_platform_setup.py has the whole, with a server."""
+"""Single items of `ipnext platform check`.
+
+tests/workflows/runtime/test_platform_setup.py has the whole, with a server.
+"""
 
 import shutil
 from contextlib import closing

@@ -13,7 +13,7 @@ from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.manifest import parse_manifest
 from tests.ipnext.api.browsers import patient
 from tests.waiting import until
-from tests.workflows import next_build
+from tests.workflows.builds import next_build
 
 pytestmark = pytest.mark.browser
 

@@ -6,7 +6,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import signal_freeze_change
 from tests.fleets import two_regions
-from tests.workflows.test_freezes import freeze_manifest
+from tests.workflows.changes.test_freezes import freeze_manifest
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflows.next_build import (
+from tests.workflows.builds.next_build import (
     AGENT_ANSWER,
     AGENT_REQUEST,
     API_ANSWER,
@@ -35,7 +35,7 @@ from tests.workflows.next_build import (
     TO_SUPERVISOR,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = ("activities", "ipnext", "serving", "workflows")
 TOLERANT = {
     "ipnext.artifacts.bounded_json": frozenset({"load_bounded"}),

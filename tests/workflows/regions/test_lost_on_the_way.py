@@ -15,7 +15,7 @@ from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.names import again_id
 from tests.fleets import two_regions
-from tests.workflows.drains import EUROPE, regions
+from tests.workflows.regions.drains import EUROPE, regions
 
 pytestmark = pytest.mark.usefixtures("workers", "outbox")
 

@@ -23,9 +23,9 @@ from tests.genai.regions import ENDLESS, Stream
 from tests.genai.talking import Talk
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
-from tests.workflows.mixed_clients import Listener, Load, Publisher, again, tells_the_field
-from tests.workflows.mixed_platform import THIS, Build, MixedPlatform, MixedRegion
-from tests.workflows.next_build import API_ANSWER, CHANNELS, IDENTITY, PORTS, TO_AGENT, used
+from tests.workflows.builds.mixed_clients import Listener, Load, Publisher, again, tells_the_field
+from tests.workflows.builds.mixed_platform import THIS, Build, MixedPlatform, MixedRegion
+from tests.workflows.builds.next_build import API_ANSWER, CHANNELS, IDENTITY, PORTS, TO_AGENT, used
 
 EAST, WEST = "us-east", "eu-west"
 FLEET = """

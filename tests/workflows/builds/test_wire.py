@@ -34,11 +34,11 @@ from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.registry import SplitLayout
 from ipnext.model.wire import LONGEST_REMEMBERED, decode, decode_frozen
 from ipnext.payloads import DATA_CONVERTER
-from tests.workflows.shapes import UNKNOWN, models_of, shape
+from tests.workflows.builds.shapes import UNKNOWN, models_of, shape
 from workflows.policies import STEPS
 from workflows.worker import WORKFLOWS, lifecycle_activities, planner_activities
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 BETWEEN_COMPONENTS = (Deployment, HostHolds, HostState, RegionState, RouteTable, RouterState, RouterTable)

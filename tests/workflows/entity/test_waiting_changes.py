@@ -12,7 +12,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.temporal import control, signal_freeze_change
-from tests.workflows.drains import regions
+from tests.workflows.regions.drains import regions
 
 pytestmark = pytest.mark.usefixtures("workers", "reconciler")
 

@@ -9,7 +9,15 @@ from ipnext.model.deployment.deployment import DeploymentKey, ReplicaPhase
 from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState
 from ipnext.model.lifecycle.messages import ChangeState, ReplanState
 from ipnext.model.lifecycle.status import Reason
-from tests.workflows.drains import DEMAND, EUROPE, destinations, drain_of, regions, replans_ended, stored_destinations
+from tests.workflows.regions.drains import (
+    DEMAND,
+    EUROPE,
+    destinations,
+    drain_of,
+    regions,
+    replans_ended,
+    stored_destinations,
+)
 
 
 async def test_a_planned_drain_moves_every_model_away_and_no_capacity_floor_breaks(

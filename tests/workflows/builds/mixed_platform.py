@@ -112,7 +112,7 @@ class MixedPlatform:
             "IPNEXT_API_PORT": str(self._api),
             "IPNEXT_AGENTS": json.dumps({region.name: region.agent for region in regions}),
             "IPNEXT_COMPONENT_AUTHENTICATION": "none",
-            # Hosts of the next build note what they wrote: tests/workflows/next_build.py.
+            # Hosts of the next build note what they wrote: tests/workflows/builds/next_build.py.
             "IPNEXT_AGENT_HOST_WRITABLE": json.dumps([str(pythons["next"].parents[1] / "channels")]),
             "IPNEXT_PLANNER_EXECUTOR": "threads",
             "IPNEXT_RECONCILE_EVERY_SECONDS": "1",

@@ -21,7 +21,7 @@ from ipnext.errors import IPnextError, Unavailable
 from ipnext.login.credentials import find_credential
 from ipnext.model.lifecycle.messages import ChangeState
 from tests.waiting import PATIENCE_SECONDS, until
-from tests.workflows.next_build import ADDED
+from tests.workflows.builds.next_build import ADDED
 
 PAUSE_SECONDS = 0.5
 """Between two publishes: the processors are for the components too."""

@@ -1,6 +1,6 @@
 """Records the histories that the replay test reads. Run it after a gated change of a workflow's commands:
 
-    python tests/workflows/record_histories.py [NAME ...]
+    python -m tests.workflows.builds.record_histories [NAME ...]
 
 Names after it (such as `lifecycle-frozen`) write only those; without names all of them. It runs real workflows on a
 real server, takes names, paths and process ids out, and writes histories/*.json. A change that is not gated
@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from conftest import load_house, until, until_up
 from temporalio.client import Client
 
 from activities.planning.solver import ThreadSolver
@@ -29,6 +28,7 @@ from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, Replan, ScheduledReplan
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.temporal import connect, signal_drain, submit_change
+from tests.workflows.conftest import load_house, until, until_up
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 HISTORIES = Path(__file__).parent / "histories"

@@ -93,5 +93,5 @@ async def test_recorded_history_replays_on_a_worker_with_other_time_limits(path)
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 def test_histories_name_no_machine(path):
     text = path.read_text()
-    assert str(Path(__file__).parents[2]) not in text
+    assert str(Path(__file__).parents[3]) not in text
     assert '"identity": "worker"' in text

@@ -21,8 +21,8 @@ from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import control
 from tests.fleets import two_regions
 from tests.waiting import PATIENCE_SECONDS
-from tests.workflows.test_two_running import shows
-from tests.workflows.test_waiting_changes import freeze, frozen, thaw  # noqa: F401 - fixtures
+from tests.workflows.entity.test_two_running import shows
+from tests.workflows.entity.test_waiting_changes import freeze, frozen, thaw  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -5,7 +5,7 @@ import pytest
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from tests.workflows.drains import EUROPE, replans_ended
+from tests.workflows.regions.drains import EUROPE, replans_ended
 
 pytestmark = pytest.mark.usefixtures("workers")
 

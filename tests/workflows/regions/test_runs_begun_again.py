@@ -16,7 +16,7 @@ from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ReplanState
 from ipnext.temporal import signal_drain, wake_replan
 from tests.fleets import two_regions
-from tests.workflows.drains import EUROPE, drain_of, regions, replans_ended, stored_destinations
+from tests.workflows.regions.drains import EUROPE, drain_of, regions, replans_ended, stored_destinations
 from workflows.worker import WORKFLOWS
 
 DRAIN = names.drain_workflow_id(EUROPE)
@@ -206,7 +206,7 @@ async def test_the_same_drain_asked_again_begins_at_once(house, engine, draining
 
 
 def test_the_documentation_names_who_begins_each_workflow_again():
-    text = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "lifecycle.md").read_text(encoding="utf-8")
     table = text.split("### Who begins a run again")[1].split("\n#")[0]
     ids = {
         names.MODEL_WORKFLOW: names.model_workflow_id("MODEL"),

@@ -24,9 +24,9 @@ from ipnext.platform.builds import Build, builds
 from ipnext.store.schema import migration
 from ipnext.temporal import connect, control
 from tests.waiting import PATIENCE_SECONDS, eventually
-from tests.workflows.next_build import REVISION
+from tests.workflows.builds.next_build import REVISION
 
-PROGRAM = Path(__file__).parent / "killable_worker.py"
+PROGRAM = Path(__file__).parents[1] / "runtime" / "killable_worker.py"
 MODELS = 3
 QUICK = {
     "rollout": {"canary": 1.0, "maxStep": 1, "holdSeconds": 0},

@@ -12,7 +12,7 @@ from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.temporal import control, wake_replan
 from tests.fleets import two_regions
-from tests.workflows.drains import DEMAND, EUROPE, regions, replans_ended, stored_destinations
+from tests.workflows.regions.drains import DEMAND, EUROPE, regions, replans_ended, stored_destinations
 
 
 class HeldSolver:

@@ -11,9 +11,9 @@ from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.temporal import control
-from tests.workflows.drains import EUROPE, regions
-from tests.workflows.test_refused_manifest import GIB, parts
-from tests.workflows.test_waiting_changes import PACE, freeze, frozen, moves, served, served_twice  # noqa: F401 - fixtures
+from tests.workflows.changes.test_refused_manifest import GIB, parts
+from tests.workflows.entity.test_waiting_changes import PACE, freeze, frozen, moves, served, served_twice  # noqa: F401 - fixtures
+from tests.workflows.regions.drains import EUROPE, regions
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -15,8 +15,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.temporal import begin_entity, control
-from tests.workflows.drains import EUROPE, regions
-from tests.workflows.test_waiting_changes import (  # noqa: F401 - fixtures
+from tests.workflows.entity.test_waiting_changes import (  # noqa: F401 - fixtures
     THREE_SERVES,
     freeze,
     frozen,
@@ -28,6 +27,7 @@ from tests.workflows.test_waiting_changes import (  # noqa: F401 - fixtures
     served_twice,
     thaw,
 )
+from tests.workflows.regions.drains import EUROPE, regions
 from workflows import policies
 
 pytestmark = pytest.mark.usefixtures("workers", "reconciler")

@@ -20,7 +20,7 @@ from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import control
 from tests.fleets import two_regions
-from tests.workflows.drains import EUROPE, regions, replans_ended, stored_destinations
+from tests.workflows.regions.drains import EUROPE, regions, replans_ended, stored_destinations
 from workflows.worker import WORKFLOWS, engine_of, lifecycle_activities, planner_activities, worker_of
 
 SLOTS = 4
