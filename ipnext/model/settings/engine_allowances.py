@@ -13,10 +13,13 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
+from ipnext.model.echoes import PLACE_CHARACTERS, cut_text, show_value
 from ipnext.model.settings.engine import VllmSettings
 
 _SHOWN: Final = 5
 """The number of allowed names in an error text: the nearest ones."""
+COMPARED: Final = 100
+"""Characters of a name by which the nearest ones are found: the time for it grows with their square."""
 
 MANY_VALUES: Final = 1000
 """The most values of an argument that an operator allows."""
@@ -186,7 +189,7 @@ class EngineAllowances:
         if self._is_opened(name):
             return
         if name not in ARGUMENTS:
-            msg = f"settings.extraArgs: {name!r} {_not_listed(name, (*ARGUMENTS, *self.arguments))}"
+            msg = f"settings.extraArgs: {show_value(name)} {_not_listed(name, (*ARGUMENTS, *self.arguments))}"
             raise ValueError(msg)
         pattern = ARGUMENTS[name]
         if pattern is None and value is not None:
@@ -200,7 +203,8 @@ class EngineAllowances:
         if name in self.variables:
             return
         if name not in VARIABLES:
-            msg = f"settings.environment.{name}: {name!r} {_not_listed(name, (*VARIABLES, *self.variables))}"
+            place = cut_text(f"settings.environment.{name}", PLACE_CHARACTERS)
+            msg = f"{place}: {show_value(name)} {_not_listed(name, (*VARIABLES, *self.variables))}"
             raise ValueError(msg)
         if not re.fullmatch(_TEXT, value):
             msg = f"settings.environment.{name}: {value!r:.100} is not allowed; allowed: what matches {_TEXT}"
@@ -212,7 +216,7 @@ NO_ALLOWANCES: Final = EngineAllowances()
 
 
 def _not_listed(name: str, allowed: Sequence[str]) -> str:
-    near = get_close_matches(name, sorted(allowed), _SHOWN, 0.0)
+    near = get_close_matches(name[:COMPARED], sorted(allowed), _SHOWN, 0.0)
     return (
         f"is not allowed in a manifest; allowed are whole names of a list, the nearest: {', '.join(near)}. "
         "An operator can allow more (docs/genai.md)"

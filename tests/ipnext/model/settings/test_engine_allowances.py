@@ -2,6 +2,7 @@
 
 import pytest
 
+from ipnext.model.settings import engine_allowances
 from ipnext.model.settings.engine import OWN_ARGUMENTS, vllm_settings
 from ipnext.model.settings.engine_allowances import ARGUMENTS, NO_ALLOWANCES, VARIABLES, EngineAllowances
 
@@ -184,3 +185,19 @@ def test_the_lists_name_none_of_our_own_and_no_plugin_path_or_file():
     )
     assert not [name for name in VARIABLES for part in dangerous if part in name]
     assert not [name for name in ARGUMENTS for part in ("path", "plugin", "-cls", "-dir", "remote") if part in name]
+
+
+@pytest.mark.parametrize("settings", [{"extraArgs": ["--" + "y" * 10**6]}, {"environment": {"Y" * 10**6: "1"}}])
+def test_only_the_beginning_of_a_name_is_compared_and_repeated(settings, monkeypatch):
+    """The comparison takes time that grows with the square of a name, and a body has megabytes."""
+    compared = []
+
+    def find_near(word, possibilities, *_):
+        compared.append(word)
+        return possibilities[:1]
+
+    monkeypatch.setattr(engine_allowances, "get_close_matches", find_near)
+    with pytest.raises(ValueError, match="is not allowed in a manifest") as refused:
+        NO_ALLOWANCES.check(vllm_settings(settings))
+    assert [len(word) <= 200 for word in compared] == [True]
+    assert len(str(refused.value)) < 1000
