@@ -1,10 +1,12 @@
-"""Refuses JSON bodies that are ambiguous, or of too many values.
+"""Refuses JSON bodies that are ambiguous, hold what no text can, or are of too many values.
 
-Ambiguous is an object that names a member twice, or another encoding than UTF-8. Each member that does not belong into
+Ambiguous is an object that names a member twice, or another encoding than UTF-8. Half a surrogate pair is no character:
+neither a digest, a file nor a database takes it. Each member that does not belong into
 a body is a fault that validation describes, so their number bounds what a body costs.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,6 +27,8 @@ LARGE: Final = 2**16
 """Bytes from which on a body is checked and validated in a thread. Smaller ones take milliseconds."""
 LARGE_AT_ONCE: Final = 2
 """Of two clients: Python runs one thread at a time, beside the event loop."""
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""Escaped, or as bytes that Python's reader lets pass."""
 PARSED: Final = "ipnext.parsed_body"
 """Name in a request's scope of the value of its large body, which is parsed once."""
 NO_JSON: Final = object()
@@ -73,7 +77,8 @@ def check_json(body: bytes) -> Any:
     """Return the value of a JSON body; other content passes as NO_JSON.
 
     Raises:
-        InvalidInput: a name is doubled in an object, or the encoding is another one than UTF-8.
+        InvalidInput: a name is doubled in an object, the encoding is another one than UTF-8, or a text has half a
+            surrogate pair.
         TooLarge: there are too many values, or members of an object.
     """
     found = sum(map(body.count, (b",", b"[", b"{")))
@@ -91,7 +96,19 @@ def check_json(body: bytes) -> Any:
     if not encoding.startswith("utf-8"):
         msg = f"the body is JSON in {encoding}; allowed: UTF-8"
         raise InvalidInput(msg)
+    if _SURROGATE.search(body) is not None and not _is_text(value):
+        msg = "the body has half a surrogate pair, such as \\ud800; allowed: characters of Unicode"
+        raise InvalidInput(msg)
     return value
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether all texts of a value have an encoding in UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -120,3 +120,25 @@ async def test_what_a_refusal_repeats_of_the_body_is_cut(world):
     refused = await send(world, "PUT", "/v1/models/ranker", json.dumps(document))
     assert (refused.status_code, refused.json()["code"]) == (400, "InvalidInput")
     assert len(refused.content) < 20_000
+
+
+@pytest.mark.parametrize("text", [rb"\ud800", rb"a\uDFFFb", b"\xed\xa0\x80", rb"\ude00\ud83d"])
+async def test_half_a_surrogate_pair_is_refused_wherever_it_stands(world, text):
+    """No digest, file or database takes it: further inside it is an error of the server."""
+    manifest = world.rooms.snapshot_manifest(b"w").model_dump(mode="json") | {"producer": {"tool": "TEXT"}}
+    signed = {"payload": "e30=", "signatures": [{"keyid": "TEXT", "sig": "e30="}]}
+    digest = "0" * 64
+    for method, path, document in (
+        ("POST", "/v1/artifacts/snapshots", manifest),
+        ("PUT", f"/v1/artifacts/snapshots/{digest}/signature", signed),
+        ("POST", "/v1/models/ranker/pause", {"reason": "TEXT"}),
+        ("POST", "/v1/artifacts/missing", {"digests": [digest], "TEXT": 1}),
+    ):
+        refused = await send(world, method, path, json.dumps(document).encode().replace(b"TEXT", text))
+        assert (refused.status_code, refused.json()["code"]) == (400, "InvalidInput"), (path, refused.text)
+        assert "half a surrogate pair" in refused.json()["message"]
+
+
+def test_a_whole_surrogate_pair_is_a_character():
+    assert check_json(rb'["\ud83d\ude00"]') == ["\U0001f600"]
+    assert check_json(rb'["\\ud800"]') == [r"\ud800"]
