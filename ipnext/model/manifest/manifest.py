@@ -3,6 +3,7 @@
 Other modules have all other kinds.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -504,9 +505,16 @@ def _own_faults(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     return [fault for fault in faults if fault["type"] != "too_short" or at_or_below[fault["loc"]] == 1]
 
 
+@functools.lru_cache
+def _schema_of(model: Any) -> dict[str, Any]:
+    """Return a pydantic model's JSON schema, which is made once: that takes as long as ten refusals."""
+    found: dict[str, Any] = model.model_json_schema(by_alias=True)
+    return found
+
+
 def _allowed_fields(model: Any, location: tuple[int | str, ...]) -> tuple[str, ...]:
     """Return the allowed fields of a pydantic model at an error's location."""
-    schema = model.model_json_schema(by_alias=True)
+    schema = _schema_of(model)
     definitions = schema.get("$defs", {})
 
     def resolve(node: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import parse_manifest, parse_manifests
+from ipnext.model.manifest.manifest import ModelManifest, parse_manifest, parse_manifests
 from ipnext.model.manifest.yaml_documents import read_documents
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
@@ -126,3 +126,12 @@ def test_adapters_do_not_count_among_the_parts_that_a_plan_knows():
     spec = {"task": "generation", "parts": [llm, *adapters], "demand": [{"region": "eu", "qps": 1}]}
     document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "chat", "owner": "a"}, "spec": spec}
     assert len(parse_manifest(document).spec.hosted_parts) == 1
+
+
+def test_the_schema_for_allowed_fields_is_made_once(monkeypatch):
+    """It takes as long as ten refusals, and anybody may send fields that do not exist."""
+    refusal({}, first=1)
+    made = []
+    monkeypatch.setattr(ModelManifest, "model_json_schema", lambda **_: made.append(1) or {})
+    assert "unknown field; allowed here: access, " in refusal({}, second=1)
+    assert made == []
