@@ -1,10 +1,10 @@
 """Checks of an apply in addition to the manifest's shape, and its field changes. Pure functions of plain values."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from ipnext.artifacts.signing import MANIFEST_KEYS, check_keys
-from ipnext.errors import Conflict, InvalidInput, SignatureInvalid
+from ipnext.errors import Conflict, InvalidInput, SignatureInvalid, TooLarge
 from ipnext.model.api.resources import FieldChange
 from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
 from ipnext.model.fleet import FleetSpec, HardwareOption
@@ -15,20 +15,29 @@ from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import WrittenValue, canonical_json
 from ipnext.plugins import Plugins
 
+MOST_MANIFEST_BYTES: Final = 2**19
+"""Largest manifest, as it is stored. Lists of models, the page, planner and workers read it whole and many at once."""
+
 _ABSENT = object()
 
 
 def check_storable(manifest: WrittenValue) -> None:
-    """Refuse free-form values that JSON or a database can't store: NaN, infinity, NUL, half a surrogate pair."""
+    """Refuse free-form values that JSON or a database can't store: NaN, infinity, NUL, half a surrogate pair.
+
+    Raises InvalidInput; TooLarge for a manifest of more than MOST_MANIFEST_BYTES.
+    """
     try:
         text = canonical_json(manifest)
-        text.encode()
+        size = len(text.encode())
     except ValueError as error:
         msg = f"the manifest holds a value that JSON can't carry: {error}"
         raise InvalidInput(msg) from error
     if "\\u0000" in text:
         msg = "the manifest holds a NUL character; take it out"
         raise InvalidInput(msg)
+    if size > MOST_MANIFEST_BYTES:
+        msg = f"the manifest has {size} bytes of JSON; allowed: {MOST_MANIFEST_BYTES}"
+        raise TooLarge(msg)
 
 
 def check_runs_no_code(manifest: ModelManifest, allowances: EngineAllowances) -> None:

@@ -5,6 +5,7 @@ import json
 import httpx
 import pytest
 
+from ipnext.api.services.manifest_checks import MOST_MANIFEST_BYTES
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
@@ -326,3 +327,23 @@ async def test_a_refused_body_is_validated_once(applied, monkeypatch):
     answer = await applied.http.put("/v1/models/ranker", json=document)
     assert (answer.status_code, answer.json()["field"]) == (400, "spec.field0")
     assert "unknown field; allowed here: " in answer.json()["message"]
+
+
+@pytest.mark.parametrize("method", ["models", "owners", "freezes"])
+async def test_a_manifest_has_a_largest_size(applied, method):
+    """Lists, the page, planner and workers read manifests whole, and many at once."""
+    freeze = {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": "big"}, "spec": {"reason": "r"}}
+    window = {"start": "2031-01-01T00:00:00", "end": "2031-01-02T00:00:00"}
+    documents = {
+        "models": applied.rooms.model_document("big"),
+        "owners": {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "big"}, "spec": {}},
+        "freezes": freeze | {"spec": {"reason": "r", "windows": [window]}},
+    }
+    document = documents[method]
+    document["metadata"]["annotations"] = {"note": "é" * (MOST_MANIFEST_BYTES // 2)}
+    refused = await applied.http.put(f"/v1/{method}/big", json=document)
+    assert (refused.status_code, refused.json()["code"]) == (413, "TooLarge"), refused.text
+    assert f"allowed: {MOST_MANIFEST_BYTES}" in refused.json()["message"]
+    assert (await applied.http.get(f"/v1/{method}/big")).status_code == 404
+    document["metadata"]["annotations"] = {"note": "é" * (MOST_MANIFEST_BYTES // 2 - 2000)}
+    (await applied.http.put(f"/v1/{method}/big", json=document)).raise_for_status()
