@@ -266,6 +266,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     no object."""
     owner_models: int = Field(default=2000, gt=0, lt=2**31)
     """Models of an owner whose object has no quota `models`, or that has no object."""
+    owner_callers: int = Field(default=2000, gt=0, lt=2**31)
+    """Entries of `spec.access.callers` of all models of an owner whose object has no quota `callers`, or that has no
+    object. Every region's access list has them."""
     audit_entries_per_hour: int = Field(default=3600, gt=0, lt=2**31)
     """Entries of the audit that one key or user may cause in an hour, at each API process; more are refused with 429.
     They are kept for ever."""

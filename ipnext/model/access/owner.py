@@ -21,6 +21,7 @@ DOLLARS: Final = "dollarsPerHour"
 REQUESTS: Final = "requestsPerSecond"
 ARTIFACTS: Final = "artifactBytes"
 REPLICAS: Final = "replicas"
+CALLERS: Final = "callers"
 UNITS: Final = "units."
 """Prefix of the name of a quota of units: `units.l4`."""
 
@@ -47,6 +48,8 @@ class OwnerQuotas(WrittenValue):
     """$/h: the sum of the models' `spec.budgetPerHour`."""
     requests_per_second: float | None = Field(default=None, ge=0)
     """The sum of the models' declared demand in requests a second."""
+    callers: int | None = Field(default=None, ge=0, lt=2**31)
+    """Entries of `spec.access.callers` of all models; left out: as the platform's setting says."""
     artifact_bytes: int | None = Field(default=None, ge=0, lt=2**63)
     """Bytes in the artifact store that were uploaded for the owner's models; left out: as the platform's setting
     says."""
@@ -59,6 +62,7 @@ class OwnerQuotas(WrittenValue):
             REPLICAS: self.replicas,
             DOLLARS: self.dollars_per_hour,
             REQUESTS: self.requests_per_second,
+            CALLERS: self.callers,
         }
         named = {name: float(limit) for name, limit in found.items() if limit is not None}
         if self.artifact_bytes is not None:
@@ -111,7 +115,7 @@ class QuotaUse(Value):
     """One quota beside what the owner's models ask for."""
 
     quota: str
-    """`models`, `replicas`, `units.KIND`, `dollarsPerHour`, `requestsPerSecond` or `artifactBytes`."""
+    """`models`, `replicas`, `units.KIND`, `dollarsPerHour`, `requestsPerSecond`, `callers` or `artifactBytes`."""
     used: float
     """What the manifests of the models that are not retired add up to, or bytes stored; admission compares this with
     the limit."""

@@ -8,6 +8,7 @@ The figures are those that are declared, not those that the planner gives the mo
 | `requestsPerSecond` | the sum of `spec.demand` in requests a second; a model in tokens a second counts 0 |
 | `units.KIND` | the replicas that the demand needs if all of it is served on this kind, times their units |
 | `replicas` | the same replicas, on the kind that needs the most of them, of each part |
+| `callers` | the entries of `spec.access.callers`: every region's access list has them |
 
 A model that is cut (`spec.split`) counts the larger figure of the part listed and of the parts that the policy makes.
 """
@@ -19,7 +20,7 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from ipnext.errors import QuotaExceeded
-from ipnext.model.access.owner import ARTIFACTS, DOLLARS, MODELS, REPLICAS, REQUESTS, UNITS, OwnerManifest
+from ipnext.model.access.owner import ARTIFACTS, CALLERS, DOLLARS, MODELS, REPLICAS, REQUESTS, UNITS, OwnerManifest
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest.manifest import ModelManifest, ModelSpec, PartSpec
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPart, SplitPolicy, options_of
@@ -34,6 +35,7 @@ COPIES_TO_SURVIVE: Final = 2
 
 REPLICAS_SETTING: Final = "IPNEXT_OWNER_REPLICAS"
 MODELS_SETTING: Final = "IPNEXT_OWNER_MODELS"
+CALLERS_SETTING: Final = "IPNEXT_OWNER_CALLERS"
 _NOISE: Final = 1e-9
 """Relative rounding error of sums of fractions."""
 
@@ -114,8 +116,10 @@ def exceeds(claims: Claims, counted: Claims) -> bool:
     return any(amount > counted.get(quota, 0.0) * (1 + _NOISE) for quota, amount in claims.items())
 
 
-def quotas_of(owner: OwnerManifest | None, *, replicas: int, models: int | None = None) -> Mapping[str, Quota]:
-    """Return the limits of an owner. `replicas` and `models` apply if it has no object, or no such quota.
+def quotas_of(
+    owner: OwnerManifest | None, *, replicas: int, models: int | None = None, callers: int | None = None
+) -> Mapping[str, Quota]:
+    """Return the limits of an owner. `replicas`, `models` and `callers` apply if it has no object, or no such quota.
 
     The quota of bytes is left out: it applies to uploads, not to manifests.
     """
@@ -124,6 +128,8 @@ def quotas_of(owner: OwnerManifest | None, *, replicas: int, models: int | None 
     defaults = {REPLICAS: Quota(float(replicas), REPLICAS_SETTING)}
     if models is not None:
         defaults[MODELS] = Quota(float(models), MODELS_SETTING)
+    if callers is not None:
+        defaults[CALLERS] = Quota(float(callers), CALLERS_SETTING)
     return {**defaults, **found}
 
 
@@ -165,6 +171,8 @@ def _with_parts(spec: ModelSpec, parts: Iterable[_Part]) -> Claims:
         found[DOLLARS] = spec.budget_per_hour
     if spec.unit == IN_REQUESTS:
         found[REQUESTS] = sum(amounts)
+    if spec.access.callers:
+        found[CALLERS] = float(len(spec.access.callers))
     return found
 
 
@@ -206,8 +214,19 @@ def _replicas(part: _Part, option: _Option, demand: Iterable[float]) -> int:
     return sum(max(least, math.ceil(amount / rate * (1 - _NOISE))) if rate else least for amount in demand)
 
 
-_FIELDS: Final = {MODELS: "metadata.owner", DOLLARS: "spec.budgetPerHour", REQUESTS: "spec.demand"}
-_NOUNS: Final = {MODELS: "models", REPLICAS: "replicas", DOLLARS: "$/h", REQUESTS: "requests/s"}
+_FIELDS: Final = {
+    MODELS: "metadata.owner",
+    DOLLARS: "spec.budgetPerHour",
+    REQUESTS: "spec.demand",
+    CALLERS: "spec.access.callers",
+}
+_NOUNS: Final = {
+    MODELS: "models",
+    REPLICAS: "replicas",
+    DOLLARS: "$/h",
+    REQUESTS: "requests/s",
+    CALLERS: "callers",
+}
 
 
 def _exceeded_error(owner: str, quota: str, claimed: float, used: float, allowed: Quota) -> QuotaExceeded:

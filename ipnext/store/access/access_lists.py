@@ -100,14 +100,17 @@ class AccessLists(UnitOfWork):
         return dict(self._session.exec(select(ModelRow.name, ModelRow.version)).all())
 
     def model_accesses(self, names: Collection[str]) -> Sequence[ModelAccess]:
-        """Return the access of these models from their manifests. Nothing else of a manifest is read."""
-        query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest)
+        """Return the access of these models from their manifests. Nothing else of a manifest is read.
+
+        A retired model is open as it was, or for its owner alone. Its callers count for no quota.
+        """
+        query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest, ModelRow.retired)
         return [
             ModelAccess(
-                model=name, owner=owner, access=decode_plain(AccessSpec, plain(text)["spec"].get("access") or {})
+                model=name, owner=owner, access=_access_of(plain(text)["spec"].get("access") or {}, retired=retired)
             )
             for some in batches(names)
-            for name, owner, text in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
+            for name, owner, text, retired in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
         ]
 
     def note_access_content(self, region: str, digest: str) -> int:
@@ -177,3 +180,8 @@ class AccessLists(UnitOfWork):
 
     def _region_row(self, region: str) -> RegionAccessRow:
         return self._get(RegionAccessRow, region) or RegionAccessRow(region=region, revision=0, digest="")
+
+
+def _access_of(document: Mapping[str, Any], *, retired: bool) -> AccessSpec:
+    found = decode_plain(AccessSpec, document)
+    return AccessSpec(predictions=found.predictions) if retired else found

@@ -29,18 +29,18 @@ from ipnext.store.repository import Repository
 NOTHING: Final[Claims] = {}
 
 
-def admitted_claims(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int) -> Claims:
+def admitted_claims(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int, callers: int) -> Claims:
     """Check a new manifest against the quotas of its owner; return the claims to write with it.
 
-    Call it in the unit of work that stores the manifest. `replicas` and `models` are the limits of an owner without
-    such quotas. Raises QuotaExceeded.
+    Call it in the unit of work that stores the manifest. `replicas`, `models` and `callers` are the limits of an owner
+    without such quotas. Raises QuotaExceeded.
     """
     name, owner = manifest.name, manifest.metadata.owner
     declared = declared_claims(unit, manifest)
     unit.lock_owner(owner)
     counted = larger(declared, _held_claims(unit, name))
     asked = counted if DOLLARS in declared else _without_budget(counted)
-    _check(unit, name, owner, asked, replicas=replicas, models=models)
+    _check(unit, name, owner, asked, replicas=replicas, models=models, callers=callers)
     return counted
 
 
@@ -154,11 +154,18 @@ def _sum_placed(placement: ModelPlacement | None) -> Claims:
     return claims_of_replicas((row.hardware, row.count, of_one) for row, of_one in rows)
 
 
-def _check(
-    unit: Repository, name: str, owner: str, claims: Claims, *, replicas: int, models: int | None = None
+def _check(  # noqa: PLR0913 - the limits of an owner without quotas
+    unit: Repository,
+    name: str,
+    owner: str,
+    claims: Claims,
+    *,
+    replicas: int,
+    models: int | None = None,
+    callers: int | None = None,
 ) -> None:
     record = unit.find_owner(owner)
-    quotas = quotas_of(None if record is None else record.manifest, replicas=replicas, models=models)
+    quotas = quotas_of(None if record is None else record.manifest, replicas=replicas, models=models, callers=callers)
     check_quotas(owner, quotas, claims, unit.claim_of(name, owner), unit.sum_claims(owner, but=name))
 
 

@@ -34,7 +34,7 @@ def apply(house, kit):
         document = kit.manifest("ranker", **{"demand": [{"region": "us-east", "qps": qps}], **spec})
         manifest = parse_manifest(document)
         with house.store.begin("ranker") as unit:
-            claims = admitted_claims(unit, manifest, replicas=100, models=10)
+            claims = admitted_claims(unit, manifest, replicas=100, models=10, callers=10)
             unit.put_model(manifest, expected_version=None)
             unit.claim("ranker", claims)
 

@@ -105,6 +105,21 @@ def test_every_region_gets_models_keys_and_roles_and_no_secret(rooms, make):
         assert parse_key(secret).secret not in repr(eu)
 
 
+def test_a_retired_model_is_listed_without_callers_that_count_for_no_quota(rooms, make):
+    rooms.seed("ranker")
+    limits = {"perKey": {"requestsPerSecond": 5}}
+    put(rooms, "closed", predictions="authenticated", callers=["ads"], limits=limits)
+    publisher = make()
+    look(publisher)
+    with rooms.store.begin() as unit:
+        unit.update_model("closed", retired=True)
+        unit.update_model("ranker", retired=True)
+    look(publisher)
+    for access in lists(rooms):
+        found = {one.model: one.access.model_dump(exclude_defaults=True) for one in access.models}
+        assert found == {"closed": {"predictions": "authenticated"}, "ranker": {}}
+
+
 def test_a_revoked_or_expired_key_is_not_in_the_next_list(rooms, make):
     text, short = (
         rooms.add_key("app", Role.CALLER),

@@ -115,7 +115,13 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
         before = unit.find_model(name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
-        claims = admit(unit, manifest, replicas=rooms.settings.owner_replicas, models=rooms.settings.owner_models)
+        claims = admit(
+            unit,
+            manifest,
+            replicas=rooms.settings.owner_replicas,
+            models=rooms.settings.owner_models,
+            callers=rooms.settings.owner_callers,
+        )
         allowance = allowance_of(unit, manifest.metadata.owner, default=rooms.settings.artifact_bytes)
         admit_documents(unit, allowance, _more_bytes(unit, before, manifest), field="spec")
         if dry_run:

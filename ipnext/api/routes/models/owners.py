@@ -13,7 +13,17 @@ from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.access.artifact_use import Allowance, owners_allowance
-from ipnext.model.access.owner import DOLLARS, MODELS, REPLICAS, UNITS, OwnerManifest, OwnerMember, OwnerView, QuotaUse
+from ipnext.model.access.owner import (
+    CALLERS,
+    DOLLARS,
+    MODELS,
+    REPLICAS,
+    UNITS,
+    OwnerManifest,
+    OwnerMember,
+    OwnerView,
+    QuotaUse,
+)
 from ipnext.model.access.roles import RoleBinding
 from ipnext.model.api.resources import ListPage
 from ipnext.model.manifest.manifest import ModelManifest
@@ -113,12 +123,12 @@ def _check_no_keys(unit: Repository, owner: str) -> None:
         raise Conflict(msg)
 
 
-def admit(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int) -> Claims:
+def admit(unit: Repository, manifest: ModelManifest, *, replicas: int, models: int, callers: int) -> Claims:
     """Check a model's manifest against the quotas of its owner; return its claims, to be written with it.
 
     Call it in the unit of work that stores the manifest: units that admit models of one owner run one after another.
-    `replicas` and `models` are the limits of an owner without such quotas. Raises QuotaExceeded, and InvalidInput if
-    the owner has no object and the fleet requires one.
+    `replicas`, `models` and `callers` are the limits of an owner without such quotas. Raises QuotaExceeded, and
+    InvalidInput if the owner has no object and the fleet requires one.
     """
     owner = manifest.metadata.owner
     unit.lock_owner(owner)
@@ -128,7 +138,7 @@ def admit(unit: Repository, manifest: ModelManifest, *, replicas: int, models: i
             "`ipnext get owners` lists those that there are"
         )
         raise InvalidInput(msg, field="metadata.owner", value=owner)
-    return admitted_claims(unit, manifest, replicas=replicas, models=models)
+    return admitted_claims(unit, manifest, replicas=replicas, models=models, callers=callers)
 
 
 def allowance_of(unit: Repository, owner: str, *, default: int) -> Allowance:
@@ -203,7 +213,12 @@ def _views(rooms: PlatformAdapters, unit: Repository, records: Sequence[OwnerRec
     names = [record.name for record in records]
     members, uses = unit.owner_members(names), unit.owner_uses(names)
     budgets = _fleet_budgets(unit)
-    defaults = {REPLICAS: float(rooms.settings.owner_replicas), MODELS: float(rooms.settings.owner_models)}
+    settings = rooms.settings
+    defaults = {
+        REPLICAS: float(settings.owner_replicas),
+        MODELS: float(settings.owner_models),
+        CALLERS: float(settings.owner_callers),
+    }
     return tuple(
         _view(
             record,

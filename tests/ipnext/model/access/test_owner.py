@@ -165,7 +165,7 @@ def test_below_a_quota_that_was_lowered_only_growth_is_refused():
         ({"quotas": {"units": {"l4": -1}}}, "l4"),
         (
             {"quotas": {"gpus": 1}},
-            "unknown field; allowed here: artifactBytes, dollarsPerHour, models, replicas, requestsPerSecond, units",
+            "unknown field; allowed here: artifactBytes, callers, dollarsPerHour, models, replicas, requests",
         ),
         ({"priority": 1001}, "priority"),
     ],
@@ -174,3 +174,11 @@ def test_a_manifest_that_is_wrong_is_refused_by_its_field(spec, words):
     with pytest.raises(InvalidInput, match="spec") as refused:
         owner(**spec)
     assert words in refused.value.message
+
+
+def test_callers_count_with_a_default_and_nothing_without_any():
+    shared = model(access={"predictions": "authenticated", "callers": ["ads", "maps"]})
+    assert claims_of(shared)["callers"] == 2
+    assert "callers" not in claims_of(model())
+    assert quotas_of(None, replicas=1, callers=7)["callers"] == (7, "IPNEXT_OWNER_CALLERS")
+    assert quotas_of(owner(quotas={"callers": 3}), replicas=1, callers=7)["callers"] == (3, "quotas.callers")

@@ -40,7 +40,7 @@ def fleet(units: float) -> FleetSpec:
 
 
 def apply(unit, manifest):
-    claims = admit(unit, manifest, replicas=1000, models=1000)
+    claims = admit(unit, manifest, replicas=1000, models=1000, callers=1000)
     unit.put_model(manifest, expected_version=None)
     unit.claim(manifest.name, claims)
 

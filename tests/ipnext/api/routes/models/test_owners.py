@@ -141,6 +141,31 @@ async def test_models_are_limited_also_for_an_owner_without_an_object_or_quota(a
         await put_model(world, "second", owner="ads", demand=nothing)
 
 
+async def test_callers_are_limited_also_for_an_owner_without_an_object_or_quota(applied):
+    """Every region gets the callers of all models with each change of any of them."""
+    rooms = applied.rooms
+    rooms.settings = rooms.settings.model_copy(update={"owner_callers": 5})
+
+    def shared(count):
+        return {"predictions": "authenticated", "callers": [f"owner-{i}" for i in range(count)]}
+
+    async with rooms.client() as http:
+        world = replace(applied, http=http)
+        await put_model(world, "first", owner="ads", access=shared(3))
+        refused = await put_model(world, "second", status=409, owner="ads", access=shared(3))
+        assert (refused["code"], refused["field"], refused["value"]) == ("QuotaExceeded", "spec.access.callers", 3)
+        assert refused["allowed"] == ["at most 2"]
+        assert "uses 3 of 5 callers in its other models (IPNEXT_OWNER_CALLERS)" in refused["message"]
+        await put_model(world, "second", owner="ads", access=shared(2))
+        await put_model(world, "second", owner="others", access=shared(5))
+        used = line(await put(world, "ads"), "callers")
+        assert used == {"quota": "callers", "used": 3, "limit": 5, "placed": None}
+        await put(world, "ads", quotas={"callers": 6})
+        refused = await put_model(world, "first", status=409, owner="ads", access=shared(7))
+        assert "uses 0 of 6 callers in its other models (quotas.callers)" in refused["message"]
+        await put_model(world, "first", owner="ads", access=shared(6))
+
+
 async def test_replicas_are_limited_also_for_an_owner_without_an_object_or_quota(applied):
     most = applied.rooms.settings.owner_replicas
     nodes = [{"name": "main", "part": "main", "inputs": {"x": "request.x"}}]
