@@ -36,6 +36,9 @@ COPIES_TO_SURVIVE: Final = 2
 REPLICAS_SETTING: Final = "IPNEXT_OWNER_REPLICAS"
 MODELS_SETTING: Final = "IPNEXT_OWNER_MODELS"
 CALLERS_SETTING: Final = "IPNEXT_OWNER_CALLERS"
+NAMES_OF_A_MODEL: Final = 10
+"""An owner has at most so many times its quota of models, if those that are retired count, too: they are never deleted,
+keep their names, and are in every region's access list."""
 _NOISE: Final = 1e-9
 """Relative rounding error of sums of fractions."""
 
@@ -162,6 +165,20 @@ def check_quotas(
         used = others.get(quota, 0.0)
         if grows and used + claimed > limit * (1 + _NOISE):
             raise _exceeded_error(owner, quota, claimed, used, Quota(limit, source))
+
+
+def check_names(owner: str, quota: Quota, others: int) -> None:
+    """Refuse a further model of an owner that has `others`, retired ones included. Raises QuotaExceeded.
+
+    `quota`: of models that are not retired.
+    """
+    most = int(quota.limit) * NAMES_OF_A_MODEL
+    if others >= most:
+        msg = (
+            f"metadata.name: one more model; owner {owner!r} has {others} with those that are retired, of {most} "
+            f"({NAMES_OF_A_MODEL} times {quota.source}); allowed: the name of a retired one"
+        )
+        raise QuotaExceeded(msg, field="metadata.name", allowed=("the name of a retired model",))
 
 
 def _with_parts(spec: ModelSpec, parts: Iterable[_Part]) -> Claims:

@@ -167,6 +167,12 @@ class Owners(Artifacts):
         is_counted = row is not None and not row.retired and row.owner == owner
         return QuotaClaim(dict(self._session.exec(query).all()), is_counted)
 
+    def count_names(self, owner: str, *, but: str) -> int:
+        """Return the number of an owner's models, retired ones included, except one."""
+        row = ModelRow
+        query = select(func.count()).select_from(row).where(row.owner == owner, row.name != but)
+        return self._session.exec(query).one()
+
     def claims_named(self, models: Collection[str]) -> Mapping[str, Mapping[str, float]]:
         """Map each of these models to the amounts that it counts for now; models without any are left out."""
         row, found = OwnerClaimRow, defaultdict[str, dict[str, float]](dict)

@@ -4,15 +4,17 @@ A model counts its newest manifest, and for as long as something is placed, runs
 counted before: its manifest may be refused, and the plan goes on by the former one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ipnext.errors import StaleWrite
-from ipnext.model.access.owner import DOLLARS
+from ipnext.model.access.owner import DOLLARS, MODELS
 from ipnext.model.manifest.layout import parts_of
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.owner_claims import (
     Claims,
+    Quota,
+    check_names,
     check_quotas,
     claims_of,
     claims_of_parts,
@@ -41,6 +43,10 @@ def admitted_claims(unit: Repository, manifest: ModelManifest, *, replicas: int,
     counted = larger(declared, _held_claims(unit, name))
     asked = counted if DOLLARS in declared else _without_budget(counted)
     _check(unit, name, owner, asked, replicas=replicas, models=models, callers=callers)
+    record = unit.find_model(name)
+    if record is None or record.manifest.metadata.owner != owner:
+        quotas = _quotas(unit, owner, replicas=replicas, models=models)
+        check_names(owner, quotas[MODELS], unit.count_names(owner, but=name))
     return counted
 
 
@@ -164,9 +170,15 @@ def _check(  # noqa: PLR0913 - the limits of an owner without quotas
     models: int | None = None,
     callers: int | None = None,
 ) -> None:
-    record = unit.find_owner(owner)
-    quotas = quotas_of(None if record is None else record.manifest, replicas=replicas, models=models, callers=callers)
+    quotas = _quotas(unit, owner, replicas=replicas, models=models, callers=callers)
     check_quotas(owner, quotas, claims, unit.claim_of(name, owner), unit.sum_claims(owner, but=name))
+
+
+def _quotas(
+    unit: Repository, owner: str, *, replicas: int, models: int | None = None, callers: int | None = None
+) -> Mapping[str, Quota]:
+    record = unit.find_owner(owner)
+    return quotas_of(None if record is None else record.manifest, replicas=replicas, models=models, callers=callers)
 
 
 def _without_budget(claims: Claims) -> Claims:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.model.access.rights import Role
+from ipnext.model.manifest.owner_claims import NAMES_OF_A_MODEL
 from ipnext.model.planning.plan import Owner
 
 
@@ -139,6 +140,24 @@ async def test_models_are_limited_also_for_an_owner_without_an_object_or_quota(a
         assert line(await put(world, "ads"), "models")["limit"] == 1
         await put(world, "ads", quotas={"models": 2})
         await put_model(world, "second", owner="ads", demand=nothing)
+
+
+async def test_retired_models_are_limited_too_and_their_names_can_be_used_again(applied):
+    """They stay in every region's access list."""
+    await put(applied, "ads", quotas={"models": 1})
+    for number in range(NAMES_OF_A_MODEL):
+        await put_model(applied, f"m{number}", owner="ads")
+        with applied.rooms.store.begin() as unit:
+            unit.update_model(f"m{number}", retired=True)
+    refused = await put_model(applied, "more", status=409, owner="ads")
+    assert (refused["code"], refused["field"]) == ("QuotaExceeded", "metadata.name")
+    assert "has 10 with those that are retired, of 10 (10 times quotas.models)" in refused["message"]
+    await put_model(applied, "more", owner="others")
+    assert (await put_model(applied, "more", status=409, owner="ads"))["field"] == "metadata.name"
+    await put_model(applied, "m3", owner="ads")
+    await put_model(applied, "m3", owner="ads", qps=11)
+    await put(applied, "ads", quotas={"models": 2})
+    await put_model(applied, "more", owner="ads")
 
 
 async def test_callers_are_limited_also_for_an_owner_without_an_object_or_quota(applied):
