@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pydantic import BaseModel
-from sqlalchemy import Select, String, insert, or_, select, type_coerce
+from sqlalchemy import LargeBinary, Select, String, cast, insert, or_, select, type_coerce
 
 from ipnext.access.acting import RequestAuthority
 from ipnext.model.access.audit import (
@@ -33,6 +33,11 @@ _HEAD: Final = select(_ENTRIES.c.sequence, _ENTRIES.c.hash).order_by(_ENTRIES.c.
 _STORED: Final = [type_coerce(column, String).label("at") if column.name == "at" else column for column in _ENTRIES.c]
 """The columns, with times as the driver returns them: an invalid one must not prevent the other entries from being
 read."""
+_NUMBERS: Final = frozenset({"sequence", "left_out"})
+_BYTES: Final = [
+    column if column.name in _NUMBERS else cast(column, LargeBinary).label(column.name) for column in _ENTRIES.c
+]
+"""The columns on SQLite, which also stores text that is not UTF-8: its driver refuses whole rows with such text."""
 _FAMILY: Final = ".*"
 
 CLOCKS_DIFFER: Final = timedelta(minutes=10)
@@ -146,7 +151,8 @@ class Audit(Models):
     ) -> Page[AuditEntry]:
         """Return entries by sequence, the newest first unless `oldest_first`."""
         sequence, key = ordinal_of(after), _ENTRIES.c.sequence
-        query = _filter_query(select(*_STORED), wanted or AuditFilter())
+        columns = _BYTES if self._connection.dialect.name == "sqlite" else _STORED
+        query = _filter_query(select(*columns), wanted or AuditFilter())
         if sequence is not None:
             query = query.where(key > sequence if oldest_first else key < sequence)
         query = query.order_by(key if oldest_first else key.desc()).limit(clamp_limit(limit) + 1)

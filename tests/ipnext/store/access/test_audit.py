@@ -424,6 +424,15 @@ def test_a_column_that_a_superuser_changed_is_found_at_its_entry(tamper, column)
     assert tamper(f'UPDATE audit_entries SET "{column}" = {value} WHERE sequence = 3') == ("changed", 3)
 
 
+@pytest.mark.parametrize("column", ["who_name", "reason", "hash", "at"])
+def test_text_that_is_not_utf8_is_found_at_its_entry(tamper, engine_name, column):
+    """SQLite stores it, and its driver refuses to read the row; PostgreSQL stores none."""
+    if engine_name != "sqlite":
+        pytest.skip("PostgreSQL refuses such text")
+    changed = f"UPDATE audit_entries SET \"{column}\" = CAST(x'ff61' AS TEXT) WHERE sequence = 3"
+    assert tamper(changed) == ("changed", 3)
+
+
 @pytest.mark.parametrize("sequence", [1, 3, 4])
 def test_an_entry_that_a_superuser_deleted_is_found_at_its_place(tamper, sequence):
     assert tamper(f"DELETE FROM audit_entries WHERE sequence = {sequence}") == ("removed", sequence)
