@@ -1,6 +1,7 @@
 """The resources for models: regions, hardware, supply, round-trip times, owners' budgets (`kind: Fleet`)."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -41,6 +42,17 @@ class HardwareOption(Throughput):
             msg = f"hardware {self.kind}: {UNMEASURED}"
             raise InvalidInput(msg, field="hardware", value=self.kind)
         return self.rate
+
+
+def check_kinds_differ(part: str, kinds: Iterable[str]) -> None:
+    """Refuse a part that names a hardware kind more than once: there would be no telling which figures hold.
+
+    Raises ValueError.
+    """
+    kind, times = max(Counter(kinds).items(), key=lambda found: found[1], default=("", 0))
+    if times > 1:
+        msg = f"hardware: part {part!r} names the kind {kind!r} {times} times; allowed: once, with one throughput"
+        raise ValueError(msg)
 
 
 class SupplyItem(WrittenValue):

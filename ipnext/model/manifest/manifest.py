@@ -15,7 +15,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
-from ipnext.model.fleet import FleetManifest, HardwareOption
+from ipnext.model.fleet import FleetManifest, HardwareOption, check_kinds_differ
 from ipnext.model.gate.gate import GateSpec
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
@@ -79,6 +79,7 @@ class PartSpec(WrittenValue):
                 "only a part with adapterOf has none"
             )
             raise ValueError(msg)
+        check_kinds_differ(self.name, (option.kind for option in self.hardware))
         return self
 
     @model_validator(mode="after")

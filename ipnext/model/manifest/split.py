@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
-from ipnext.model.fleet import HardwareOption
+from ipnext.model.fleet import HardwareOption, check_kinds_differ
 from ipnext.model.registry.registry import REQUEST
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, WrittenValue, digest_of
 
@@ -61,6 +61,11 @@ class SplitPart(WrittenValue):
     shard: ShardSpec | None = None
     hardware: tuple[Name | SplitHardware, ...] = ()
     """Hardware kinds, in the form `l4` or {kind: l4, units: 1, qps: 500}; empty: as the model's."""
+
+    @model_validator(mode="after")
+    def _kinds_differ(self) -> Self:
+        check_kinds_differ(self.name, (option if isinstance(option, str) else option.kind for option in self.hardware))
+        return self
 
 
 class SplitPolicy(WrittenValue):

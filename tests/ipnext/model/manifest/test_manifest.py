@@ -36,6 +36,11 @@ def test_a_list_that_is_empty_itself_is_told():
     assert refusal({}, demand=[]) == "spec.demand: The list should have at least 1 item, not 0 (got [])"
 
 
+def test_a_hardware_kind_that_a_part_names_twice_is_refused():
+    told = refusal({"hardware": [*HARDWARE, {"kind": "cpu", "units": 2, "qps": 3}]})
+    assert told.startswith("spec.parts.0: hardware: part 'llm' names the kind 'cpu' 2 times; allowed: once")
+
+
 def test_forms_are_named_as_in_yaml():
     assert refusal({"settings": [1]}) == "spec.parts.0.settings: Input should be a mapping (got [1])"
     assert refusal({}, demand=3) == "spec.demand: Input should be a list (got 3)"

@@ -72,6 +72,11 @@ def test_hardware_without_a_throughput_is_refused_by_its_place(split, told):
     assert told in error.value.message
 
 
+def test_a_hardware_kind_that_a_part_of_a_cut_names_twice_is_refused():
+    with pytest.raises(InvalidInput, match="names the kind 'cpu' 2 times"):
+        manifest(tables(hardware=["cpu", {"kind": "cpu", "units": 2, "qps": 3}]))
+
+
 @pytest.mark.parametrize("name", ["tables", "tables-0", "dense", "dense-s2", "tables-1-s3"])
 def test_the_part_that_is_cut_has_a_name_of_its_own(name):
     with pytest.raises(InvalidInput, match="is the part that is cut"):
