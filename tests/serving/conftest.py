@@ -1,10 +1,8 @@
 """Real snapshots of a two-part model, and real host and router processes that end with the test."""
 
-import ctypes
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -38,6 +36,7 @@ from serving.export import export_model
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
 from serving.routing import host_connection
+from tests.forked_programs import ForkServer
 from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = "click"
@@ -45,7 +44,8 @@ REGION = "north"
 NUMBERS = (1, 2, 3)
 HELD = (1, 2)
 """What the shared fleet holds of them."""
-_PR_SET_PDEATHSIG = 1
+FORKS = ForkServer()
+"""Of all hosts and routers of these tests."""
 
 
 class Sparse(nn.Module):
@@ -139,6 +139,12 @@ def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: Tensor(datatypes[array.dtype.kind], array) for name, array in arrays.items()}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forks_end() -> Iterator[None]:
+    yield
+    FORKS.close()
+
+
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     root = tmp_path_factory.mktemp("published")
@@ -169,15 +175,11 @@ def _patient_connections() -> Iterator[None]:
         yield
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 @dataclass
 class Server:
     """A process of ours behind a port."""
 
-    process: subprocess.Popen[bytes]
+    process: Any
     url: str
     client: httpx.Client = field(repr=False)
 
@@ -268,20 +270,14 @@ class Machine:
             until(server.answers)
         return server
 
-    def _start(self, module: str, arguments: list[str], name: str) -> tuple[subprocess.Popen[bytes], str]:
+    def _start(self, module: str, arguments: list[str], name: str) -> tuple[Any, str]:
         port = free_port()
         command = [sys.executable, "-m", module, "--port", str(port), "--region", REGION, *arguments]
         return self._spawn(command, name), f"http://127.0.0.1:{port}"
 
-    def _spawn(self, command: Any, name: str) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: Any, name: str) -> Any:
         log = self._stack.enter_context((self.root / f"{name}.log").open("ab"))
-        return subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other way to die with the parent
-        )
+        return FORKS.spawn(command, {**os.environ, "OMP_NUM_THREADS": "1"}, log)
 
     def restart(self, server: Server) -> None:
         """Start a server that was killed again, on its port, as an agent would."""
