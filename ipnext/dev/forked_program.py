@@ -4,7 +4,6 @@ Each is a fork of it instead of an interpreter that imports the same modules aga
 workers and an agent for each region; they import mostly the same modules, which takes seconds of CPU time in each.
 """
 
-import gc
 import logging
 import os
 import signal
@@ -17,6 +16,8 @@ from typing import IO, NoReturn
 
 import structlog
 from setproctitle import getproctitle, setproctitle
+
+from ipnext.process.garbage_collection import collect_after_imports
 
 STDERR = 2
 
@@ -31,10 +32,9 @@ def locate_command_line() -> bool:
 
 def preload(modules: Sequence[str]) -> None:
     """Import modules, and keep the garbage collector of every fork from traversing the shared objects."""
-    for name in modules:
-        import_module(name)
-    gc.collect()
-    gc.freeze()
+    with collect_after_imports():
+        for name in modules:
+            import_module(name)
 
 
 def program_of(command: Sequence[str]) -> str | None:

@@ -10,7 +10,6 @@ Modules are named as for `python -m`: the name of a package means its `__main__`
 """
 
 import ctypes
-import gc
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from typing import Any
 from setproctitle import setproctitle
 
 from ipnext.infra.process.parent_death import PR_SET_PDEATHSIG
+from ipnext.process.garbage_collection import collect_after_imports
 
 MESSAGE_BYTES = 2**16
 GO = b"1"
@@ -35,10 +35,9 @@ def main() -> Program | None:
     """Serve until the supervisor has ended. In a forked process: return the program to run, once it may run."""
     modules, supervisor = sys.argv[1:], os.getppid()
     with _control() as control:
-        for name in modules:
-            getattr(_program(name), "preload", lambda: None)()
-        gc.collect()
-        gc.freeze()  # a garbage collection in a fork neither reads nor writes the shared objects
+        with collect_after_imports():  # a garbage collection in a fork neither reads nor writes the shared objects
+            for name in modules:
+                getattr(_program(name), "preload", lambda: None)()
         control.send(json.dumps({"ready": True}).encode())
         while True:
             message, descriptors, *_ = socket.recv_fds(control, MESSAGE_BYTES, 1)
