@@ -12,6 +12,10 @@ from typing import Any
 
 PATIENCE_SECONDS = 180.0
 """Below pytest's own limit (pyproject.toml), so that a test says what it waited for."""
+RAREST_SECONDS = 0.25
+LATENESS = 0.1
+"""A look takes processor time that what is waited for needs, often that of a request. So the longer a wait is, the
+longer are the pauses between its looks: up to this part of the wait so far, and RAREST_SECONDS."""
 
 
 def until(
@@ -21,11 +25,14 @@ def until(
     every_seconds: float = 0.02,
     seconds: float = PATIENCE_SECONDS,
 ) -> Any:
-    """The first truthy value of `found`. AssertionError with `why` once patience is over."""
-    deadline = time.monotonic() + seconds
+    """The first truthy value of `found`. AssertionError with `why` once patience is over.
+
+    `every_seconds` is the shortest pause between two looks.
+    """
+    begun = time.monotonic()
     while not (value := found()):
-        assert time.monotonic() < deadline, _late(seconds, why)
-        time.sleep(every_seconds)
+        pause = _pause(begun, every_seconds, seconds, why)
+        time.sleep(pause)
     return value
 
 
@@ -37,12 +44,15 @@ async def eventually(
     seconds: float = PATIENCE_SECONDS,
 ) -> Any:
     """The same; the event loop goes on meanwhile."""
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
     while not (value := found()):
-        assert time.monotonic() < deadline, _late(seconds, why)
-        await asyncio.sleep(every_seconds)
+        pause = _pause(begun, every_seconds, seconds, why)
+        await asyncio.sleep(pause)
     return value
 
 
-def _late(seconds: float, why: Callable[[], object]) -> str:
-    return f"it did not happen within {seconds:g} s: {why()}"
+def _pause(begun: float, every_seconds: float, seconds: float, why: Callable[[], object]) -> float:
+    """The pause after a look in vain; AssertionError once patience is over."""
+    waited = time.monotonic() - begun
+    assert waited < seconds, f"it did not happen within {seconds:g} s: {why()}"
+    return max(every_seconds, min(RAREST_SECONDS, LATENESS * waited))
