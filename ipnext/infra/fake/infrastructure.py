@@ -295,7 +295,8 @@ class MemoryInfrastructure:
                 self._remember(call, subject, error.code)
                 raise
             self._remember(call, subject, None)
-            self._changed.notify_all()
+            if call != "observe":  # else two that wait would wake each other without a pause
+                self._changed.notify_all()
 
     def _reach(self, region: str) -> None:
         if region in self._faults.unreachable:
@@ -358,7 +359,7 @@ class MemoryInfrastructure:
 
     def _answers(self, region: MemoryRegion, table: RouteTable, generation: int) -> bool:
         """Return whether every part or segment of the generation has a ready replica here."""
-        ready = (key for key, held in region.ready(self._faults) if (key.model, held) == (table.model, generation))
+        ready = (key for key, held in region.ready(self._faults, table.model) if held == generation)
         found = {piece for key in ready for piece in region.sets[key].deployment.pieces(generation)}
         parts = (part for served in table.served if served.generation == generation for part in served.snapshots)
         return all(part in found for part in parts)

@@ -63,6 +63,10 @@ class MemoryReplica:
         """Load for one step."""
         self.remaining = {held: max(0, steps - 1) for held, steps in self.remaining.items()}
 
+    def has_loaded(self, held: AssignedSnapshot) -> bool:
+        """Return whether the load of a snapshot has ended, successfully or not."""
+        return self.remaining.get((held.part, held.snapshot)) == 0
+
     def crash(self, steps: int) -> None:
         """Lose all loaded snapshots and load them again."""
         self.restarts += 1
@@ -121,13 +125,16 @@ class SimulatedReplicaSet:
         """Return the generations of which a replica has all snapshots, ascending."""
         if replica.leaving:
             return ()
-        loaded = [held for held in self.find_loaded(replica) if held.digest not in faults.failing]
-        lacking = {g for held in replica.holds if held not in loaded for g in held.generations}
-        return tuple(sorted({g for held in loaded for g in held.generations} - lacking))
+        having: set[int] = set()
+        lacking: set[int] = set()
+        for held in replica.holds:
+            usable = replica.has_loaded(held) and held.digest not in faults.failing
+            (having if usable else lacking).update(held.generations)
+        return tuple(sorted(having - lacking))
 
     def find_loaded(self, replica: MemoryReplica) -> Iterable[AssignedSnapshot]:
         """Return the snapshots whose load has ended, successfully or not."""
-        return (held for held in replica.holds if replica.remaining.get((held.part, held.snapshot)) == 0)
+        return filter(replica.has_loaded, replica.holds)
 
     def report(self, faults: SimulatedFaults) -> tuple[Replica, ...]:
         """Return every replica as the port reports it."""
@@ -253,10 +260,12 @@ class MemoryRegion:
         """Return the counter of a generation; create it at its first use."""
         return self.traffic.setdefault((model, generation), TrafficCount())
 
-    def ready(self, faults: SimulatedFaults) -> dict[tuple[DeploymentKey, int], int]:
-        """Return (replica set, generation) -> replicas that serve it."""
+    def ready(self, faults: SimulatedFaults, model: str | None = None) -> dict[tuple[DeploymentKey, int], int]:
+        """Return (replica set, generation) -> replicas that serve it, of one model or of all."""
         counts: dict[tuple[DeploymentKey, int], int] = {}
         for key, replica_set in self.sets.items():
+            if model is not None and key.model != model:
+                continue
             for replica in replica_set.replicas:
                 for generation in replica_set.ready(replica, faults):
                     counts[key, generation] = counts.get((key, generation), 0) + 1

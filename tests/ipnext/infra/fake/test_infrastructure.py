@@ -1,12 +1,15 @@
 """What the fake offers beyond the port: faults to switch on, and a history to read."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ipnext.errors import NotFound, Unavailable
+from ipnext.infra.fake import infrastructure
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import ReplicaPhase
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -126,3 +129,22 @@ def test_calls_from_many_threads_are_all_recorded(infra, builder):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(50)))
     assert [moment.number for moment in infra.history] == list(range(1, 151))
+
+
+def test_who_waits_for_a_change_is_not_woken_by_who_only_looks(infra, model, monkeypatch):
+    """Two activities that wait would wake each other without a pause."""
+    monkeypatch.setattr(infrastructure, "LONGEST_WAIT_SECONDS", PATIENCE_SECONDS)
+    infra.apply(model.deployment({1: (1,)}))
+    infra.stall()
+    token = infra.observe("eu", [model.model]).token
+    waiting = threading.Thread(
+        target=infra.await_change, args=("eu", [model.model], token), kwargs={"seconds": PATIENCE_SECONDS}
+    )
+    waiting.start()
+    for _ in range(20):
+        infra.observe("eu", [model.model])
+        waiting.join(0.01)
+    assert waiting.is_alive()
+    infra.apply(model.deployment({1: (1,)}, replicas=2))
+    waiting.join(PATIENCE_SECONDS)
+    assert not waiting.is_alive()
