@@ -37,7 +37,8 @@ class AgentSettings(BaseSettings):
     """Starts the router. Fields: python, sockets, port, region, table, access."""
     fork_server: tuple[str, ...] = ("serving.host", "serving.router")
     """Modules that one process of the region imports once, so that `python -m MODULE` is a fork of it, in a fraction
-    of the time. Only the commands above that begin so are forked; if none does, there is no such process."""
+    of the time. A start of the first one waits while it is imported. Only the commands above that begin so are forked;
+    if none does, there is no such process."""
     s3_endpoint_url: str | None = Field(
         default=None, validation_alias=AliasChoices("IPNEXT_AGENT_S3_ENDPOINT_URL", "IPNEXT_S3_ENDPOINT_URL")
     )

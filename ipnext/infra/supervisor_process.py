@@ -160,8 +160,7 @@ class RegionSupervisor:
         self._successor_seconds, self._grace_seconds = hello["successor_seconds"], hello["grace_seconds"]
         self._follow(from_object(ProcessIdentity, hello["owner"]) if hello["owner"] else None)
         await self._prepare_forks(hello["fork"])
-        if self._starting:  # starts that an agent requested before it died belong to this one
-            await asyncio.wait(self._starting)
+        await self._finish_starts()  # those that an agent requested before it died belong to this one
         processes = [
             {"id": number, "name": held.name, "pid": held.running.pid, "note": held.note}
             for number, held in self._held.items()
@@ -181,6 +180,13 @@ class RegionSupervisor:
         self._held[self._last] = HeldProcess(message["name"], running, message["note"])
         link.send({"kind": "started", "number": asked, "id": self._last, "pid": running.pid})
         self._keep(asyncio.create_task(self._watch_exit(self._last, running)), self._tasks)
+
+    async def _finish_starts(self) -> None:
+        """Wait for the starts under way, none of which waits for the fork server's imports any longer."""
+        if self._starting:
+            if self._fork_server is not None:
+                self._fork_server.hurry()
+            await asyncio.wait(self._starting)
 
     async def _watch_exit(self, number: int, running: StartedProcess) -> None:
         status = await running.wait()
@@ -252,8 +258,7 @@ class RegionSupervisor:
 
     async def _end_all(self) -> None:
         """Send SIGTERM to all remaining processes, and SIGKILL after the grace time."""
-        if self._starting:
-            await asyncio.wait(self._starting)
+        await self._finish_starts()
         for held in self._held.values():
             held.running.signal(signal.SIGTERM)
         if self._tasks:

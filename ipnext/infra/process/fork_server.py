@@ -1,7 +1,8 @@
 """Starts hosts and the router as forks of one process that has imported everything, or else as fresh processes.
 
-A torch host takes seconds of CPU time for its imports, whatever it then loads. Nothing waits for the fork server: if it
-is not ready, has ended, or gives no answer, a start costs the time of a fresh interpreter.
+A torch host takes seconds of CPU time for its imports, whatever it then loads. A program of the first module waits
+while the fork server makes the same imports. Nothing waits longer: if the fork server has ended, or gives no answer, a
+start costs the time of a fresh interpreter.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ from ipnext.infra.process.forked_process import ForkedProcess, OrphanReaper, bec
 from ipnext.infra.process.spawn import StartedProcess, fresh
 
 MESSAGE_BYTES = 2**16
+IMPORT_SECONDS = 30.0
+"""Longest wait for the imports of a fork server that has just been started; they take some seconds."""
 FORK_SECONDS = 2.0
 """Longest wait for a fork, which takes some milliseconds."""
 LOOK_SECONDS = 0.5
@@ -58,7 +61,8 @@ class ForkServer:
     ) -> None:
         """`python` is the interpreter of the agent whose commands are forked.
 
-        A newer build than this process may use another one.
+        A newer build than this process may use another one. The imports of the first module take longest: its programs
+        wait for them, and others, which start sooner by themselves, do not.
         """
         self._python = python
         self._modules = tuple(modules)
@@ -77,6 +81,10 @@ class ForkServer:
         self._number = 0
         self._orphans = OrphanReaper()
         self._reaping: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._imported = asyncio.Event()
+        """Set while no imports are waited for."""
+        self._imported.set()
         self.ready = False
         """Whether it accepts requests now."""
 
@@ -88,6 +96,7 @@ class ForkServer:
     def start(self) -> None:
         """Begin to keep it running, if there are modules to import and the system supports it."""
         if self._modules and become_subreaper():
+            self._imported.clear()
             self._child.start()
             self._reaping = asyncio.create_task(self._reap(), name="reap orphans")
 
@@ -97,16 +106,29 @@ class ForkServer:
         if self._reaping:
             self._reaping.cancel()
 
+    def hurry(self) -> None:
+        """End the waits for its imports: these programs are started afresh."""
+        self._imported.set()
+
     async def spawn(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> StartedProcess:
         """Fork the program if possible, else start a fresh process. OSError if there is no such program."""
         ask = self._ask(command)
         # Libraries read some variables when they are loaded, so another environment needs another interpreter.
-        if ask is not None and self.ready and dict(environment) == self._environment:
+        if ask is not None and dict(environment) == self._environment and await self._is_ready(ask.module):
             try:
-                return ForkedProcess(await self._fork(ask, log))
+                async with self._turn:  # all that waited for the imports come at once
+                    return ForkedProcess(await self._fork(ask, log))
             except (Unavailable, OSError) as error:
                 structlog.get_logger().warning("not forked, started afresh", module=ask.module, reason=str(error))
         return await fresh(command, environment, log)
+
+    async def _is_ready(self, module: str) -> bool:
+        """Return whether it accepts requests; for the first module, once it has made its imports."""
+        if module == self._modules[0]:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(IMPORT_SECONDS):
+                    await self._imported.wait()
+        return self.ready
 
     def _ask(self, command: Sequence[str]) -> Ask | None:
         match list(command):
@@ -150,6 +172,7 @@ class ForkServer:
                 ours.close()
                 raise
         self._socket = ours
+        self._imported.clear()
         asyncio.get_running_loop().add_reader(ours, self._read)
         return process
 
@@ -158,6 +181,7 @@ class ForkServer:
         if self._child.pid is None:
             self._read()
             self._close()
+            self._imported.set()
 
     def _read(self) -> None:
         """Read its messages; close the connection at its end."""
@@ -177,6 +201,7 @@ class ForkServer:
         match told:
             case {"ready": _}:
                 self.ready = True
+                self._imported.set()
                 structlog.get_logger().info("fork server ready", modules=self._modules)
             case {"id": int(number), "pid": int(pid)}:
                 answer = self._asked.pop(number, None)

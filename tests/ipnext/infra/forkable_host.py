@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import stand_in_host
@@ -19,6 +20,8 @@ def preload():
     if "FORKABLE_BROKEN" in os.environ:
         msg = "broken on purpose"
         raise ImportError(msg)
+    while not Path(os.environ.get("FORKABLE_GATE", "/")).exists():
+        time.sleep(0.01)
     if "FORKABLE_THREAD" in os.environ:
         threading.Thread(target=threading.Event().wait, daemon=True).start()
 

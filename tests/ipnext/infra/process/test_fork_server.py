@@ -21,7 +21,7 @@ HERE = str(Path(__file__).parents[1])
 FORKABLE = {
     "PYTHONPATH": HERE,
     "IPNEXT_AGENT_FORK_SERVER": '["forkable_host"]',
-    "IPNEXT_AGENT_HOST_ENVIRONMENT_INHERIT": '["FORKABLE_BROKEN", "FORKABLE_THREAD"]',
+    "IPNEXT_AGENT_HOST_ENVIRONMENT_INHERIT": '["FORKABLE_BROKEN", "FORKABLE_THREAD", "FORKABLE_GATE"]',
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
         [
             *("{python}", "-m", "forkable_host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
@@ -191,6 +191,50 @@ def test_a_fork_server_that_cannot_import_costs_no_host(forking):
     until(lambda: log.exists() and "broken on purpose" in log.read_text(), why=lambda: "the fork server ends")
     run.run("stubborn")
     assert [one["forked"] for one in run.told("stubborn")] == [False]
+
+
+class Importing:
+    """A region whose fork server makes its imports until `gate` is there, and a host that was wanted meanwhile."""
+
+    def __init__(self, forking, place):
+        self.gate = place / "gate"
+        self.run = forking(FORKABLE_GATE=str(self.gate))
+        self.run.agent.start()
+        self.run.apply("early")
+        self.supervisor = self.run.agent.supervisor
+        until(lambda: self.run.replicas("early"), why=lambda: "the agent wants the host")
+
+    def forked(self):
+        self.run.agent.await_ready(self.run.builder("early").key(), 1)
+        return [one["forked"] for one in self.run.told("early")]
+
+
+@pytest.fixture
+def importing(forking, tmp_path):
+    return Importing(forking, tmp_path)
+
+
+def test_a_host_waits_while_the_fork_server_imports_what_it_would_import(importing):
+    importing.gate.touch()
+    assert importing.forked() == [True]
+
+
+def test_a_host_does_not_wait_for_imports_that_failed(importing):
+    importing.run.server.kill()
+    assert importing.forked() == [False]
+
+
+def test_the_next_agent_does_not_wait_for_imports(importing):
+    importing.run.agent.kill()
+    importing.run.agent.start()
+    assert importing.forked() == [False]
+    assert importing.run.agent.supervisor == importing.supervisor
+
+
+def test_a_region_ends_during_imports(importing):
+    children = importing.run.agent.children()
+    importing.run.agent.end()
+    assert gone(children), [command_line(p) for p in children if runs(p)]
 
 
 def test_a_terminated_agent_ends_forked_hosts_fork_server_and_supervisor(forking):
