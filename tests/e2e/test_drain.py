@@ -51,7 +51,7 @@ class Load:
                 self.answers += 1
                 if answer.status_code != 200:
                     self.failures.append((began, f"{answer.status_code}: {answer.text[:200]}"))
-            self._over.wait(0.02)
+            self._over.wait(0.05)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def test_a_canary_that_answers_nan_is_named_with_its_region(
     stop = threading.Event()
 
     def ask(region: str) -> None:
-        while not stop.wait(0.02):
+        while not stop.wait(0.05):
             with suppress(Exception):
                 platform.ask(region, x=3.0e38)
 

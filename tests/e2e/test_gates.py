@@ -55,6 +55,8 @@ spec:
 """
 
 
+ASK_SECONDS = 0.05
+"""Between two requests of a client: the processors are for the platform, too."""
 ANSWER_SECONDS = 60
 PATIENT = {DEADLINE_HEADER: str(ANSWER_SECONDS * 1000)}
 """A generation that is slow on purpose is to be slow on a busy machine, too, and not to fail."""
@@ -133,7 +135,7 @@ class Scorer:
     def _ask(self, url: str, seed: int, asking: Asking, stop: threading.Event) -> None:
         random = np.random.default_rng(seed)
         with httpx.Client(timeout=ANSWER_SECONDS + 5, trust_env=False) as client:
-            while not stop.wait(0.01):
+            while not stop.wait(ASK_SECONDS):
                 x = random.standard_normal((1, 4)).astype(np.float32)
                 encoded = encode_request(InferRequest({"x": Given("FP32", x)}, binary_output=True))
                 target = f"{url}/v2/models/{self.name}/infer"

@@ -89,7 +89,7 @@ class Load:
                     self.whole.append(ask(client))
                 except (openai.APIError, httpx.HTTPError, AssertionError) as error:
                     self.broken.append(repr(error))
-                time.sleep(0.02)
+                time.sleep(0.05)
 
 
 def ask(client):

@@ -40,7 +40,7 @@ def steady_load(platform: Any) -> Iterator[list[str]]:
     stop = threading.Event()
 
     def ask(region: str) -> None:
-        while not stop.wait(0.03):
+        while not stop.wait(0.05):
             try:
                 answer = platform.ask(region)
             except httpx.HTTPError as error:

@@ -271,6 +271,10 @@ class RunningAgent:
         self.client.close()
 
 
+PAUSE_SECONDS = 0.01
+"""Of each client between an answer and its next request: the processors are for what a test waits for, too."""
+
+
 class Load:
     """Clients that ask all the time, and what they were answered: a count of (status, generation)."""
 
@@ -307,6 +311,7 @@ class Load:
                 self.answers[answer.status_code, answer.headers.get("x-ipnext-generation")] += 1
                 if answer.status_code != 200:
                     self.bad.append(answer.text)
+                self._ended.wait(PAUSE_SECONDS)
 
 
 @pytest.fixture(scope="session")

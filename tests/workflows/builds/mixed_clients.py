@@ -23,8 +23,8 @@ from ipnext.model.lifecycle.messages import ChangeState
 from tests.waiting import PATIENCE_SECONDS, until
 from tests.workflows.builds.next_build import ADDED
 
-PAUSE_SECONDS = 0.5
-"""Between two publishes: the processors are for the components too."""
+PAUSE_SECONDS = 2.0
+"""Between two publishes: the processors are for the components, too, and each step of the story waits for a publish."""
 ASK_SECONDS = 0.05
 """The same between two predictions of a client."""
 AGAIN_SECONDS = 0.05

@@ -194,6 +194,7 @@ def test_certificates_are_replaced_under_load_and_no_call_fails(tmp_path, runnin
                 answers[name] += 1
             except Exception as error:  # noqa: BLE001 - all that may come
                 failed.append(repr(error))
+            over.wait(0.01)  # the processors are for the agent, too
 
     def fresh():
         return LocalProcessInfrastructure({"eu": agent.url}, components=certificates.control_plane())
