@@ -94,24 +94,44 @@ def read_all(client):
     return received
 
 
-@pytest.mark.usefixtures("platforms")
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory, platforms):
+    """The address of an API with the usual limits: its interpreter takes five seconds of processor time."""
+    with api(tmp_path_factory.mktemp("usual")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory, platforms):
+    """The same of one that waits long for headers."""
+    with api(tmp_path_factory.mktemp("patient"), IPNEXT_API_HEADER_SECONDS="300") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def patient_by_tls(tmp_path_factory, platforms):
+    """The same by TLS."""
+    directory = tmp_path_factory.mktemp("patient-by-tls")
+    with api(directory, **tls_of(directory), IPNEXT_API_HEADER_SECONDS="300") as url:
+        yield url
+
+
 @pytest.mark.parametrize("sent", [HALF, b""], ids=["half a header", "nothing"])
-def test_connections_without_a_request_lock_no_other_client_out(tmp_path, sent):
-    with api(tmp_path, IPNEXT_API_HEADER_SECONDS="300") as url, ExitStack() as stack:
-        held = take(stack, url, 2 * FILES, sent)
+def test_connections_without_a_request_lock_no_other_client_out(patient, sent):
+    with ExitStack() as stack:
+        held = take(stack, patient, 2 * FILES, sent)
         for _ in range(5):
-            assert get(url, "/readyz").json()["store"] == "ok"
+            assert get(patient, "/readyz").json()["store"] == "ok"
         refused = read_all(held[-1])
         assert refused == b"" or refused.startswith(b"HTTP/1.1 503 "), refused
 
 
-@pytest.mark.usefixtures("platforms")
 @pytest.mark.parametrize("sent", [HALF_A_HELLO, b""], ids=["half a hello", "nothing"])
-def test_handshakes_that_do_not_end_lock_no_other_client_out(tmp_path, sent):
-    with api(tmp_path, **tls_of(tmp_path), IPNEXT_API_HEADER_SECONDS="300") as url, ExitStack() as stack:
-        held = take(stack, url, 2 * FILES, sent)
+def test_handshakes_that_do_not_end_lock_no_other_client_out(patient_by_tls, sent):
+    with ExitStack() as stack:
+        held = take(stack, patient_by_tls, 2 * FILES, sent)
         for _ in range(5):
-            assert get(url, "/readyz").json()["store"] == "ok"
+            assert get(patient_by_tls, "/readyz").json()["store"] == "ok"
         assert read_all(held[-1]) == b""
 
 
@@ -164,10 +184,9 @@ def test_deadlines_of_headers_and_silence_close_no_stream_and_no_upload(tmp_path
         assert any(line == "event: changed" for line in messages), "the stream goes on"
 
 
-@pytest.mark.usefixtures("platforms")
-def test_the_rest_of_a_body_that_is_refused_unread_counts_as_no_headers(tmp_path):
+def test_the_rest_of_a_body_that_is_refused_unread_counts_as_no_headers(usual):
     rest = 2**20
-    with api(tmp_path) as url, connect(url) as client:
+    with connect(usual) as client:
         head = f"PUT /v1/fleet HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {rest}\r\n\r\n"
         client.sendall(head.encode())
         received = b""
@@ -195,16 +214,15 @@ def test_headers_of_any_size_are_not_read_while_a_former_request_is_answered(tmp
         assert is_served(url)
 
 
-@pytest.mark.usefixtures("platforms")
 @pytest.mark.parametrize("trailers", [b"A: " + b"a" * 2**16, b"A: a\r\n" * 2**14], ids=["one", "many"])
-def test_trailers_of_any_size_are_not_read(tmp_path, trailers):
-    with api(tmp_path) as url, connect(url) as client:
+def test_trailers_of_any_size_are_not_read(usual, trailers):
+    with connect(usual) as client:
         client.sendall(b"POST /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
         with suppress(ConnectionError):
             for _ in range(1024):
                 client.sendall(trailers)
             pytest.fail("64 MiB of trailers were taken")
-        assert is_served(url)
+        assert is_served(usual)
 
 
 @pytest.mark.usefixtures("platforms")
@@ -217,9 +235,8 @@ def test_a_body_in_many_chunks_is_taken_whole(tmp_path, rooms):
     assert b"apiVersion: Field required" in received, "the body is the object"
 
 
-@pytest.mark.usefixtures("platforms")
-def test_what_follows_a_request_for_another_protocol_is_no_request(tmp_path):
-    with api(tmp_path) as url, connect(url) as client:
+def test_what_follows_a_request_for_another_protocol_is_no_request(usual):
+    with connect(usual) as client:
         client.sendall(
             b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
             b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -291,16 +308,15 @@ def test_connections_leave_room_for_other_files(monkeypatch):
     assert room_for_connections(None, **names) == ConnectionLimits().connections
 
 
-@pytest.mark.usefixtures("platforms")
 @pytest.mark.parametrize(
     "line", [b"X: " + b"a" * 2**20, b"X: a\r\n" * 2**18], ids=["a line without an end", "lines without an end"]
 )
-def test_headers_of_any_size_are_not_read(tmp_path, line):
-    with api(tmp_path) as url, connect(url) as client:
+def test_headers_of_any_size_are_not_read(usual, line):
+    with connect(usual) as client:
         with suppress(ConnectionError):
             client.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + line)
         received = read_all(client)
         assert received.startswith(b"HTTP/1.1 413 ") or not received, received[
             :200
         ]  # the answer may be lost in what was sent after it
-        assert is_served(url)
+        assert is_served(usual)
