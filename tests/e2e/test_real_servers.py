@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ipnext.infra.process.parent_death import tether
+from tests.e2e.conftest import Running
 from tests.real_servers import running_postgres, running_s3
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -30,10 +31,28 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         yield SimpleNamespace(postgres=postgres, s3=s3, options=options, state=state)
 
 
+def platform_on(servers: SimpleNamespace) -> Running:
+    return Running(servers.state, "--free-ports", *servers.options, IPNEXT_S3_ENDPOINT_URL=servers.s3.url)
+
+
 @pytest.fixture
-def platform(servers: SimpleNamespace, new_platform: Any) -> Any:
-    """As the test before left it."""
-    return new_platform(servers.state, "--free-ports", *servers.options, IPNEXT_S3_ENDPOINT_URL=servers.s3.url)
+def platform(servers: SimpleNamespace, platforms: None) -> Iterator[Running]:
+    """The first one on these servers; it ends with its test."""
+    running = platform_on(servers)
+    try:
+        yield running.start()
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def resumed(servers: SimpleNamespace, platforms: None) -> Iterator[Running]:
+    """The next one, on what that one left; for the tests at the end, since it takes the state directory."""
+    running = platform_on(servers)
+    try:
+        yield running.start()
+    finally:
+        running.stop()
 
 
 def done(platform: Any, change: Any) -> None:
@@ -66,21 +85,6 @@ def test_a_model_lives_on_them_alone(
     assert not files & {"ipnext.db", "artifacts"}, "nothing of it lies in the state directory"
     told = json.loads((platform.state / "stores.json").read_text())
     assert told["artifacts"] == f"s3://{servers.s3.bucket}/platform"
-
-
-def test_it_goes_on_where_it_stopped_and_a_change_waits_for_a_bucket_that_is_away_but_no_request_does(
-    platform: Any, servers: SimpleNamespace, make_snapshots: Snapshots
-) -> None:
-    assert platform.client.model("pair").status.serving_generation == 1
-    until(lambda: platform.ask("us-east").status_code == 200)  # its hosts load again
-    change = platform.client.publish("pair", make_snapshots(3.0))
-    servers.s3.kill()
-    assert marks(platform) == {1.0}
-    until(lambda: "object store does not answer" in logs(platform), why=lambda: platform.client.change(change.id))
-    assert not platform.client.change(change.id).state.final
-    servers.s3.start()
-    done(platform, change)
-    assert marks(platform) == {3.0}
 
 
 def refused(state: Path, *options: str, endpoint: str) -> str:
@@ -136,14 +140,29 @@ def test_a_store_that_cannot_be_used_is_named_before_anything_begins(
     assert not (tmp_path / "state" / "stores.json").exists()
 
 
-def test_a_second_platform_on_the_same_database_is_refused_and_changes_nothing(
-    platform: Any, servers: SimpleNamespace, tmp_path: Path
+def test_it_goes_on_where_it_stopped_and_a_change_waits_for_a_bucket_that_is_away_but_no_request_does(
+    resumed: Any, servers: SimpleNamespace, make_snapshots: Snapshots
 ) -> None:
-    before, second = platform.client.fleet(), tmp_path / "second"
+    assert resumed.client.model("pair").status.serving_generation == 1
+    until(lambda: resumed.ask("us-east").status_code == 200)  # its hosts load again
+    change = resumed.client.publish("pair", make_snapshots(3.0))
+    servers.s3.kill()
+    assert marks(resumed) == {1.0}
+    until(lambda: "object store does not answer" in logs(resumed), why=lambda: resumed.client.change(change.id))
+    assert not resumed.client.change(change.id).state.final
+    servers.s3.start()
+    done(resumed, change)
+    assert marks(resumed) == {3.0}
+
+
+def test_a_second_platform_on_the_same_database_is_refused_and_changes_nothing(
+    resumed: Any, servers: SimpleNamespace, tmp_path: Path
+) -> None:
+    before, second = resumed.client.fleet(), tmp_path / "second"
     assert "belongs to another platform" in refused(second, *servers.options, endpoint=servers.s3.url)
     # one that began before the first had served is told by its worker
     (second / "stores.json").write_bytes((servers.state / "stores.json").read_bytes())
     said = refused(second, *servers.options, endpoint=servers.s3.url)
     assert "worker-1 can't start" in said
     assert "belongs to another platform" in said
-    assert platform.client.fleet() == before
+    assert resumed.client.fleet() == before
