@@ -30,6 +30,7 @@ from activities.transition.gate.window import count_since, former_generation, op
 from activities.transition.hot_swap import Announcement, leave_what_is_sent, not_gone_back
 from activities.transition.revert import (
     answers_at_all,
+    choose_told,
     find_unrestored,
     heard,
     none_more,
@@ -39,6 +40,7 @@ from activities.transition.revert import (
 )
 from activities.transition.scale_down import (
     CapacityRelease,
+    EarlyRelease,
     ReleaseExceptions,
     find_leftovers,
     is_own_slot,
@@ -149,19 +151,18 @@ class TransitionActivities:
                 if deployment not in fewer:
                     repository.put_deployment(deployment)
         releasing = self._releasing(facts)
-        releasing.release(fewer)  # an unreachable region is retried below
-        if reaching.may_drop_strays:
-            strays = stray(facts, reaching.transition)
-            releasing.release((), strays if strays and self._known_routes(facts) else ())
+        strays = stray(facts, reaching.transition) if reaching.may_drop_strays else ()
+        early = EarlyRelease(self._infrastructure, facts, releasing, fewer=fewer, strays=strays)
+        early.attempt()  # an unreachable region is retried below
         running = {key: stored.replicas for key, stored in facts.deployments.items()}
-        told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
+        told = shrinking_first(choose_told(facts, wanted, reaching.final_state if wave.back else None), running)
         if not wave.back and (drains := capacity.until_drained(told)) is not None:
             return drains
         goes_over = reaching.is_swapping or leave_what_is_sent(facts.tables.values(), told)
         announce = self._announcement(facts, wanted) if goes_over else None
         needed = reaching.needed_state.outside(facts.lost | full)
         spared = reaching.uninvolved_regions
-        result = capacity.until_ready(wave, needed, told, announce=announce, if_reachable=spared)
+        result = capacity.until_ready(wave, needed, told, announce=announce, if_reachable=spared, early=early)
         if result.again_seconds:
             return result
         if result.ok and full:
@@ -296,15 +297,6 @@ class TransitionActivities:
         self._write_progress(reaching)
         stays = not_as_before(facts, reaching.origin, shares) if wave.back and last else ""
         return WaveResult(ok=not stays, reason=Reason.REGION_UNREACHABLE if stays else Reason.SUCCEEDED, message=stays)
-
-    def _known_routes(self, facts: DesiredFacts) -> bool:
-        """Check whether every gateway answers and none is ahead of its stored table.
-
-        One ahead of it may send anywhere.
-        """
-        states, silent = observe(self._infrastructure, facts.tables.keys() - facts.lost, [facts.model])
-        ahead = (state.routes.get(facts.model, 0) > facts.tables[name].revision for name, state in states.items())
-        return not silent and not any(ahead)
 
     def _draft_transition(self, stage: StageInput) -> Draft:
         """Return the transition of a change as stored.

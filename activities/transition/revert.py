@@ -77,6 +77,21 @@ def find_unrestored(
     )
 
 
+def choose_told(
+    facts: DesiredFacts, wanted: Iterable[Deployment], final: ModelWaveState | None
+) -> Iterable[Deployment]:
+    """Yield the replica sets that regions are told before traffic moves, none of lost regions.
+
+    `final` is the state that a step of a revert leads to. A set that it lacks is about to end: it runs already, or need
+    not start.
+    """
+    slots = None if final is None else set(final.slots)
+    for found in wanted:
+        slot = (found.key.part, found.key.region, found.key.hardware)
+        if found.key.region not in facts.lost and (slots is None or slot in slots):
+            yield found
+
+
 def none_more(wanted: Iterable[Deployment], stored: Mapping[DeploymentKey, Deployment]) -> tuple[Deployment, ...]:
     """Return the wanted replica sets; those that would grow beyond the stored ones stay as stored."""
     limited = ((found, stored.get(found.key)) for found in wanted)

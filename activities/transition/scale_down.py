@@ -131,6 +131,57 @@ class CapacityRelease:
         return returned
 
 
+class EarlyRelease:
+    """Releases units before anything starts in their region. Made for one activity.
+
+    `fewer` are replica sets that shrink; `strays` are those that answer no users and that no wave knows, which end.
+    """
+
+    def __init__(
+        self,
+        infrastructure: Infrastructure,
+        facts: DesiredFacts,
+        release: CapacityRelease,
+        *,
+        fewer: Iterable[Deployment],
+        strays: Iterable[Deployment],
+    ) -> None:
+        self._infrastructure = infrastructure
+        self._facts = facts
+        self._release = release
+        self.fewer = list(fewer)
+        """Those that have not shrunk yet."""
+        self._strays = list(strays)
+
+    def attempt(self) -> Collection[str]:
+        """Release what is left. Return the regions where nothing may start before a further attempt.
+
+        They hold what is to be released, and did not answer.
+        """
+        held = set[str]()
+        for region in sorted({found.key.region for found in self.fewer}):
+            there = [found for found in self.fewer if found.key.region == region]
+            if self._release.release(there) is None:
+                self.fewer = [found for found in self.fewer if found.key.region != region]
+            else:
+                held.add(region)
+        return held.union(self._end_strays())
+
+    def _end_strays(self) -> Collection[str]:
+        """End them if every gateway answers and none is ahead of its stored table: one ahead may send anywhere."""
+        if not self._strays:
+            return ()
+        tables, model = self._facts.tables, self._facts.model
+        regions = {*(tables.keys() - self._facts.lost), *(found.key.region for found in self._strays)}
+        states, silent = observe(self._infrastructure, regions, [model])
+        known = (name for name in tables if name in states)
+        if silent or any(states[name].routes.get(model, 0) > tables[name].revision for name in known):
+            return {found.key.region for found in self._strays}.intersection(silent)
+        if self._release.release((), self._strays) is None:
+            self._strays = []
+        return ()
+
+
 def shrinking(facts: DesiredFacts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
     """Return the replica sets that shrink, outside lost regions: the region gets the lower count before the store does.
 

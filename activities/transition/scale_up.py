@@ -8,6 +8,7 @@ from activities.state.failure_cause import first_lacking
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
 from activities.state.wave_state import ModelWaveState
 from activities.transition.hot_swap import Announcement
+from activities.transition.scale_down import EarlyRelease
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment, RegionState, ReplicaPhase
@@ -50,21 +51,25 @@ class Capacity:
         *,
         announce: Announcement | None = None,
         if_reachable: Collection[str] = (),
+        early: EarlyRelease | None = None,
     ) -> WaveResult:
         """Wait for the replicas of `needed`: in a revert only the origin's, because the others may never become ready.
 
-        Regions of `if_reachable` are waited for only while they answer. The wait is short: if the result has
-        `again_seconds`, the workflow calls again.
+        Regions of `if_reachable` are waited for only while they answer. A region of `early` that was away releases what
+        it has to before it gets anything. The wait is short: if the result has `again_seconds`, the workflow calls
+        again.
         """
-        pending = list(wanted)
+        pending = [found for found in wanted if early is None or found not in early.fewer]
         while True:
             if announce is not None:
                 announce.make()
-            pending = self._apply(pending)
+            held = early.attempt() if early is not None else ()
+            pending = self._apply(pending, held)
             states, silent = observe(self._infrastructure, {d.key.region for d in wanted}, [wave.model])
             spared = set(silent).intersection(if_reachable)
             lacking = missing_replicas(wave.model, needed.outside(spared), states)
-            untold = [found for found in pending if found.key.region not in spared]
+            left = pending if early is None else [*pending, *early.fewer]
+            untold = [found for found in left if found.key.region not in spared]
             failure = None if wave.back else first_failure(wave.model, wave.generation, states.values())
             if failure is None and not lacking and not untold:
                 return WaveResult(ok=True, message=f"{sum(d.replicas for d in wanted)} replicas ready")
@@ -90,10 +95,10 @@ class Capacity:
         change = self._infrastructure.await_change
         self._deadline.wait_for(words, lambda s: change(region.region, [model], region.token, seconds=s))
 
-    def _apply(self, deployments: Iterable[Deployment]) -> list[Deployment]:
-        """Apply the deployments; return those whose region is unreachable. A silent region is called once."""
+    def _apply(self, deployments: Iterable[Deployment], held: Collection[str]) -> list[Deployment]:
+        """Apply the deployments; return those whose region is unreachable or `held`. A silent region is called once."""
         untold: list[Deployment] = []
-        silent: set[str] = set()
+        silent = set(held)
         for deployment in deployments:
             if deployment.key.region in silent:
                 untold.append(deployment)

@@ -116,12 +116,14 @@ MENDED_FORCE = {
     "a repair passes a publish that waits, and the wait ends: its processes swap meanwhile": 14107,
     "the same, and a process crashes on its way": 5830,
     "the same of a gateway without demand": 6986,
+    "a region comes back during a step, and gets a smaller set that the store does not have": 22028,
 }
 """The same of histories in which a manifest has to be accepted and placed before it is in force."""
 
 MENDED_PARTS = {
     "a lost region is promised a generation of which a release takes one part": 668,
     "a way back stops one part that goes over, and another one leaves the former generation": 2979,
+    "a region comes back, and starts what a revert is about to end beside what no wave knows": 118,
 }
 """The same of histories in which manifests add and remove parts."""
 
@@ -177,7 +179,7 @@ def test_what_was_found_of_manifests_in_force_does_not_come_back(name):
 
 @pytest.mark.parametrize("name", MENDED_PARTS)
 def test_what_was_found_of_changed_parts_does_not_come_back(name):
-    found = history(MENDED_PARTS[name], manifests=True, parts=True)
+    found = history(MENDED_PARTS[name], manifests=True, parts=True, known=KNOWN - {"I3 unused"})
 
     assert found.violated is None, found.told
 

@@ -10,6 +10,7 @@ from activities.state.replica_sets import wanted_deployments
 from activities.state.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState, RouteShare
 from activities.transition.activities import TransitionActivities
+from ipnext.errors import RegionUnreachable
 from ipnext.model.deployment.deployment import RouteTable
 from ipnext.model.lifecycle.messages import ChangeState, WaveInput
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, TransitionState, Wave
@@ -94,28 +95,134 @@ def test_a_router_learns_of_what_a_way_back_only_spares_if_it_answers(left, star
     assert left(started=started) == known
 
 
-@pytest.mark.parametrize("by_waves", [True, False])
-def test_a_way_back_ends_what_answers_nobody_before_it_tells_regions_what_its_wave_had_added(house, by_waves):
-    """The run ended after it had written that down, and before it ended the replicas that hold the units."""
-    house.apply(M)
-    change = house.publish(M, 1)
-    added = Transition.model_validate(
-        {
-            "from": FleetState(),
-            "to": FleetState(replicas=replicas(LEFT, 1)),
-            "waves": (Wave(scale_up=replicas(LEFT, 1)),),
-        }
-    )
-    state = ModelWaveState({((part, region, "cpu"), 1): 1 for part in PARTS for region in (LOST, LEFT)})
-    with house.store.begin(M) as repository:
-        for deployment in wanted_deployments(read_facts(repository, M, 1), state):
-            repository.put_deployment(deployment)
-            if deployment.key.region == LOST:
+@pytest.fixture
+def added(house):
+    """A wave adds replicas of one part in a region, and the transition knows nothing of unused ones of the other part.
+
+    Its run has written the added ones down, and told no region of them. The unused ones run in region `unused`.
+    """
+
+    def store(unused):
+        house.apply(M)
+        change = house.publish(M, 1)
+        [dense] = [row for row in replicas(LEFT, 1) if row.part == "dense"]
+        moved = Transition.model_validate(
+            {"from": FleetState(), "to": FleetState(replicas=(dense,)), "waves": (Wave(scale_up=(dense,)),)}
+        )
+        state = ModelWaveState({(("dense", LEFT, "cpu"), 1): 1})
+        stray = ModelWaveState({(("sparse", unused, "cpu"), 1): 1})
+        with house.store.begin(M) as repository:
+            facts = read_facts(repository, M, 1)
+            for deployment in wanted_deployments(facts, state):
+                repository.put_deployment(deployment)
+            for deployment in wanted_deployments(facts, stray):
+                repository.put_deployment(deployment)
                 house.infrastructure.apply(deployment)
-    recorded(house, change, added)
+        recorded(house, change, moved)
+        return change
+
+    return store
+
+
+def told(house, since):
+    return [moment.call for moment in house.infrastructure.calls("apply", "delete")[since:]]
+
+
+@pytest.mark.parametrize("by_waves", [True, False])
+def test_a_way_back_ends_what_answers_nobody_and_starts_nothing_that_its_wave_had_added(house, added, by_waves):
+    change = added(LOST)
     before = len(house.infrastructure.calls("apply", "delete"))
 
     performed(house, "ensure_capacity", change, by_waves=by_waves)
 
-    told = [moment.call for moment in house.infrastructure.calls("apply", "delete")[before:]]
-    assert told == ["delete", "delete", "apply", "apply"]
+    assert told(house, before) == ["delete"]
+    performed(house, "release_capacity", change, by_waves=by_waves)
+    with house.store.read() as repository:
+        assert repository.deployments(M) == ()
+
+
+@pytest.fixture
+def comes_back(house, monkeypatch):
+    """Cut the region off; it comes back after so many looks, at the worst between a look and a call."""
+
+    def after(silent):
+        house.infrastructure.cut(LEFT)
+        looks, observe = [], house.infrastructure.observe
+
+        def look(region, models=None):
+            try:
+                return observe(region, models)
+            except RegionUnreachable:
+                looks.append(region)
+                if len(looks) == silent:
+                    house.infrastructure.mend(LEFT)
+                raise
+
+        monkeypatch.setattr(house.infrastructure, "observe", look)
+
+    return after
+
+
+@pytest.mark.parametrize("silent", [1, 2, 3])
+def test_a_region_that_comes_back_ends_what_answers_nobody_before_it_starts_anything(house, added, comes_back, silent):
+    change = added(LEFT)
+    before = len(house.infrastructure.calls("apply", "delete"))
+    comes_back(silent)
+
+    performed(house, "ensure_capacity", change, back=False)
+
+    assert told(house, before) == ["delete", "apply"]
+
+
+@pytest.mark.parametrize("silent", [1, 2])
+def test_a_set_that_shrinks_in_a_region_that_comes_back_shrinks_in_the_store_as_well(house, added, comes_back, silent):
+    change = added(LOST)
+    with house.store.begin(M) as repository:
+        [dense] = [found for found in repository.deployments(M) if found.key.region == LEFT]
+        larger = dense.model_copy(update={"replicas": 2, "own": dict.fromkeys(dense.own, 2)})
+        repository.put_deployment(larger)
+        house.infrastructure.apply(larger)
+    comes_back(silent)
+
+    performed(house, "ensure_capacity", change, back=False)
+
+    with house.store.read() as repository:
+        assert [found.replicas for found in repository.deployments(M) if found.key.region == LEFT] == [1]
+    assert house.infrastructure.deployment(dense.key).replicas == 1
+
+
+@pytest.mark.parametrize(("ends", "promised"), [(("dense", "sparse"), []), (("sparse",), []), ((), [(LEFT, 1)])])
+def test_a_lost_region_is_promised_no_generation_of_which_a_wave_ends_a_part(house, ends, promised):
+    """A wave whose transition knows nothing of these users. They get the table once their region is restored."""
+    house.apply(M)
+    change = house.publish(M, 1)
+    gone = tuple(row.model_copy(update={"count": 0}) for row in replicas(LEFT, 1) if row.part in ends)
+    moved = Transition.model_validate(
+        {
+            "from": FleetState(replicas=(*replicas(LOST, 1), *replicas(LEFT, 1))),
+            "to": FleetState(replicas=replicas(LEFT, 1)),
+            "waves": (Wave(scale_down=gone), Wave(scale_up=replicas(LEFT, 1), scale_down=replicas(LOST, 0))),
+        }
+    )
+    state = ModelWaveState({((part, region, "cpu"), 1): 1 for part in PARTS for region in (LOST, LEFT)})
+    with house.store.begin(M) as repository:
+        facts = read_facts(repository, M, 1)
+        sets = wanted_deployments(facts, state)
+        for deployment in sets:
+            repository.put_deployment(deployment)
+            house.infrastructure.apply(deployment)
+        for region, to in ((LOST, LEFT), (LEFT, None)):
+            served = served_generations(facts, region, sets)
+            shares = (RouteShare(to=to, generation=1, fraction=1.0),) if to else ()
+            repository.put_route(RouteTable(model=M, region=region, revision=1, shares=shares, served=served))
+    recorded(house, change, moved)
+    with house.store.begin() as repository:
+        repository.add_drain(LOST, disaster=True)
+
+    performed(house, "release_capacity", change, back=False)
+
+    with house.store.read() as repository:
+        [table] = [found for found in repository.routes(M) if found.region == LOST]
+        left = {found.key.part for found in repository.deployments(M) if found.key.region == LEFT}
+    assert [(share.to, share.generation) for share in table.shares] == promised
+    assert left == set(PARTS).difference(ends)

@@ -5,7 +5,6 @@ else is a wait.
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -93,15 +92,13 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     record.deployments |= {d.key: d for d in wanted_sets if d not in fewer}
     needed = (state_of(world, wave, "released") if wave.back else _brought_up(wave)).outside(lost | full)
     yield "capacity is written down"
-    for deployment in fewer:
-        with suppress(Unavailable):
-            yield from _released(world, record, deployment, (True, lost), attempt)
-    if wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state)):
-        yield from _without_strays(world, wave, attempt)
+    fewer = yield from _lowered(world, record, fewer, attempt)
+    drops = wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state))
+    final = state_of(world, wave, "released") if wave.back else None
     told: Sequence[Deployment] = cast("Any", replica_sets.shrinking_first)(
-        (d for d in wanted_sets if d.key.region not in lost), running
+        cast("Any", undoing.choose_told)(facts, wanted_sets, final), running
     )
-    pending = told
+    pending = [d for d in told if d not in fewer]
     announced = not (
         waves.swaps(wave.moving.transition, wave.model, wave.index)
         or cast("Any", swapping.leave_what_is_sent)(record.tables.values(), told)
@@ -109,13 +106,13 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     while True:
         if not announced:
             announced = yield from _announced(world, wave.model, attempt)
-        attempt.check()
-        pending = _applied(world, pending)
+        fewer = yield from _lowered(world, record, fewer, attempt)
+        pending = yield from _tell(world, wave, pending, attempt, {d.key.region for d in fewer}, drops=drops)
         yield "capacity is told"
         states, silent = world.infra.observe(wave.model, {d.key.region for d in told})
         spared_now = _uninvolved(world, wave).intersection(silent)
         lacking = regions.missing_replicas(wave.model, needed.outside(spared_now), states)
-        untold = [found for found in pending if found.key.region not in spared_now]
+        untold = [found for found in (*pending, *fewer) if found.key.region not in spared_now]
         failure = None if wave.back else regions.first_failure(wave.model, wave.moving.generation, _named(states))
         if failure is None and not lacking and not untold:
             if spared_now:
@@ -130,6 +127,29 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         yield (POLL_SECONDS, attempt.signals)
         if attempt.cancelled():
             raise Cancelled
+
+
+def _lowered(
+    world: Any, record: Any, fewer: Iterable[Deployment], attempt: Attempt
+) -> Generator[Any, Any, list[Deployment]]:
+    """Replica sets that shrink do so before anything starts in their region; those that could not are returned."""
+    left = []
+    for deployment in fewer:
+        try:
+            yield from _released(world, record, deployment, (True, world.out.lost), attempt)
+        except Unavailable:
+            left.append(deployment)
+    return left
+
+
+def _tell(
+    world: Any, wave: Wave, pending: Sequence[Deployment], attempt: Attempt, held: set[str], *, drops: bool
+) -> Generator[Any, Any, list[Deployment]]:
+    """Tell the regions but `held` ones; what could not be told yet is returned. `drops`: strays are ended before."""
+    held |= (yield from _without_strays(world, wave, attempt)) if drops else frozenset()
+    attempt.check()
+    later = [d for d in pending if d.key.region in held]
+    return [*_applied(world, (d for d in pending if d.key.region not in held)), *later]
 
 
 def _uninvolved(world: Any, wave: Wave) -> frozenset[str]:
@@ -175,16 +195,24 @@ def _brought_up(wave: Wave) -> waves.ModelWaveState:
     return waves.wave_target(wave.moving.transition, wave.model, wave.index, wave.moving.generation)
 
 
-def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
-    """What answers nobody and the transition knows nothing of goes before anything is added."""
+def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Generator[Any, Any, frozenset[str]]:
+    """What answers nobody and the transition knows nothing of goes before anything is added.
+
+    Regions that have some of it and did not answer get nothing yet.
+    """
     record, lost = world.journal.records[wave.model], world.out.lost
-    if not _known_routes(world, wave.model):
-        return
-    for deployment in _stray(world, wave):
+    strays = _stray(world, wave)
+    if not strays:
+        return frozenset()
+    away = frozenset(d.key.region for d in strays if not world.infra.reachable(d.key.region))
+    if away or not _known_routes(world, wave.model):
+        return away
+    for deployment in strays:
         try:
             yield from _released(world, record, deployment, (False, lost), attempt)
         except Unavailable:
             continue
+    return frozenset()
 
 
 def _stray(world: Any, wave: Wave) -> list[Deployment]:
