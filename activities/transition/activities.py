@@ -138,8 +138,7 @@ class TransitionActivities:
             still_ours(repository)
             if wave.back and wave.reason not in _ASKED_BACK:
                 _note_cause(repository, wave)
-            if not wave.back:
-                repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
+            repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
             _rest(repository, wave, rests=False)
             reaching = WaveContext.read(repository, wave, "scaled_up")
             if (stuck := reaching.stuck) is not None:

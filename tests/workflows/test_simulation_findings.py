@@ -117,6 +117,7 @@ MENDED_FORCE = {
     "the same, and a process crashes on its way": 5830,
     "the same of a gateway without demand": 6986,
     "a region comes back during a step, and gets a smaller set that the store does not have": 22028,
+    "a run goes back before its first step, and a region is told again what that releases": 18492,
 }
 """The same of histories in which a manifest has to be accepted and placed before it is in force."""
 

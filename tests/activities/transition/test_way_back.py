@@ -13,8 +13,10 @@ from activities.transition.activities import TransitionActivities
 from ipnext.errors import RegionUnreachable
 from ipnext.model.deployment.deployment import RouteTable
 from ipnext.model.lifecycle.messages import ChangeState, WaveInput
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, TransitionState, Wave
 from ipnext.store.records import TransitionRecord
+from tests.activities.planning.test_parts import BASE, publish, serve
 
 M, LOST, LEFT = "ranker", "us-east", "eu-west"
 PARTS = ("dense", "sparse")
@@ -226,3 +228,16 @@ def test_a_lost_region_is_promised_no_generation_of_which_a_wave_ends_a_part(hou
         left = {found.key.part for found in repository.deployments(M) if found.key.region == LEFT}
     assert [(share.to, share.generation) for share in table.shares] == promised
     assert left == set(PARTS).difference(ends)
+
+
+def test_a_revert_before_the_first_step_is_under_way(house, kit):
+    """It adds and releases replicas: the reconciler leaves the model alone, and a takeover completes it."""
+    carried = serve(house, kit, BASE)
+    change = publish(house, kit, 2, BASE)
+    assert carried.placed(change, 2).feasible
+    assert carried.planned(change, 2).waves == 3
+
+    performed(house, "ensure_capacity", change, generation=2, reason=Reason.SUPERSEDED)
+
+    with house.store.read() as unit:
+        assert unit.transition(change.id).state is TransitionState.RUNNING

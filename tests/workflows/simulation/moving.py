@@ -74,8 +74,8 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     record = world.journal.records[wave.model]
     attempt.check()
     wave.moving.rests = False
+    wave.moving.state = TransitionState.RUNNING
     if not wave.back:
-        wave.moving.state = TransitionState.RUNNING
         world.invariants.one_mover(wave.model)
     state = state_of(world, wave, "scaled_up")
     if _stuck(world, wave, state):
