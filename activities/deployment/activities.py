@@ -5,7 +5,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.deployment.repetition import pend_again, record_again, replan_stopped_move
+from activities.deployment.repetition import pend_again, record_again, replan_shortage, replan_stopped_move
 from activities.planning.adoption import places_other_parts, settle
 from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
@@ -66,12 +66,15 @@ class DeploymentActivities:
                 record = _name_repetition(record, again)
             former = repository.model(record.model).former
             end_change(repository, record)
+            short = False
             if _follows_what_runs(change.kind, record.result.state):
                 found = former.placement if former and former.change_id == change.id else None
                 wishes = found.wishes if found else None
-                settle(repository, record.model, change_id=record.change_id, wishes=wishes)
+                short = settle(repository, record.model, change_id=record.change_id, wishes=wishes)
             elif change.kind in _BRINGS_PARTS and places_other_parts(repository, record.model):
-                settle(repository, record.model, change_id=record.change_id)
+                short = settle(repository, record.model, change_id=record.change_id)
+            if short:
+                replan_shortage(repository, change, record.result)
             if again is not None:
                 pend_again(repository, again)
             replan_stopped_move(repository, change)

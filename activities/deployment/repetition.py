@@ -1,13 +1,16 @@
-"""Repeats changes that failed because a region was lost, and moves that a rollback stopped.
+"""Repeats changes that failed because a region was lost, and requests plans.
 
-The changes were reverted or refused; they are repeated on the remaining regions.
+The changes were reverted or refused; they are repeated on the remaining regions. The fleet is planned again after a
+move that a rollback stopped, and after a change that left less capacity than traffic.
 
 Called in the unit of work that ends a change. The next change plans without the lost region, so it ends by the same
 reason only if another one is lost.
 """
 
 from collections.abc import Iterable
+from itertools import takewhile
 
+from activities.planning.drift import pause_after
 from activities.state.wave_state import peak
 from ipnext import names
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult
@@ -28,6 +31,9 @@ BY_A_LOSS = frozenset(
     }
 )
 """Reasons of changes that fail because of a lost region. Any other one is a fault of the change itself."""
+
+COUNTED = 32
+"""Newest changes of a model among which moves that failed in a row are counted: the pause is at its longest by then."""
 
 _REPLACES = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE})
 
@@ -66,6 +72,27 @@ def replan_stopped_move(repository: Repository, rollback: Change) -> None:
     move = repository.find_stopped_move(rollback.model)
     if move is not None:
         repository.add_shortage_replan(move.model, move.sequence)
+
+
+def replan_shortage(repository: Repository, change: Change, result: LifecycleResult) -> None:
+    """Record a replan: a change ended in this unit, and the replicas that it left carry less than they receive.
+
+    After a move the replan waits, longer with each one that failed in a row, or two moves could follow each other
+    without end. None after a move that was stopped on request: the change that stopped it decides, or its user.
+    """
+    if change.kind is not ChangeKind.MOVE:
+        repository.add_shortage_replan(change.model, change.sequence)
+    elif result.stopped_by is None and result.reason is not Reason.ABORTED:
+        pause = pause_after(max(1, _count_failed_moves(repository, change.model)))
+        repository.add_shortage_replan(change.model, change.sequence, delay_seconds=pause.total_seconds())
+
+
+def _count_failed_moves(repository: Repository, model: str) -> int:
+    """Count the newest moves that failed in a row. Those that a newer plan superseded don't count."""
+    changes = repository.changes(model, limit=COUNTED)
+    moves = (move for move in changes if move.kind is ChangeKind.MOVE and move.state.final)
+    tried = (move.state for move in moves if move.state is not ChangeState.SUPERSEDED)
+    return sum(1 for _ in takewhile(lambda state: state is not ChangeState.DONE, tried))
 
 
 def pend_again(repository: Repository, again: Change) -> None:

@@ -1,12 +1,14 @@
 """Adoption: when a plan replaces the one in force, and how the plan in force follows the observed state."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from activities.planning.problem import fleet_problem, model_as_served, model_problem, running
-from ipnext.model.lifecycle.messages import ChangeKind
+from activities.state.drained_fleet import DrainedFleet
+from activities.state.wave_state import route_share, state_of
+from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable
 from ipnext.model.planning.plan import (
     CurrentState,
     ModelProblem,
@@ -38,6 +40,11 @@ LOOKED_AT = 8
 
 ROW = "what runs"
 """Method of a plan that was observed, not searched."""
+
+
+Shares = tuple[RouteShare, ...]
+RouteTarget = tuple[str, int]
+"""A serving region and a generation."""
 
 
 @dataclass(frozen=True)
@@ -175,32 +182,41 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
     }
 
 
-def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelProblem | None = None) -> None:
+def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelProblem | None = None) -> bool:
     """Set the plan in force to the observed state of a model, after a change that failed.
+
+    Return whether the plan changes and the running replicas carry less than they receive, as after a disaster: the plan
+    that would have fixed it may be the one that is replaced now.
 
     `wishes` are those that the model was placed by before the change; None: those that it is placed by stay. They are
     computed again if they have other parts than the generation that serves, or that a transition leads to. Replicas of
-    parts that it lacks, which a revert may have spared, are not in the plan. If another change moves the model, set it
-    to the state that its transition leads to. The placements of all other models stay. If the running replicas
-    carry less than they receive, as after a disaster, a replan is recorded: the plan that would have fixed it may be
-    the one that is replaced now. A move records none, or two moves could follow each other forever.
+    parts that it lacks, which a revert may have spared, are not in the plan. Users whom a revert could not take back
+    are in it where they were before, if that is carried: a repair leads them there. If another change moves the model,
+    set it to the state that its transition leads to. The placements of all other models stay.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
     if in_force is None:
-        return
+        return False
     known, moving = repository.model(model), _moving(repository, model)
     manifest = known.in_force
     demanding = {item.region for item in manifest.spec.demand}
     tables = [table for table in repository.routes(model) if table.region in demanding]
-    actual = target_state(moving.transition) if moving else running(repository.deployments(model), tables)
     number = moving.generation if moving else known.serving_generation
-    parts = set(repository.generation(model, number).parts) if number else {row.part for row in actual.replicas}
-    actual = actual.model_copy(update={"replicas": tuple(row for row in actual.replicas if row.part in parts)})
+    parts = set(repository.generation(model, number).parts) if number else set[str]()
+    if moving:
+        found = [target_state(moving.transition)]
+    else:
+        found = _list_observed(repository, model, change_id=change_id, tables=tables, parts=parts)
+    parts = parts or {row.part for row in found[-1].replicas}
+    options = [_keep_parts(state, parts) for state in found]
     planned = placed.state if placed else CurrentState()
     asked = wishes if placed is None or wishes is not None else placed.wishes
     fits = asked is None or _fit(asked, parts, exactly=known.former is None)
+    actual = options[-1]
+    if len(options) > 1 and asked is not None and fits:
+        actual = choose_carried(fleet_problem(repository.fleet().spec, [asked]), options)
     if not rows_differ(planned, actual) and fits and (placed is None or asked == placed.wishes):
-        return
+        return False
     wishes = asked or model_problem(repository.as_measured(manifest, None))
     if not _fit(wishes, parts, exactly=known.former is None):
         wishes = model_problem(model_as_served(repository, model, number))
@@ -218,9 +234,66 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
         created_at=datetime.now(UTC),
     )
     repository.adopt_plan(PreparedPlan.of(record), expected=in_force)
-    change = repository.change(change_id)
-    if change.kind is not ChangeKind.MOVE and is_short(problem, plan):
-        repository.add_shortage_replan(model, change.sequence)
+    return is_short(problem, plan)
+
+
+def _list_observed(
+    repository: Repository, model: str, *, change_id: str, tables: Sequence[RouteTable], parts: Collection[str]
+) -> list[CurrentState]:
+    """Return the running state, last; before it the one with users where they were, if a change left them elsewhere."""
+    deployments, ended = repository.deployments(model), repository.find_transition(change_id)
+    serving, placed = repository.model(model).serving_generation or 0, repository.placement(model)
+    before = [state_of(ended.transition.origin, model).shares] if ended else []
+    before.append(planned_shares(placed.traffic if placed else (), serving))
+    lost = DrainedFleet.of(repository.drains()).lost
+    whole = hold_whole((found for found in deployments if found.key.region not in lost), serving, parts)
+    shares = {table.region: restore_shares(table.region, table.shares, before, whole) for table in tables}
+    restored = [table.model_copy(update={"shares": shares[table.region]}) for table in tables]
+    observed = running(deployments, tables)
+    return [observed] if restored == list(tables) else [running(deployments, restored), observed]
+
+
+def _keep_parts(state: CurrentState, parts: Collection[str]) -> CurrentState:
+    return state.model_copy(update={"replicas": tuple(row for row in state.replicas if row.part in parts)})
+
+
+def choose_carried(problem: Problem, options: Sequence[CurrentState]) -> CurrentState:
+    """Return the first state whose replicas carry what it sends them, else the last."""
+    return next((o for o in options[:-1] if not is_short(problem, _build_plan(o.replicas, o.traffic))), options[-1])
+
+
+def hold_whole(deployments: Iterable[Deployment], generation: int, parts: Collection[str]) -> set[RouteTarget]:
+    """(Region, generation) of regions with replicas of all parts of this generation."""
+    held = defaultdict[str, set[str]](set)
+    for found in deployments:
+        if found.replicas_of(generation):
+            held[found.key.region].add(found.key.part)
+    return {(region, generation) for region, there in held.items() if there.issuperset(parts)}
+
+
+def planned_shares(traffic: Iterable[TrafficShare], generation: int) -> dict[str, Shares]:
+    """Return the shares of a placement by users' region, all of one generation."""
+    found = defaultdict[str, list[RouteShare]](list)
+    for row in traffic:
+        if row.fraction > 0:
+            found[row.origin].append(route_share(row.to, generation, row.fraction))
+    return {origin: tuple(rows) for origin, rows in found.items()}
+
+
+def restore_shares(
+    region: str, shares: Shares, before: Iterable[Mapping[str, Shares]], whole: Collection[RouteTarget]
+) -> Shares:
+    """Return the shares of a region's users; former ones if a change has left users on another generation.
+
+    `before` are shares by users' region, the preferred ones first; `whole` are the regions that hold the serving
+    generation. Shares of which a target does not hold it are passed over.
+    """
+    serving = {generation for _, generation in whole}
+    if all(share.fraction <= 0 or share.generation in serving for share in shares):
+        return shares
+    former = (found[region] for found in before if found.get(region))
+    held = (found for found in former if all((share.to, share.generation) in whole for share in found))
+    return next(held, shares)
 
 
 def places_other_parts(repository: Repository, model: str) -> bool:

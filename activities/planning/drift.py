@@ -21,7 +21,7 @@ PASSES_PAUSE = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE, ChangeKind.REP
 """Kinds of changes that run although the model is paused."""
 
 FIRST_PAUSE = timedelta(seconds=15)
-"""After a repair that failed; each further failure in a row doubles it."""
+"""After a repair or a move that failed; each further failure in a row doubles it."""
 
 LONGEST_PAUSE = timedelta(minutes=10)
 
@@ -98,6 +98,12 @@ def withdraw_unserved(repository: Repository, model: str) -> bool:
     return True
 
 
+def pause_after(failures: int) -> timedelta:
+    """Return how long nothing is tried again after failures in a row, at least one."""
+    pause: timedelta = FIRST_PAUSE * 2 ** (failures - 1)
+    return min(LONGEST_PAUSE, pause)
+
+
 def _is_left_to_another(repository: Repository, model: str, now: datetime) -> bool:
     """Check whether an open change moves the model, or is about to: a repair before it could delay it.
 
@@ -134,7 +140,7 @@ def _pauses(changes: Iterable[Change], now: datetime) -> bool:
             break
         newest = newest or change.finished_at
         failed += 1
-    return newest is not None and now < newest + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 1))
+    return newest is not None and now < newest + pause_after(failed)
 
 
 def _astray(tables: Iterable[RouteTable], serving: int) -> Iterable[str]:

@@ -67,15 +67,17 @@ class Replans(Moves):
         self._add(row)
         return _replan(row)
 
-    def add_shortage_replan(self, model: str, sequence: int) -> Replan:
+    def add_shortage_replan(self, model: str, sequence: int, *, delay_seconds: float = 0.0) -> Replan:
         """Record the replan for a change that ended with less capacity than traffic; once for each change.
+
+        It is due after `delay_seconds`, or joins another one before.
 
         Allowed in a unit of one model: no other unit writes this row.
         """
         self._writing_any()
         replan_id = names.shortage_replan_id(model, sequence)
-        row = self._find_replan(replan_id)
-        return _replan(row) if row else self._add_replan(replan_id, "shortage", not_before=self._now())
+        row, due = self._find_replan(replan_id), self._now() + timedelta(seconds=delay_seconds)
+        return _replan(row) if row else self._add_replan(replan_id, "shortage", not_before=due)
 
     def replan(self, replan_id: str) -> Replan:
         """Return one replan. Raises NotFound."""

@@ -614,6 +614,7 @@ class Entity:
         run = self.running
         if run is not None and self.knows and ordering.stops(new, run.change.queued):
             self.world.faults.count("stopped by a newer change")
+            run.change.stopped_by = run.change.stopped_by or new.id
             run.stop()
 
     def _tell_of(self, new: QueuedChange) -> None:

@@ -81,6 +81,8 @@ class Change:
     """Whether it waits for a freeze."""
     by: int | None = None
     """Sequence of the change that superseded it."""
+    stopped_by: str | None = None
+    """The change that preempted its run."""
     finished_at: datetime | None = None
 
     @property

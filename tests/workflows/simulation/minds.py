@@ -16,6 +16,9 @@ KINDS = (
     "replan", "replan", "drain", "abort", "retire", "pause", "freeze", "lose a region",
 )  # fmt: skip
 REPAIRED_KINDS = (*KINDS, "repair")
+SCHEDULED_SECONDS = 3600.0
+"""Between two replans on schedule, as temporal-dev.yaml has it. Most histories are at rest before the first."""
+
 PLANS = 3
 """How often a replan is tried that came too late."""
 
@@ -172,6 +175,25 @@ class Minds:
         running = self.world.replanning is not None and not self.world.replanning.done
         if not running if self.world.ends else self.world.replans == 1:
             self.world.replanning = self.world.clock.spawn("replan", self._replan(), after=self.random.random())
+
+    def replan_later(self, seconds: float) -> None:
+        """Ask for one that is due later."""
+        self.world.replans_due += 1
+        self.world.clock.spawn("replan later", self._replan_due(), after=seconds)
+
+    def _replan_due(self) -> Steps:
+        self.world.replans_due -= 1
+        self.replan()
+        return
+        yield
+
+    def schedule(self) -> Steps:
+        """The schedule of replans; at rest it finds nothing better than the plan in force."""
+        while True:
+            yield SCHEDULED_SECONDS
+            if self.world.over:
+                return
+            self.replan()
 
     def _undrain(self, region: str) -> Steps:
         self.world.drained.discard(region)

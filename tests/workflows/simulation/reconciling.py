@@ -45,6 +45,23 @@ def record_again(world: Any, change: Any, state: ChangeState, reason: Reason) ->
         world.faults.count("a change is carried out again")
 
 
+def replan_shortage(world: Any, change: Any) -> None:
+    """By the real function: a change has ended, and what it left carries less than it gets."""
+    aborted = change.id in world.aborted
+    result = LifecycleResult(
+        state=change.state,
+        generation=change.generation,
+        reason=Reason.ABORTED if aborted else Reason.INTERNAL_ERROR,
+        stopped_by=change.stopped_by,
+    )
+    again.replan_shortage(cast("Any", _Repository(world)), cast("Any", change), result)
+
+
+def replan_stopped_move(world: Any, change: Any) -> None:
+    """By the real function: a rollback that stopped a move has ended."""
+    again.replan_stopped_move(cast("Any", _Repository(world)), cast("Any", change))
+
+
 def drifted(world: Any, model: str) -> str:
     """By the real function."""
     return drift.drift_of(cast("Any", _Repository(world)), model)
@@ -259,6 +276,24 @@ class _Repository:
 
     def record_again(self, change: Any, *, change_id: str) -> Any:
         return self.world.minds.record(change.model, change.kind, id=change_id, generation=change.generation)
+
+    def add_shortage_replan(self, model: str, sequence: int, *, delay_seconds: float = 0.0) -> None:
+        if (model, sequence) in self.world.shortages:
+            return
+        self.world.shortages.add((model, sequence))
+        self.world.count("a replan for a shortage")
+        if delay_seconds:
+            self.world.minds.replan_later(delay_seconds)
+        else:
+            self.world.minds.replan()
+
+    def find_stopped_move(self, model: str) -> Any:
+        moves = [c for c in self.journal.records[model].changes if c.kind is ChangeKind.MOVE]
+        by = self.journal.by_id.get(moves[-1].stopped_by or "") if moves else None
+        return moves[-1] if by is not None and by.kind is ChangeKind.ROLLBACK else None
+
+    def plan_in_force_id(self) -> str:
+        return "always one"
 
     def freeze_override(self, change_id: str) -> None:
         """No change passes freezes here."""

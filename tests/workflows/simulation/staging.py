@@ -2,17 +2,18 @@
 
 # ruff: noqa: ARG002 - all are called alike, though few need to know their attempt
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from activities.deployment import activities as deployment
 from activities.metadata.activities import needs_placement
 from activities.planning import adoption
 from activities.planning.problem import fleet_problem, model_as_served, model_problem
+from activities.state.wave_state import state_of
 from ipnext.errors import FenceLost, IPnextError, Unavailable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.planning.plan import ReplicaCount, TrafficShare
+from ipnext.model.planning.plan import CurrentState, ReplicaCount, TrafficShare
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW, ROLLS_OUT
 
 from . import placing, planning, reconciling
@@ -190,32 +191,24 @@ class Stages:
             return None
         if state is ChangeState.DONE:
             self._succeeded()
-        former = self.world.manifests.ended(change, done=state is ChangeState.DONE)
+        before, former = record.placement, self.world.manifests.ended(change, done=state is ChangeState.DONE)
         self.world.invariants.in_force(change, done=state is ChangeState.DONE)
         if deployment._follows_what_runs(change.kind, state):
-            before = record.placement
             record.placement = _settled(change, record, self.world, former)
-            if record.placement is not before:
-                self._replan_if_short(record.placement)
         elif change.kind in deployment._BRINGS_PARTS and self.world.manifests.places_other_parts(change.model):
             self.world.count("parts: none of former ones are kept")
             record.placement = _settled(change, record, self.world, None)
         if self.world.ends and self.run.reason is not None:
             reconciling.record_again(self.world, change, state, self.run.reason)
         self.world.journal.end(change, state, message)
+        if self.world.manifests.parts:
+            if record.placement is not before and is_short(self.world, record.placement):
+                reconciling.replan_shortage(self.world, change)
+            reconciling.replan_stopped_move(self.world, change)
         if self.world.ends:
             reconciling.record_repair(self.world, change.model)
         yield "the end is written down"
         return None
-
-    def _replan_if_short(self, placement: Placement | None) -> None:
-        """By the real function: what runs, and is the plan in force now, carries less than it gets."""
-        if not self.world.manifests.parts or placement is None or self.change.kind is ChangeKind.MOVE:
-            return
-        plan = adoption._build_plan(placement.replicas, placement.traffic)
-        if adoption.is_short(fleet_problem(self.world.fleet, [placement.wishes]), plan):
-            self.world.count("a replan for a shortage")
-            self.world.minds.replan()
 
     def _succeeded(self) -> None:
         record, generation = self.record, self.run.generation
@@ -245,6 +238,14 @@ class Stages:
         return bool(placement.replicas) and all(n <= left.get(row, 0.0) + 1e-6 for row, n in units.items())
 
 
+def is_short(world: Any, placement: Placement | None) -> bool:
+    """By the real function: what runs, and is the plan in force now, carries less than it gets."""
+    if placement is None:
+        return False
+    plan = adoption._build_plan(placement.replicas, placement.traffic)
+    return adoption.is_short(fleet_problem(world.fleet, [placement.wishes]), plan)
+
+
 def _settled(change: Change, record: Record, world: Any, former: Placement | None) -> Placement | None:
     """What really runs, as activities/planning/adoption.py reads it; the placement in force where that says so already.
 
@@ -253,48 +254,62 @@ def _settled(change: Change, record: Record, world: Any, former: Placement | Non
     """
     others = (m for m in reversed(record.transitions) if m.state in UNDER_WAY and m.id != change.id)
     moving = next(others, None) if world.manifests.parts else None
-    replicas, traffic = _running(change.model, record) if moving is None else _led_to(moving)
+    options = _running(change, record, world.out.lost) if moving is None else [_led_to(moving)]
     number = moving.generation if moving else record.serving
-    parts = set(record.generations[number].parts) if number else {row.part for row in replicas}
-    replicas = tuple(row for row in replicas if row.part in parts)
+    parts = set(record.generations[number].parts) if number else {row.part for row in options[-1][0]}
+    options = [(tuple(row for row in rows if row.part in parts), shares) for rows, shares in options]
     placed = record.placement
     by = former or placed
     fits = by is None or adoption._fit(by.wishes, parts, exactly=record.former is None)
-    if (
-        placed
-        and by
-        and by.wishes == placed.wishes
-        and fits
-        and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic)
-    ):
-        return placed
-    if not replicas and not placed:
-        return None
     wishes, revision = (by.wishes, by.revision) if by else (model_problem(record.in_force), record.revision_in_force)
     if not adoption._fit(wishes, parts, exactly=record.former is None):
         wishes = model_problem(model_as_served(cast("Any", world.journal), change.model, number))
         revision = record.revision_in_force
-    return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic, revision) if replicas else None
+    states = [CurrentState(replicas=rows, traffic=shares) for rows, shares in options]
+    actual = states[-1]
+    if by and fits:
+        actual = adoption.choose_carried(fleet_problem(world.fleet, [by.wishes]), states)
+    replicas, traffic = actual.replicas, actual.traffic
+    same = placed and by and by.wishes == placed.wishes and fits
+    if same and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic):
+        return placed
+    if not replicas:
+        return None
+    return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic, revision)
 
 
-def _running(model: str, record: Record) -> tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]:
+def _running(
+    change: Change, record: Record, lost: frozenset[str]
+) -> list[tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]]:
+    """What runs, last; before it the same with users where they were, if the change left them elsewhere."""
+    model, ended = change.model, next((m for m in reversed(record.transitions) if m.id == change.id), None)
+    before = [state_of(ended.transition.origin, model).shares] if ended else []
+    before.append(adoption.planned_shares(record.placement.traffic if record.placement else (), record.serving or 0))
+    parts = record.generations[record.serving].parts if record.serving else ()
+    left = [found for found in record.deployments.values() if found.key.region not in lost]
+    whole = adoption.hold_whole(cast("Any", left), record.serving or 0, parts)
     demanding = {item.region for item in record.in_force.spec.demand}
     replicas = tuple(
         ReplicaCount.from_trusted(model, key.part, key.region, key.hardware, d.replicas)
         for key, d in sorted(record.deployments.items())
         if d.replicas
     )
-    shares: dict[tuple[str, str], float] = {}
-    for table in record.tables.values():
-        for share in table.shares:
-            if table.region in demanding:
-                shares[table.region, share.to] = shares.get((table.region, share.to), 0.0) + share.fraction
-    traffic = tuple(
+    seen = {region: table.shares for region, table in record.tables.items() if region in demanding}
+    restored = {region: adoption.restore_shares(region, shares, before, whole) for region, shares in seen.items()}
+    found = [seen] if restored == seen else [restored, seen]
+    return [(replicas, _traffic(model, shares)) for shares in found]
+
+
+def _traffic(model: str, found: Mapping[str, tuple[Any, ...]]) -> tuple[TrafficShare, ...]:
+    sent: dict[tuple[str, str], float] = {}
+    for region, shares in found.items():
+        for share in shares:
+            sent[region, share.to] = sent.get((region, share.to), 0.0) + share.fraction
+    return tuple(
         TrafficShare.from_trusted(model, origin, to, min(1.0, fraction))
-        for (origin, to), fraction in sorted(shares.items())
+        for (origin, to), fraction in sorted(sent.items())
         if fraction > 0
     )
-    return replicas, traffic
 
 
 def _led_to(moving: Moving) -> tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]:

@@ -22,6 +22,7 @@ from .journal import Generation, Journal, Record, Table
 from .minds import Minds
 from .placing import fleet_placements
 from .specs import Scenario, drawn
+from .staging import is_short
 
 KNOWN = frozenset({"I1 between", "I1 ahead", "I3 unused", "rest supply"})
 """Invariants that the code does not keep yet (docs/simulation.md tells why): counted, not failed."""
@@ -86,6 +87,10 @@ class World:
         if parts:
             self.manifests.change_parts(Random(f"parts {seed}"))
         self.drained, self.lost, self.aborted, self.replans = set[str](), set[str](), set[str](), 0
+        self.replans_due = 0
+        """Replans that are asked for and wait."""
+        self.shortages: set[tuple[str, int]] = set()
+        """Model and sequence of changes that a replan was asked for."""
         self.lost_after: dict[str, int] = {}
         """Region -> number of the newest change when it was lost, or came back, for the last time."""
         self.asked: dict[tuple[str, str], Any] = {}
@@ -106,6 +111,8 @@ class World:
         if ends:
             self.clock.spawn("keep reconcile", self.endings.keep("reconcile", lambda: reconciling.passes(self)))
             self.clock.spawn("resubmission", reconciling.resubmission(self))
+            if parts:
+                self.clock.spawn("schedule", self.minds.schedule())
 
     def run(self, minds: int) -> None:
         """Changes of mind and faults, then peace until all has ended. Violated."""
@@ -131,11 +138,13 @@ class World:
     def _rests(self) -> bool:
         """Whether nothing is left to do."""
         changes = (change for record in self.journal.records.values() for change in record.changes)
-        if not all(change.state.final for change in changes) or self.replans or self.out.regions:
+        if not all(change.state.final for change in changes) or self.replans or self.replans_due or self.out.regions:
             return False
         if any(entity.busy or reconciling.drifted(self, entity.model) for entity in self.entities.values()):
             return False
         if any(True for _ in reconciling.unserved(self)):
+            return False
+        if self.manifests.parts and any(is_short(self, record.placement) for record in self.journal.records.values()):
             return False
         regions, models = self.infra.regions, self.journal.records
         if not all(self.infra.reachable(region) for region in regions):
