@@ -150,7 +150,7 @@ def test_a_host_that_drains_unasked_finishes_what_it_has(new_agent, builder, tmp
     results = []
     asking = threading.Thread(target=lambda: results.append(agent.infer("busy", until=gate).status_code))
     asking.start()
-    until(lambda: any(t.in_flight for t in agent.infra.observe("eu").traffic), why=lambda: "it is under way")
+    until(lambda: state(victim.url).in_flight, why=lambda: "the host has it")
     drain(victim.url)
     until(lambda: agent.replicas(model.key())[0].ready == (), why=lambda: "it leaves routing")
     gate.touch()
