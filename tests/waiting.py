@@ -52,7 +52,7 @@ async def eventually(
 
 
 def _pause(begun: float, every_seconds: float, seconds: float, why: Callable[[], object]) -> float:
-    """The pause after a look in vain; AssertionError once patience is over."""
+    """Return the pause before the next look; AssertionError if the time limit has passed."""
     waited = time.monotonic() - begun
     assert waited < seconds, f"it did not happen within {seconds:g} s: {why()}"
     return max(every_seconds, min(RAREST_SECONDS, LATENESS * waited))

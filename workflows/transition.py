@@ -329,7 +329,7 @@ class TransitionWorkflow:
     def _pauses(self) -> Iterator[float]:
         """Yield the pieces of the longest wait for a person.
 
-        While no worker works nobody is heard: of such a time at most one piece counts.
+        Without a worker no request is handled, so of such a time at most one piece counts.
         """
         left = self._input.manual_deadline_seconds
         every = max(policies.GATE_EVERY_SECONDS, left / policies.MOST_WAIT_LOOKS)

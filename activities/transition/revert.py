@@ -80,7 +80,7 @@ def find_unrestored(
 def choose_told(
     facts: DesiredFacts, wanted: Iterable[Deployment], final: ModelWaveState | None
 ) -> Iterable[Deployment]:
-    """Yield the replica sets that regions are told before traffic moves, none of lost regions.
+    """Yield the replica sets that are applied before traffic moves; regions that are lost get none.
 
     `final` is the state that a step of a revert leads to. A set that it lacks is about to end: it runs already, or need
     not start.

@@ -117,14 +117,14 @@ MENDED_FORCE = {
     "the same, and a process crashes on its way": 5830,
     "the same of a gateway without demand": 6986,
     "a region comes back during a step, and gets a smaller set that the store does not have": 22028,
-    "a run goes back before its first step, and a region is told again what that releases": 18492,
+    "a run is reverted before its first step, and the reconciler restores what the revert releases": 18492,
     "users whom a revert left elsewhere are planned where they were, and are too many there": 22307,
 }
 """The same of histories in which a manifest has to be accepted and placed before it is in force."""
 
 MENDED_PARTS = {
     "a lost region is promised a generation of which a release takes one part": 668,
-    "a way back stops one part that goes over, and another one leaves the former generation": 2979,
+    "a revert stops the swap of one part, and another part leaves the former generation": 2979,
     "a repair leads users whom a revert could not reach where their generation lacks capacity": 964,
     "the same, and a part of it is missing there": 5491,
     "a move that failed leaves a plan without a part, and no replan follows": 2935,

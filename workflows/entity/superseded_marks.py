@@ -69,7 +69,7 @@ class SupersededMarks:
     async def _mark(self) -> None:
         """Mark superseded changes.
 
-        The wait ends as soon as no change is left to mark: a timer that fires in vain makes a workflow task without
+        The wait ends as soon as no change is left to mark: otherwise the timer would cause a workflow task without
         commands.
         """
         if self._marks >= policies.MARKS_SOON:

@@ -161,7 +161,7 @@ class Owners(Artifacts):
             self._session.connection().execute(sa_insert(OwnerClaimRow), rows)
 
     def claim_of(self, model: str, owner: str) -> QuotaClaim:
-        """Return the amounts that a model counts for now among the models of an owner."""
+        """Return the amounts that a model occupies of the quotas of an owner, and whether they are part of its sums."""
         row = self._get(ModelRow, model)
         query = select(OwnerClaimRow.quota, OwnerClaimRow.amount).where(OwnerClaimRow.model == model)
         is_counted = row is not None and not row.retired and row.owner == owner
@@ -174,7 +174,7 @@ class Owners(Artifacts):
         return self._session.exec(query).one()
 
     def claims_named(self, models: Collection[str]) -> Mapping[str, Mapping[str, float]]:
-        """Map each of these models to the amounts that it counts for now; models without any are left out."""
+        """Map these models to the amounts that they occupy of their owners' quotas; models without any are left out."""
         row, found = OwnerClaimRow, defaultdict[str, dict[str, float]](dict)
         for some in batches(models):
             query = select(row.model, row.quota, row.amount).where(self._among(col(row.model), some))

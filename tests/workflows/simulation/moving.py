@@ -196,7 +196,7 @@ def _brought_up(wave: Wave) -> waves.ModelWaveState:
 
 
 def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Generator[Any, Any, frozenset[str]]:
-    """What answers nobody and the transition knows nothing of goes before anything is added.
+    """Remove replicas that serve no users and that the transition does not know before any are added.
 
     Regions that have some of it and did not answer get nothing yet.
     """
