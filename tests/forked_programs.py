@@ -74,7 +74,7 @@ class ForkServer:
                 server = self._server(environment)
                 if _lasting(environment) == self._environment:
                     return self._fork(server, module, arguments, log)
-        return subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
+        return start_interpreter(command, environment, log)
 
     def close(self) -> None:
         """End the server; its forks have ended."""
@@ -111,6 +111,13 @@ class ForkServer:
         finally:
             _reap_orphans(False)
         return Fork(told["pid"], command)
+
+
+def start_interpreter(
+    command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """A process that shares no memory with others."""
+    return subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
 
 
 def _lasting(environment: Mapping[str, str]) -> dict[str, str]:

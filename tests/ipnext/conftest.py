@@ -462,7 +462,14 @@ class Switchboard:
         self.loop = asyncio.new_event_loop()
         self._app: FastAPI | None = None
         config = uvicorn.Config(
-            self._answer, host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off", interface="asgi3"
+            self._answer,
+            host="127.0.0.1",
+            port=0,
+            log_level="error",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            timeout_graceful_shutdown=10,  # as the platform's: a client that left an answer unread keeps no server
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.loop.run_until_complete, args=(self._server.serve(),), name="api")

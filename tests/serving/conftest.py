@@ -36,7 +36,7 @@ from serving.export import export_model
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
 from serving.routing import host_connection
-from tests.forked_programs import ForkServer
+from tests.forked_programs import ForkServer, start_interpreter
 from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = "click"
@@ -259,10 +259,11 @@ class Machine:
         server = HostServer(*self._start("serving.host", arguments, name), self._client)
         return self._known(server, wait=wait)
 
-    def start_router(self, name: str) -> RouterServer:
+    def start_router(self, name: str, *, fork: bool = True) -> RouterServer:
+        """Start a router; if `fork` is false, in an interpreter of its own."""
         table = self.root / f"{name}.json"
-        server = RouterServer(*self._start("serving.router", ["--table", str(table)], name), self._client, table=table)
-        return self._known(server, wait=True)
+        started = self._start("serving.router", ["--table", str(table)], name, fork=fork)
+        return self._known(RouterServer(*started, self._client, table=table), wait=True)
 
     def _known(self, server: Any, *, wait: bool) -> Any:
         self._started.append(server)
@@ -270,14 +271,15 @@ class Machine:
             until(server.answers)
         return server
 
-    def _start(self, module: str, arguments: list[str], name: str) -> tuple[Any, str]:
+    def _start(self, module: str, arguments: list[str], name: str, *, fork: bool = True) -> tuple[Any, str]:
         port = free_port()
         command = [sys.executable, "-m", module, "--port", str(port), "--region", REGION, *arguments]
-        return self._spawn(command, name), f"http://127.0.0.1:{port}"
+        return self._spawn(command, name, fork=fork), f"http://127.0.0.1:{port}"
 
-    def _spawn(self, command: Any, name: str) -> Any:
+    def _spawn(self, command: Any, name: str, *, fork: bool = True) -> Any:
         log = self._stack.enter_context((self.root / f"{name}.log").open("ab"))
-        return FORKS.spawn(command, {**os.environ, "OMP_NUM_THREADS": "1"}, log)
+        start = FORKS.spawn if fork else start_interpreter
+        return start(command, {**os.environ, "OMP_NUM_THREADS": "1"}, log)
 
     def restart(self, server: Server) -> None:
         """Start a server that was killed again, on its port, as an agent would."""

@@ -1,6 +1,7 @@
 """Tokens of a real identity provider: what proves a person, and what an attacker may try."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -422,7 +423,8 @@ def test_a_key_swapped_under_the_same_kid_proves_nothing_until_it_is_published(p
     former = provider.token()
     provider.rotate(swapped)
     ticking.now += FRESH_SECONDS + 1
-    verifier.verify(former)  # reads the keys in the background
+    with contextlib.suppress(Unauthenticated):  # if the keys that it has read in the background come first
+        verifier.verify(former)
     until(lambda: not keys._reading.locked())
     assert verifier.verify(provider.token()).name == "ann"
     with pytest.raises(Unauthenticated, match="signature"):
