@@ -8,9 +8,9 @@ from pathlib import Path
 import stamina.instrumentation
 from rich.console import Console
 
-from tests.nemesis import network
-from tests.nemesis.checker import check
-from tests.nemesis.faults import KINDS, PLACES
+from tests.nemesis.checks.checker import check
+from tests.nemesis.faults import network
+from tests.nemesis.faults.schedule import KINDS, PLACES
 from tests.nemesis.history import read_history
 from tests.nemesis.models import PARTS
 from tests.nemesis.report import print_report

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ipnext.dev import children
 from ipnext.store.schema import migration
-from tests.nemesis.limits import with_limit
+from tests.nemesis.faults.limits import with_limit
 from tests.workflows.builds.next_build import make_next_build
 
 Build = Literal["this", "next"]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tests.nemesis.checker import Violation, excused, failures
+from tests.nemesis.checks.checker import Violation, excused, failures
+from tests.nemesis.checks.story import Story, Window
 from tests.nemesis.history import Event, ended
-from tests.nemesis.story import Story, Window
 
 SHOWN = 20
 STEERING = ("pause", "resume", "approve", "abort", "promote", "freeze", "unfreeze", "steer", "drain", "undrain")

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipnext.client import Client
-from tests.nemesis.asking import Asking
-from tests.nemesis.changes import Changes
-from tests.nemesis.checker import ENTITY, RECONCILER
-from tests.nemesis.dump import store_dump, temporal_dump
-from tests.nemesis.faults import PLACES, Fault, few, schedule
+from tests.nemesis.checks.checker import ENTITY, RECONCILER
+from tests.nemesis.checks.spans import Span, pauses
+from tests.nemesis.clients.asking import Asking
+from tests.nemesis.clients.changes import Changes
+from tests.nemesis.clients.load import Load
+from tests.nemesis.clients.people import People
+from tests.nemesis.faults.injection import Nemesis
+from tests.nemesis.faults.schedule import PLACES, Fault, few, schedule
 from tests.nemesis.history import Recorder, read_history
-from tests.nemesis.load import Load
 from tests.nemesis.models import BASE_DEMAND, DIPS, JUDGED, PARTS, REPLICA_QPS, UNITS, Forge, fleet
-from tests.nemesis.people import People
-from tests.nemesis.spans import Span, pauses
+from tests.nemesis.observation.dump import store_dump, temporal_dump
+from tests.nemesis.observation.watch import Watch
 from tests.nemesis.stack import Stack
-from tests.nemesis.striking import Nemesis
-from tests.nemesis.watching import Watch
 from tests.waiting import PATIENCE_SECONDS, until
 
 REST_SECONDS = 2.0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.nemesis.faults import PLACES
+from tests.nemesis.checks.story import Story
+from tests.nemesis.faults.schedule import PLACES
 from tests.nemesis.history import read_history
-from tests.nemesis.story import Story
 
 ROOT = Path(__file__).parents[2]
 

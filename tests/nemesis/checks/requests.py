@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tests.nemesis.spans import Drained, Span
-from tests.nemesis.story import Change, Story
+from tests.nemesis.checks.spans import Drained, Span
+from tests.nemesis.checks.story import Change, Story
 
 FREEZABLE = frozenset({"publish", "apply", "move"})
 """Kinds that a freeze and a pause hold back; a rollback and a retirement pass."""

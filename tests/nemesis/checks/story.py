@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from tests.nemesis.checks.spans import Drained, Span, drains, freezes, pauses
 from tests.nemesis.history import Event, ended
-from tests.nemesis.spans import Drained, Span, drains, freezes, pauses
 
 FINAL = frozenset({"done", "refused", "rolled_back", "superseded"})
 SAMPLES_SECONDS = 5.0

@@ -5,9 +5,9 @@ A history that keeps each passes, and one that breaks it is told by it alone.
 
 import pytest
 
-from tests.nemesis.checker import check
-from tests.nemesis.conftest import WALL
-from tests.nemesis.spans import FOREVER, drains
+from tests.nemesis.checks.checker import check
+from tests.nemesis.checks.conftest import WALL
+from tests.nemesis.checks.spans import FOREVER, drains
 
 
 def broken(tale):

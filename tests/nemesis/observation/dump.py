@@ -13,7 +13,7 @@ from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 from ipnext.temporal import connect
-from tests.nemesis.spans import Span
+from tests.nemesis.checks.spans import Span
 
 ALL = 10_000
 MOVES = frozenset({"ensure_capacity", "shift_traffic"})

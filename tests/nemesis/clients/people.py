@@ -4,10 +4,10 @@ import random
 import threading
 from typing import Self
 
-from tests.nemesis.asking import Asking
-from tests.nemesis.changes import Changes
+from tests.nemesis.clients.asking import Asking
+from tests.nemesis.clients.changes import Changes
+from tests.nemesis.clients.owners import CapacityEngineer, ModelOwner
 from tests.nemesis.models import APPROVED
-from tests.nemesis.owners import CapacityEngineer, ModelOwner
 
 LAST_WORDS_SECONDS = 240.0
 """What was begun is ended: a freeze is lifted, a region brought back."""

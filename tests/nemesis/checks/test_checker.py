@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.nemesis.checker import check
+from tests.nemesis.checks.checker import check
 from tests.nemesis.history import Recorder, ended, read_history
 
 

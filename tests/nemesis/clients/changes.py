@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.nemesis.asking import Asking
+from tests.nemesis.clients.asking import Asking
 from tests.nemesis.models import BASE_DEMAND, JUDGED, Bad, Forge, Published, manifest
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tests.nemesis.floor import shortfalls
+from tests.nemesis.checks.requests import bad_generations, drained, frozen, paused, unplaceable
+from tests.nemesis.checks.spans import Drained
+from tests.nemesis.checks.story import FINAL, PLACING, REPAIR_SECONDS, Asked, Story
 from tests.nemesis.history import Event
-from tests.nemesis.owned import bad_generations, drained, frozen, paused, unplaceable
-from tests.nemesis.spans import Drained
-from tests.nemesis.story import FINAL, PLACING, REPAIR_SECONDS, Asked, Story
+from tests.nemesis.observation.capacity_floor import shortfalls
 
 OVERTAKEN_BY = {"publish": {"publish", "rollback", "retire"}, "apply": {"publish", "apply", "rollback", "retire"}}
 """Kind -> kinds of newer changes that make it pointless (docs/lifecycle.md, Order)."""

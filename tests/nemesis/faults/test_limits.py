@@ -1,6 +1,6 @@
 """With which limit of histories the server of a run starts."""
 
-from tests.nemesis.limits import set_limit, with_limit
+from tests.nemesis.faults.limits import set_limit, with_limit
 
 SERVER = ("temporal", "server", "start-dev")
 

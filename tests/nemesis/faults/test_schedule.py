@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from tests.nemesis.faults import KINDS, PLACES, SHORT_SECONDS, few, schedule
+from tests.nemesis.faults.schedule import KINDS, PLACES, SHORT_SECONDS, few, schedule
 
 ROUND = 39
 """Nine roles killed, nine stopped, five links cut, six boundaries, six kinds of workflows terminated, a region away for

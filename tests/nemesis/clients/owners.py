@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 from ipnext.errors import IPnextError
 from ipnext.model.lifecycle.drain import DrainState, DrainView
-from tests.nemesis.asking import Asking
-from tests.nemesis.changes import Changes
+from tests.nemesis.clients.asking import Asking
+from tests.nemesis.clients.changes import Changes
 from tests.nemesis.models import (
     APPROVED,
     BASE_DEMAND,

@@ -15,9 +15,9 @@ import psutil
 from ipnext.errors import IPnextError
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.model.deployment.deployment import RegionState, ReplicaPhase, RouteTable
-from tests.nemesis.floor import shortfalls
 from tests.nemesis.history import Recorder
 from tests.nemesis.models import BASE_DEMAND, REPLICA_QPS
+from tests.nemesis.observation.capacity_floor import shortfalls
 from tests.nemesis.stack import Stack
 from tests.processes import command_line
 

@@ -13,10 +13,10 @@ from temporalio.service import RPCError, RPCStatusCode
 from ipnext.names import COLLECT_SCHEDULE
 from ipnext.temporal import connect
 from tests.nemesis.builds import Build, build_of, set_build
-from tests.nemesis.faults import ROUND_SECONDS, SHORT_SECONDS, WORKFLOWS, Fault
+from tests.nemesis.faults.limits import EVENTS, set_limit
+from tests.nemesis.faults.network import Partition
+from tests.nemesis.faults.schedule import ROUND_SECONDS, SHORT_SECONDS, WORKFLOWS, Fault
 from tests.nemesis.history import Recorder
-from tests.nemesis.limits import EVENTS, set_limit
-from tests.nemesis.network import Partition
 from tests.nemesis.stack import EVERY_ONE, Stack
 from tests.waiting import PATIENCE_SECONDS
 

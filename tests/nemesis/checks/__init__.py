@@ -1,0 +1,1 @@
+"""Rules on a finished history. Pure: they start nothing and read no clock."""

@@ -1,0 +1,1 @@
+"""Which faults strike and when, and how each is carried out."""
