@@ -1,18 +1,17 @@
 """Steady load on the gateways while the platform works, and the record of every answer."""
 
 import asyncio
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import numpy as np
 
 from demo.dataset import Interactions
+from demo.session import ClientThread
 from ipnext.names import GENERATION_HEADER, SNAPSHOTS_HEADER
 
 DATATYPES: Mapping[str, str] = {"int64": "INT64", "float32": "FP32"}
@@ -72,31 +71,21 @@ class Answers:
         self.mixed += not (one_stamp and one_proof)
 
 
-class SteadyLoad:
+class SteadyLoad(ClientThread):
     """Asks every gateway for small batches at a steady rate, in a thread of its own, from enter to exit.
 
     `rate` is requests a second to each gateway.
     """
 
     def __init__(self, gateways: Mapping[str, str], model: str, rows: Interactions, *, rate: float = 25.0) -> None:
+        super().__init__("steady-load")
         self.answers = Answers()
         self._urls = {region: f"{url}/v2/models/{model}/infer" for region, url in gateways.items()}
         self._bodies = [request_body(rows.rows(slice(i, i + 8))) for i in range(0, min(len(rows), 512), 8)]
         self._interval = 1.0 / rate
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="steady-load")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Send requests to every gateway, at the rate."""
         timeout = aiohttp.ClientTimeout(total=10)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             await asyncio.gather(*(self._ask_steadily(session, region) for region in self._urls))
@@ -105,7 +94,7 @@ class SteadyLoad:
         """Open loop: a slow answer does not slow the asking down."""
         running: set[asyncio.Task[None]] = set()
         due, turn = time.monotonic(), 0
-        while not self._stop.is_set():
+        while not self.stopping.is_set():
             task = asyncio.create_task(self._ask(session, region, self._bodies[turn % len(self._bodies)]))
             running.add(task)
             task.add_done_callback(running.discard)

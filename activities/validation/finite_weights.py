@@ -19,21 +19,12 @@ from ipnext.model.registry.registry import ArtifactFile
 FINITE = "finite-weights"
 
 Finite = Callable[[bytes], bool]
+_FileCheck = Callable[[Candidate, ArtifactFile, str], CheckResult]
 
 
 def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
     """Yield one result for each safetensors file; a refusal names part and tensor. Each blob is read once."""
-    judged: dict[str, CheckResult] = {}
-    for part, snapshot in sorted(candidate.snapshots.items()):
-        for file in snapshot.manifest.files:
-            if not file.path.endswith(".safetensors"):
-                continue
-            subject = f"{part}/{file.path}"
-            candidate.beat(f"checking {subject}")
-            if file.sha256 not in judged:
-                with candidate.open(file.sha256) as stream:
-                    judged[file.sha256] = _check_tensors(stream, file.size_bytes, subject, candidate)
-            yield judged[file.sha256].model_copy(update={"subject": subject})
+    return _check_files(candidate, "checking", _check_tensors)
 
 
 def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
@@ -41,15 +32,19 @@ def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
 
     Each blob is read once.
     """
+    return _check_files(candidate, "reading the header of", _check_header)
+
+
+def _check_files(candidate: Candidate, doing: str, check: _FileCheck) -> Iterator[CheckResult]:
     judged: dict[str, CheckResult] = {}
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             if not file.path.endswith(".safetensors"):
                 continue
             subject = f"{part}/{file.path}"
-            candidate.beat(f"reading the header of {subject}")
+            candidate.beat(f"{doing} {subject}")
             if file.sha256 not in judged:
-                judged[file.sha256] = _check_header(candidate, file, subject)
+                judged[file.sha256] = check(candidate, file, subject)
             yield judged[file.sha256].model_copy(update={"subject": subject})
 
 
@@ -94,9 +89,10 @@ def pieces_of(stream: BinaryIO, count: int) -> Iterator[bytes]:
         yield piece
 
 
-def _check_tensors(stream: BinaryIO, size_bytes: int, subject: str, candidate: Candidate) -> CheckResult:
+def _check_tensors(candidate: Candidate, file: ArtifactFile, subject: str) -> CheckResult:
     try:
-        name = non_finite_tensor(stream, size_bytes, candidate.beat, candidate.parse)
+        with candidate.open(file.sha256) as stream:
+            name = non_finite_tensor(stream, file.size_bytes, candidate.beat, candidate.parse)
     except MalformedTensors as error:
         return fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
     if name is None:

@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,16 +26,15 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.planning.activities import PlanningActivities
 from activities.planning.adoption import settle
-from activities.planning.problem import fleet_problem, model_problem, residual_problem, units_in_use
+from activities.planning.problem import residual_problem, units_in_use
 from activities.planning.solver import ThreadSolver
+from benchmarks.lifecycle.drawn_plan import adopt_drawn_plan
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.planning.plan import Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
-from ipnext.model.value import digest_of
-from ipnext.store.planning.placements import PreparedPlan
-from ipnext.store.records import PlanRecord
+from ipnext.model.planning.plan import ReplicaCount, TrafficShare
+from ipnext.model.registry.registry import Signature, SnapshotManifest, SnapshotSource, TensorSpec
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 from planner.solve import place
@@ -45,6 +43,12 @@ REGIONS, KINDS, OWNERS = 20, 4, 50
 SEED = 7
 BATCH = 50
 """Models written in one unit of work."""
+
+_TENSOR = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+_SOURCE = SnapshotSource(
+    uri="file:///nowhere",
+    manifest=SnapshotManifest(engine="torch", signature=Signature(inputs=(_TENSOR,), outputs=(_TENSOR,)), files=()),
+)
 
 T = TypeVar("T")
 
@@ -152,29 +156,9 @@ def _serving(
 
 
 def _adopt(store: Store, fleet: FleetSpec, models: Sequence[ModelManifest], rows: Mapping[str, Any]) -> None:
-    problem = fleet_problem(fleet, [model_problem(model) for model in models])
-    plan = Plan(
-        status="feasible",
-        objective=0,
-        bound=0,
-        gap=0,
-        bound_covers="nothing: drawn",
-        cost_per_hour=0,
-        replicas=tuple(row for model in models for row in rows[model.name][0]),
-        traffic=tuple(row for model in models for row in rows[model.name][1]),
-        solver=SolverInfo(method="drawn", seconds=0),
-    )
-    record = PlanRecord(
-        id="whole",
-        trigger="bench",
-        input_digest=digest_of(problem),
-        problem=problem,
-        plan=plan,
-        diff=PlanDiff(),
-        created_at=datetime.now(UTC),
-    )
-    with store.begin() as repository:
-        repository.adopt_plan(PreparedPlan.of(record), expected=None)
+    replicas = [row for model in models for row in rows[model.name][0]]
+    traffic = [row for model in models for row in rows[model.name][1]]
+    adopt_drawn_plan(store, fleet, models, replicas, traffic)
 
 
 class Watch:
@@ -208,6 +192,7 @@ def _publish(store: Store, planning: PlanningActivities, model: ModelManifest, w
     name, environment = model.name, ActivityEnvironment()
     with store.begin() as repository:
         repository.put_model(model, expected_version=None)
+        repository.publish(name, {part.name: _SOURCE for part in model.spec.parts}, change_id=f"{name}-c")
     with store.read() as repository:
         problem = watch.timed("read what the others leave", lambda: residual_problem(repository, name))
         watch.timed("supply left for the transition", lambda: units_in_use(repository, but=name))

@@ -26,8 +26,8 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.planning.policy import PlanningPolicy
-from activities.planning.problem import fleet_problem, model_problem
 from activities.planning.solver import ThreadSolver
+from benchmarks.lifecycle.drawn_plan import adopt_drawn_plan
 from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from ipnext import names
@@ -43,11 +43,8 @@ from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResu
 from ipnext.model.lifecycle.takeover import ModelAsked, OpenChanges
 from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.planning.plan import Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
+from ipnext.model.planning.plan import ReplicaCount, TrafficShare
 from ipnext.model.registry.registry import GenerationState, Signature, SnapshotManifest, SnapshotSource, TensorSpec
-from ipnext.model.value import digest_of
-from ipnext.store.planning.placements import PreparedPlan
-from ipnext.store.records import PlanRecord
 from ipnext.store.store import Store
 from ipnext.temporal import connect, submit_change, wake_replan
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
@@ -103,31 +100,10 @@ def published(store: Store, models: Sequence[str]) -> None:
 
 def _adopt(store: Store, models: Sequence[str]) -> None:
     """Adopt a plan of the whole fleet that has every model at home."""
-    problem = fleet_problem(fleet(len(models), home=1.0), [model_problem(manifest(name)) for name in models])
     rows = [ReplicaCount(model=name, part="dense", region=HOME, hardware="cpu", count=1) for name in models]
     shares = [TrafficShare.model_validate({"model": n, "from": HOME, "to": HOME, "fraction": 1.0}) for n in models]
-    plan = Plan(
-        status="feasible",
-        objective=0,
-        bound=0,
-        gap=0,
-        bound_covers="nothing: drawn",
-        cost_per_hour=float(len(models)),
-        replicas=tuple(rows),
-        traffic=tuple(shares),
-        solver=SolverInfo(method="drawn", seconds=0),
-    )
-    record = PlanRecord(
-        id="whole",
-        trigger="bench",
-        input_digest=digest_of(problem),
-        problem=problem,
-        plan=plan,
-        diff=PlanDiff(),
-        created_at=datetime.now(UTC),
-    )
-    with store.begin() as repository:
-        repository.adopt_plan(PreparedPlan.of(record), expected=None)
+    home = fleet(len(models), home=1.0)
+    adopt_drawn_plan(store, home, [manifest(n) for n in models], rows, shares, cost_per_hour=float(len(models)))
 
 
 def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:

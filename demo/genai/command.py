@@ -1,61 +1,38 @@
 """`python -m demo.genai`: prepares the weights, starts the platform, tells the story, ends or stays up."""
 
-import os
-import signal
 import threading
 from pathlib import Path
-from types import FrameType
-from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from demo import telling
-from demo.command import workplace
 from demo.embedded import Embedded
 from demo.genai.report import GenaiReport
 from demo.genai.story import CHAT, QUESTION, GenaiStory, gateway_of
 from demo.genai.weights import Checkpoints, checkpoints, models_directory
+from demo.session import Once, ReportFile, StateDirectory, run
 from ipnext.client import Client
-from ipnext.errors import EXIT_FAILURE, IPnextError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
-def demo(
-    *,
-    once: Annotated[bool, typer.Option("--once", help="End when the story is told; leave nothing running.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the figures of the run as JSON.")] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="Directory of the platform; a new temporary one if left out.")
-    ] = None,
-) -> None:
+def demo(*, once: Once = False, report: ReportFile = None, state: StateDirectory = None) -> None:
     """Publish a real chat model, talk to it, publish another while clients talk, roll back, embed sentences."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    console = Console()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        found = checkpoints(models_directory(), on_convert=lambda place: _converting(console, place))
-        with workplace(state) as place:
-            sound = _run(console, Path(place).resolve(), found, once=once, report=report)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except IPnextError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        raise typer.Exit(error.exit_status or EXIT_FAILURE) from None
-    raise typer.Exit(0 if sound else EXIT_FAILURE)
 
+    def tell(console: Console, place: Path) -> bool:
+        found = checkpoints(models_directory(), on_convert=lambda directory: _converting(console, directory))
+        return _tell(console, place, found, once=once, report=report)
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    run(tell, state)
 
 
 def _converting(console: Console, directory: Path) -> None:
     console.print(f"converting the weights of Gemma 3 270M into {directory}: a minute or two, once")
 
 
-def _run(console: Console, place: Path, found: Checkpoints, *, once: bool, report: Path | None) -> bool:
+def _tell(console: Console, place: Path, found: Checkpoints, *, once: bool, report: Path | None) -> bool:
     with console.status("starting Temporal, Envoy, API, worker and two regions") as status:
         platform = Embedded(place, on_wait=lambda line: status.update(f"starting the platform [dim]{line}"))
         platform.__enter__()

@@ -5,16 +5,15 @@ One that is printed while it comes, and steady talkers while the platform works.
 
 import asyncio
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import aiohttp
 
+from demo.session import ClientThread
 from ipnext.names import GENERATION_HEADER, SNAPSHOTS_HEADER
 
 TOKENS: Final = 64
@@ -170,7 +169,7 @@ def _patience() -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=180)
 
 
-class Talkers:
+class Talkers(ClientThread):
     """Some clients that ask one question after another, each from enter to the end of its last answer at exit."""
 
     def __init__(
@@ -183,29 +182,19 @@ class Talkers:
         clients: int = 4,
         tokens: int = LONG_TOKENS,
     ) -> None:
+        super().__init__("talkers")
         self.talk = talk
         self.clients = clients
         self.tokens = tokens
         self._gateway, self._model, self._questions = gateway, model, questions
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="talkers")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Let every client ask one question after another."""
         async with aiohttp.ClientSession(timeout=_patience()) as session:
             await asyncio.gather(*(self._talk(session, number) for number in range(self.clients)))
 
     async def _talk(self, session: aiohttp.ClientSession, turn: int) -> None:
-        while not self._stop.is_set():
+        while not self.stopping.is_set():
             question = self._questions[turn % len(self._questions)]
             body = chat_body(self._model, question, tokens=self.tokens, stop=())
             told = await ask(session, self._gateway, body, lambda *_: None)

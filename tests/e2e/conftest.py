@@ -14,15 +14,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import torch
-from torch import Tensor, nn
 
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.client import Client
 from ipnext.infra.process.parent_death import tether
-from serving.export import export_model
 from tests.genai.hosts import mock_command
 from tests.lasting import Lasting
+from tests.marked_parts import export_pair
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -43,28 +41,6 @@ spec:
   latencyToleranceMs: 120
   rollout: {canary: 0.5, maxStep: 0.5, deadlineSeconds: 180}
 """
-
-
-class First(nn.Module):
-    """x [B, 1] -> [B, 2]: x and the mark of this snapshot."""
-
-    def __init__(self, mark: float) -> None:
-        super().__init__()
-        self.mark = nn.Parameter(torch.tensor([mark]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.mark + x * 0], dim=1)
-
-
-class Second(nn.Module):
-    """[B, 2] -> sum [B] and the marks of both parts [B, 2]."""
-
-    def __init__(self, mark: float) -> None:
-        super().__init__()
-        self.mark = nn.Parameter(torch.tensor([mark]))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"sum": x.sum(dim=1), "marks": torch.cat([x[:, 1:], self.mark + x[:, :1] * 0], dim=1)}
 
 
 NATIVE_KEY = "native.pem"
@@ -154,13 +130,6 @@ class Running:
         return httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
 
 
-def snapshots(directory: Path, mark: float) -> Mapping[str, Path]:
-    """Both parts with the same mark."""
-    export_model(First(mark).eval(), {"x": torch.zeros(2, 1)}, directory / "first")
-    export_model(Second(mark).eval(), {"x": torch.zeros(2, 2)}, directory / "second")
-    return {"first": directory / "first", "second": directory / "second"}
-
-
 @pytest.fixture
 def pair_manifest() -> str:
     return MANIFEST
@@ -168,7 +137,7 @@ def pair_manifest() -> str:
 
 @pytest.fixture
 def make_snapshots(tmp_path: Path) -> Callable[[float], Mapping[str, Path]]:
-    return lambda mark: snapshots(tmp_path / f"mark-{mark}", mark)
+    return lambda mark: export_pair(tmp_path / f"mark-{mark}", mark)
 
 
 @contextmanager
@@ -178,7 +147,7 @@ def running_pair(root: Path) -> Iterator[Running]:
     try:
         client = running.client
         client.apply(MANIFEST)
-        change = client.publish("pair", snapshots(root / "first", 1.0))
+        change = client.publish("pair", export_pair(root / "first", 1.0))
         done = client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
         assert done.state == "done", done
         yield running

@@ -20,6 +20,7 @@ from ipnext.artifacts.layout import manifest_bytes, read_manifest
 from ipnext.model.registry.registry import SNAPSHOT_FILE
 from serving.export import export_model
 from tests.fleets import two_regions
+from tests.marked_parts import First, Second
 
 REGIONS = ("us-east", "eu-west")
 PARTS: Mapping[str, tuple[str, ...]] = {"pair": ("first", "second"), "solo": ("only",), "gated": ("scored",)}
@@ -148,28 +149,6 @@ def freeze(name: str, model: str, *, since: datetime) -> str:
 def fleet(*, units: int = UNITS, east_cost: float = 1.0, west_cost: float = 1.1) -> str:
     """The fleet: the same supply in both regions, at a price for each."""
     return two_regions(units, units, east_cost=east_cost, west_cost=west_cost)
-
-
-class First(nn.Module):
-    """x [B, 1] -> [B, 2]: x and the mark of this snapshot."""
-
-    def __init__(self, mark: float) -> None:
-        super().__init__()
-        self.mark = nn.Parameter(torch.tensor([mark]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.mark + x * 0], dim=1)
-
-
-class Second(nn.Module):
-    """[B, 2] -> sum [B] and the marks of both parts [B, 2]."""
-
-    def __init__(self, mark: float) -> None:
-        super().__init__()
-        self.mark = nn.Parameter(torch.tensor([mark]))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"sum": x.sum(dim=1), "marks": torch.cat([x[:, 1:], self.mark + x[:, :1] * 0], dim=1)}
 
 
 class Only(nn.Module):
