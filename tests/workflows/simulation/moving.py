@@ -497,7 +497,8 @@ def follow(
         kept = {number for number in put.now(region).served if (region, number) in needed}
         put.unheard(region, waves.keep_held_shares(shares[region], known), served[region] | kept)
     same = {region for region in apart & record.tables.keys() if shares.get(region) == _now(record, region)}
-    silent = sorted(shares.keys() - set(reached) - lost - same)
+    refusing = {item.region for item in record.in_force.spec.demand if not shares.get(item.region)}
+    silent = sorted(shares.keys() - set(reached) - lost - same - (refusing - record.tables.keys()))
     if silent:
         msg = f"region {silent[0]!r} can't be reached"
         raise Unavailable(msg)
@@ -665,8 +666,10 @@ def wanted_shares(
     record, held = world.journal.records[model], tuple(deployments)
     hosting = {d.key.region for d in held if d.replicas}
     main = route_shares._main_generation(state)
-    shares = {r: state.shares.get(r, ()) for r in sorted(hosting | state.shares.keys() | record.tables.keys())}
-    for region in sorted(hosting - {item.region for item in record.in_force.spec.demand}):
+    demanding = {item.region for item in record.in_force.spec.demand}
+    routed = hosting | state.shares.keys() | record.tables.keys() | demanding
+    shares = {region: state.shares.get(region, ()) for region in sorted(routed)}
+    for region in sorted(hosting - demanding):
         if not shares[region] and main in served_generations(record, region, held) and (region, main) not in unready:
             shares[region] = (waves.route_share(region, main, 1.0),)
     if not world.out.lost:
