@@ -58,7 +58,8 @@ class Gateways:
         restored names no such place. Routers forget a generation last of all, and not before every gateway that names
         it has moved; routers in regions of `keeping` forget nothing. Unreachable regions do not keep the others from
         following. Gateways in `waiting` stay as they are, because their new targets are not ready. Those of `apart`
-        need not be reached if their shares stay as stored.
+        need not be reached if their shares stay as stored. A gateway that is ahead of a stored table with fewer answers
+        gets its new shares at once.
 
         Raises:
             RegionUnreachable: a region could not be reached; raised at the end, for the first of them.
@@ -69,8 +70,11 @@ class Gateways:
         self._followed = {name: state.routes.get(self._facts.model, 0) for name, state in states.items()}
         held = tuple(deployments)
         served = {region: served_generations(self._facts, region, held) for region in states}
-        for region in states:
-            self._put(region, self._shares_now(region), merge_served(served[region], self._served_now(region)))
+        regaining = [region for region in states if region not in waiting and self._regains(region, shares[region])]
+        for region in sorted(states, key=regaining.__contains__):
+            at_once = region in regaining and self._are_known(region, shares[region])
+            found = shares[region] if at_once else self._shares_now(region)
+            self._put(region, found, merge_served(served[region], self._served_now(region)))
         moving = [r for r in states if r not in waiting and all(s.to in states or self._knows(s) for s in shares[r])]
         for region, found in self._one_by_one({region: shares[region] for region in moving}, held):
             self._put(region, found, merge_served(served[region], self._served_now(region)))
@@ -114,6 +118,19 @@ class Gateways:
     def _knows(self, share: RouteShare) -> bool:
         """Check whether the router that a share targets knows its generation."""
         return share.generation in {served.generation for served in self._served_now(share.to)}
+
+    def _regains(self, region: str, shares: Shares) -> bool:
+        """Check whether a gateway is ahead of a stored table that answers fewer of its users than `shares` do.
+
+        It may answer them by now. The stored table would drop them until the gateway's turn comes.
+        """
+        known = self._tables[region].revision if region in self._tables else self._facts.pending.get(region, 0)
+        lost = self._facts.lost
+        return self._followed[region] > known and _answered(self._shares_now(region), lost) < _answered(shares, lost)
+
+    def _are_known(self, region: str, shares: Shares) -> bool:
+        """Check whether routers know the generations that a region is sent to; its own learns with the table."""
+        return all(share.to == region or self._knows(share) for share in shares)
 
     def _shares_now(self, region: str) -> Shares:
         return self._tables[region].shares if region in self._tables else ()
@@ -176,3 +193,8 @@ class Gateways:
         except Unavailable as error:
             msg = f"the gateway of region {table.region!r} does not follow revision {table.revision}: {error.message}"
             raise RouteFailed(msg) from error
+
+
+def _answered(shares: Shares, lost: Collection[str]) -> float:
+    """Return the fraction of users whom shares send to regions that are not lost."""
+    return round(sum(share.fraction for share in shares if share.to not in lost), 9)

@@ -28,16 +28,16 @@ def share(to: str, generation: int) -> RouteShare:
 
 
 class Regions:
-    """Gateways in memory; those in `away` do not answer."""
+    """Gateways in memory; those in `away` do not answer, those `ahead` have applied a table that is not stored."""
 
-    def __init__(self, *away: str) -> None:
-        self.away, self.tables, self.told = away, {}, []
+    def __init__(self, *away: str, ahead: Collection[str] = ()) -> None:
+        self.away, self.ahead, self.tables, self.told = away, ahead, {}, []
 
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
         assert models == [M]
         if region in self.away:
             raise Unavailable(region)
-        return RegionState(region=region, gateway_url="http://gateway", routes={M: 1})
+        return RegionState(region=region, gateway_url="http://gateway", routes={M: 1 + (region in self.ahead)})
 
     def route(self, table: RouteTable) -> None:
         self.tables[table.region] = table
@@ -231,6 +231,28 @@ def test_no_table_is_put_in_force_by_a_worker_that_stood_still(follow):
             follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)})
 
     assert regions.tables == {}
+
+
+@pytest.mark.parametrize(
+    ("stored", "lost", "told"),
+    [((), (), ["eu"]), ((share("gone", 1),), ("gone",), ["eu"]), ((share("us", 1),), (), ["us", "eu"])],
+    ids=["nothing answers", "a lost region answers", "a region answers"],
+)
+def test_users_whom_only_a_table_that_was_never_stored_answers_keep_their_answers(monkeypatch, stored, lost, told):
+    """An attempt ended before it stored the table of `us`. The stored one would drop these users for a moment."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
+    tables = {
+        "eu": RouteTable(model=M, region="eu", revision=1, shares=(share("eu", 1),), served=served(1)),
+        "us": RouteTable(model=M, region="us", revision=1, shares=stored, served=served(1)),
+    }
+    regions = Regions(ahead=("us",))
+    store = NoStore(*(lost_region(name) for name in lost))
+
+    routing.Gateways(store, regions, facts_of(tables, lost=lost)).follow(
+        {"us": (share("eu", 1),), "eu": (share("eu", 1),)}, ()
+    )
+
+    assert regions.told == [("us", (name,)) for name in told]
 
 
 def test_shares_that_were_computed_before_a_region_was_lost_are_not_put_in_force(monkeypatch):

@@ -18,6 +18,7 @@ from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
+from activities.transition import traffic_shift as shifting
 from activities.transition import wave_context
 from activities.transition.gate import verdict as gates
 from activities.transition.route_updates import RouteUpdates, follow_routes
@@ -476,8 +477,12 @@ def follow(
         world.invariants.strained.add(model)  # these users were answered by nobody, and come on top now
     served = {region: served_generations(record, region, held) for region in shares}
     put = _Putting(world, model, lost, attempt)
-    for region in reached:
-        yield from put.table(region, put.now(region).shares, served[region] | put.now(region).served)
+    regaining = [region for region in reached if region not in waits and put.regains(region, shares[region])]
+    for region in sorted(reached, key=regaining.__contains__):
+        now = (
+            shares[region] if region in regaining and put.are_known(region, shares[region]) else put.now(region).shares
+        )
+        yield from put.table(region, now, served[region] | put.now(region).served)
     moves = {region: shares[region] for region in reached if region not in waits and put.knows(shares[region], reached)}
     following = _one_by_one(record, moves, held, lost)
     stays = any(shares[region] != put.now(region).shares for region in shares.keys() - moves.keys() - lost)
@@ -570,6 +575,16 @@ class _Putting:
     def knows(self, shares: tuple[RouteShare, ...], reached: Sequence[str]) -> bool:
         """Whether every router that users are sent to is told of their generation, or has been before."""
         return all(share.to in reached or share.generation in self.now(share.to).served for share in shares)
+
+    def regains(self, region: str, shares: tuple[RouteShare, ...]) -> bool:
+        """Whether a gateway is ahead of a stored table that answers fewer of its users than `shares` do."""
+        stored, gateway = self.now(region), self.world.infra.regions[region]
+        ahead = gateway.routes.get(self.model, (0, ()))[0] > stored.revision
+        return ahead and shifting._answered(stored.shares, self.lost) < shifting._answered(shares, self.lost)
+
+    def are_known(self, region: str, shares: tuple[RouteShare, ...]) -> bool:
+        """Whether routers know the generations that a region is sent to; its own learns of them with the table."""
+        return all(share.to == region or share.generation in self.now(share.to).served for share in shares)
 
     def table(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> Generator[Any, Any, None]:
         """Infrastructure first, then the store."""
