@@ -20,6 +20,7 @@ from xdist.scheduler import LoadFileScheduling
 from ipnext.errors import LoadFailed
 from ipnext.store.store import Store
 from serving.genai.command_line.interpreter import vllm_python
+from tests.genai.forking_vllm import forking_vllm
 from tests.genai.tiny_models import tiny_llamas
 from tests.lasting import Lasting
 
@@ -134,8 +135,8 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm(subprocesses):
-    """The interpreter that has vLLM."""
+def plain_vllm(subprocesses):
+    """The interpreter that has vLLM, as users have it: a test of engines on it takes thrice the processor time."""
     try:
         python = vllm_python(os.environ)
     except LoadFailed:
@@ -144,6 +145,12 @@ def vllm(subprocesses):
     if subprocess.run(look, check=False).returncode:
         pytest.skip(NEEDS_VLLM)
     return python
+
+
+@pytest.fixture(scope="session")
+def vllm(plain_vllm, tmp_path_factory):
+    """An interpreter that has vLLM, whose engines fork."""
+    return forking_vllm(plain_vllm, tmp_path_factory.mktemp("forking"))
 
 
 @pytest.fixture(scope="session")

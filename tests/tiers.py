@@ -39,7 +39,7 @@ class Rule:
 PURE = "pure"
 RULES = {
     "nemesis": Rule(frozenset({"nemesis"})),
-    "genai": Rule(frozenset({"genai"}), frozenset({"vllm"})),
+    "genai": Rule(frozenset({"genai"}), frozenset({"vllm", "plain_vllm"})),
     "e2e": Rule(frozenset({"e2e", "browser"}), frozenset({"platforms"})),
     "integration": Rule(frozenset({"integration", "postgres", "s3"}), frozenset({"subprocesses", "listeners"})),
 }

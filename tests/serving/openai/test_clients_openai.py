@@ -26,12 +26,13 @@ SETTINGS = {"maxModelLen": 2048, "maxNumSeqs": 16, "kvCacheGib": 0.1, "enforceEa
 
 
 @pytest.fixture(scope="module")
-def real_engine(vllm, vllm_cache, llamas, tmp_path_factory):
-    """What a host says of an engine that it started."""
+def real_engine(plain_vllm, vllm_cache, llamas, tmp_path_factory):
+    """What a host says of an engine that it started, in fresh interpreters as users' engines are."""
     shelf = Shelf(tmp_path_factory.mktemp("real"))
     shelf.publish(1, llamas[1])
     yard = Yard(shelf.root, shelf.store)
-    host = yard.start("real", f"--writable={vllm_cache}", IPNEXT_VLLM_PYTHON=vllm, VLLM_CACHE_ROOT=str(vllm_cache))
+    shared = {"IPNEXT_VLLM_PYTHON": plain_vllm, "VLLM_CACHE_ROOT": str(vllm_cache)}
+    host = yard.start("real", f"--writable={vllm_cache}", **shared)
     host.hold(shelf.hold(1, model="llm", settings=SETTINGS | {"startSeconds": START_SECONDS}))
     (held,) = host.ready(seconds=START_SECONDS).ready
     yield held.url, held.answers_as

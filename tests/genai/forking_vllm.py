@@ -1,0 +1,56 @@
+"""An interpreter with vLLM whose engines fork: a virtual environment in front of the one that has vLLM.
+
+On a CPU vLLM ignores VLLM_WORKER_MULTIPROC_METHOD, which IPnext sets to `fork`, and starts an engine's core and its
+worker as fresh interpreters; another one inspects the class of the model. Each imports what the server has imported:
+three quarters of the processor time of a start. A plugin of vLLM, which this environment has, puts the variable back,
+and inspects the class in place. With one OpenMP thread there is no pool of threads that a fork would lose.
+"""
+
+import subprocess
+
+PLUGIN = '''
+"""Let an engine on a CPU use what its server has imported."""
+
+import gc
+import os
+
+METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+def share_imports():
+    from vllm.model_executor.models import registry
+    from vllm.platforms.cpu import CpuPlatform
+
+    update = CpuPlatform.check_and_update_config
+
+    def check_and_update_config(cls, vllm_config):
+        given = os.environ.get(METHOD)
+        update(vllm_config)
+        if given:
+            os.environ[METHOD] = given
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+    registry._run_in_subprocess = lambda inspect: inspect()
+    gc.freeze()
+    gc.enable()
+'''
+NAME = "ipnext_test_engines"
+ENTRY_POINTS = f"[vllm.general_plugins]\nshare_imports = {NAME}:share_imports\n"
+METADATA = f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1\n"
+NO_COLLECTIONS = "import gc; gc.disable()"
+"""While modules are imported, a fifth of the time goes into garbage collections; the plugin is called afterwards."""
+
+
+def forking_vllm(python, directory):
+    """Make the environment in a directory, and return its interpreter."""
+    subprocess.run([python, "-m", "venv", "--without-pip", directory], check=True, timeout=300)
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    found = subprocess.run(where, check=True, capture_output=True, text=True, timeout=300).stdout.strip()
+    (packages,) = directory.glob("lib/python3*/site-packages")
+    (packages / "vllm.pth").write_text(f"{found}\n{NO_COLLECTIONS}\n")
+    (packages / f"{NAME}.py").write_text(PLUGIN)
+    information = packages / f"{NAME}-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(METADATA)
+    (information / "entry_points.txt").write_text(ENTRY_POINTS)
+    return str(directory / "bin" / "python")
