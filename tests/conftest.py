@@ -21,7 +21,6 @@ from ipnext.errors import LoadFailed
 from ipnext.store.store import Store
 from serving.genai.command_line.interpreter import vllm_python
 from tests.genai.forking_vllm import forking_vllm
-from tests.genai.tiny_models import tiny_llamas
 from tests.lasting import Lasting
 
 pytest_plugins = ["tests.tiers", "tests.processor_time"]
@@ -160,12 +159,3 @@ def vllm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Without it each imports its model once more in a process that inspects it.
     """
     return tmp_path_factory.mktemp("vllm-cache")
-
-
-@pytest.fixture(scope="session")
-def llamas(tmp_path_factory, vllm):
-    """Seed -> the directory of a tiny random Llama that vLLM serves."""
-    root = tmp_path_factory.mktemp("llamas")
-    found = {seed: root / f"llama-{seed}" for seed in (1, 2)}
-    tiny_llamas(vllm, found.values())
-    return found

@@ -7,6 +7,7 @@ import pytest
 from tests.genai.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
 from tests.genai.hosts import Shelf, Yard
 from tests.genai.platforms import platform_with
+from tests.genai.tiny import write_tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,13 @@ def vllm_platform(tmp_path_factory, vllm, vllm_cache, lasting, platforms):
     root = tmp_path_factory.mktemp("vllm-platform")
     shared = {"VLLM_CACHE_ROOT": str(vllm_cache), "IPNEXT_AGENT_HOST_WRITABLE": json.dumps([str(vllm_cache)])}
     return lasting.get("vllm", lambda: platform_with(root, IPNEXT_VLLM_PYTHON=vllm, **shared))
+
+
+@pytest.fixture(scope="session")
+def llamas(tmp_path_factory):
+    """Seed -> the directory of a tiny random Llama that vLLM serves."""
+    root = tmp_path_factory.mktemp("llamas")
+    return {seed: write_tiny_llama(root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
 
 
 @pytest.fixture(scope="session")

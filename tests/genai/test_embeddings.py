@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.genai.serving_benchmark import benchmarked
-from tests.genai.tiny_models import tiny_bert
+from tests.genai.tiny import write_tiny_bert
 from tests.processes import client_of
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
@@ -36,8 +36,8 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(vllm, tmp_path_factory):
-    return tiny_bert(vllm, tmp_path_factory.mktemp("bert") / "bert", seed=1)
+def checkpoint(tmp_path_factory):
+    return write_tiny_bert(tmp_path_factory.mktemp("bert") / "bert", seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from tests.genai.hosts import Shelf, Yard
+from tests.genai.tiny import write_tiny_llama
 from tests.waiting import eventually, until
 
 from .conftest import mock_engine, router_process
@@ -26,10 +27,10 @@ SETTINGS = {"maxModelLen": 2048, "maxNumSeqs": 16, "kvCacheGib": 0.1, "enforceEa
 
 
 @pytest.fixture(scope="module")
-def real_engine(plain_vllm, vllm_cache, llamas, tmp_path_factory):
+def real_engine(plain_vllm, vllm_cache, tmp_path_factory):
     """What a host says of an engine that it started, in fresh interpreters as users' engines are."""
     shelf = Shelf(tmp_path_factory.mktemp("real"))
-    shelf.publish(1, llamas[1])
+    shelf.publish(1, write_tiny_llama(shelf.root / "llama", seed=1))
     yard = Yard(shelf.root, shelf.store)
     shared = {"IPNEXT_VLLM_PYTHON": plain_vllm, "VLLM_CACHE_ROOT": str(vllm_cache)}
     host = yard.start("real", f"--writable={vllm_cache}", **shared)
