@@ -1,6 +1,7 @@
 """The host with real vLLM and a tiny random Llama: one server for the whole file."""
 
 import asyncio
+import json
 import re
 import signal
 import tempfile
@@ -12,11 +13,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
+from ipnext.cli import app
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed
 from ipnext.model.settings.engine import vllm_settings
+from serving.genai.engine.probe import requests_in
 from serving.genai.weight_reload import load_adapter, swap_weights, unload_adapter
 from serving.snapshots.fetch import LocalSnapshot
 from tests.genai.alike import Alike
@@ -115,6 +119,28 @@ def test_memory_is_that_of_all_processes(host):
     memory = until(lambda: (m := host.state().memory) and m.used_bytes > 10**9 and m)
     own = sum(process.memory_info().rss for process in host.family())
     assert memory.used_bytes == pytest.approx(own, rel=0.5)
+
+
+def test_a_profile_measures_the_engine_and_nothing_of_it_runs_on(url):
+    """Counts and orders only: how fast the machine is, is no test."""
+    lengths = ("--prompt-tokens", "64", "--output-tokens", "16")
+    command = ("profile", "chat", "--url", url, "--dry-run", *lengths, "--concurrency", "1,6", "--seconds", "0")
+    result = CliRunner().invoke(app, [*command, "--ttft-ms", "600000", "-o", "json"])
+    assert result.exit_code == 0, result.output
+    profile = json.loads(result.stdout)["profile"]
+    given = profile["conditions"]
+    assert given["engine_version"].startswith("vllm ")
+    assert given["prompt_tokens"] == pytest.approx(64, abs=6)
+    one, six = profile["steps"]
+    assert (one["concurrency"], six["concurrency"], six["requests"] >= 6) == (1, 6, True)
+    assert 0 < one["ttft_p50_ms"] <= one["ttft_p99_ms"]
+    assert six["tokens_per_second"] > 0
+    assert (one["others_running"], six["others_running"]) == (0, 0)
+
+    def running():
+        return requests_in(httpx.get(f"{url}/metrics", timeout=60).text)
+
+    until(lambda: not running(), why=lambda: "streams run on in the engine", every_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
