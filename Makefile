@@ -28,9 +28,11 @@ help: ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-16s %s\n' "$$verb" "$$text"; done
 
 # uv is used if it is installed, pip otherwise. $(call MAKE_VENV,DIR), $(call INSTALL,DIR) ARGUMENTS
+# pip compiles modules as it installs them, uv if it is told to. An engine can't: it may not write where they are, and would compile them
+# at each start, 17 s of processor time in each of its processes.
 UV := $(shell command -v uv 2>/dev/null)
 MAKE_VENV = test -x $1/bin/python || $(if $(UV),$(UV) venv --quiet --seed --python $(PYTHON) $1,$(PYTHON) -m venv $1)
-INSTALL = $(if $(UV),$(UV) pip install --quiet --python $1/bin/python,$1/bin/python -m pip install --quiet --disable-pip-version-check)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --compile-bytecode --python $1/bin/python,$1/bin/python -m pip install --quiet --disable-pip-version-check)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IPnext needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11 (or newer)." >&2; exit 2; }
