@@ -30,6 +30,7 @@ from ipnext.model.value import canonical_json
 from serving.engines.torch.expressions import build_expression
 from serving.engines.torch.guards import guard_calls
 from serving.engines.torch.program_cache import ProgramTemplate, TemplateCache, TorchProgram, WeightArgument, lay_out
+from serving.engines.torch.schema_objects import build_object
 from serving.weights.tensor_file import write_tensors
 from serving.weights.weights import Weights, read_weights
 
@@ -214,7 +215,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) ->
     """
     check_document(document)
     plain = _readable(document)
-    program = serde._dict_to_dataclass(schema.ExportedProgram, plain)  # type: ignore[no-untyped-call]  # noqa: SLF001
+    program = build_object(schema.ExportedProgram, plain)
     state = {name.removeprefix("state:"): t for name, t in tensors.items() if name.startswith("state:")}
     constants = {name.removeprefix("constant:"): t for name, t in tensors.items() if name.startswith("constant:")}
     for name in _parameter_names(document["program"]):
