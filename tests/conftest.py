@@ -12,12 +12,17 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pytest
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.engine import URL
 from xdist.scheduler import LoadFileScheduling
 
 from ipnext.errors import LoadFailed
+from ipnext.store.database import dialects
 from ipnext.store.store import Store
 from serving.genai.command_line.interpreter import vllm_python
 from tests.genai.forking_vllm import forking_vllm
@@ -120,6 +125,40 @@ def _authorities_read_once() -> Iterator[None]:
     """Each client of httpx that is made reads the certificates of all authorities, though no test speaks TLS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
+
+class SharedDialect(SQLiteDialect_pysqlite):
+    """SQLite's dialect; all engines on it have one object, which the keys of compiled statements hold."""
+
+    supports_statement_cache = True
+    _shared: ClassVar[Self | None] = None
+
+    def __new__(cls, **_options: Any) -> Self:
+        return cls._shared or super().__new__(cls)
+
+    def __init__(self, **options: Any) -> None:
+        if self._shared is None:
+            super().__init__(**options)
+            SharedDialect._shared = self
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _statements_compiled_once() -> Iterator[None]:
+    """Each store has an engine of its own, which compiles each statement: a third of the time of a test of the API."""
+    registry.register("sqlite.shared", __name__, SharedDialect.__name__)
+    compiled: dict[Any, Any] = {}
+
+    def create_sharing(url: URL, **options: Any) -> Engine:
+        if url.drivername != "sqlite":
+            return create_engine(url, **options)
+        options["execution_options"] = {"compiled_cache": compiled}
+        engine = create_engine(url.set(drivername="sqlite+shared"), **options)
+        engine.url = url
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dialects, "create_engine", create_sharing)
         yield
 
 
