@@ -417,23 +417,33 @@ def provider(listeners: None, provider_key: RSAKey) -> Iterator[Provider]:
     found.stop()
 
 
-@pytest.fixture
-def rooms(tmp_path: Path, migrated: Path) -> Iterator[Rooms]:
-    allowed = tmp_path / "allowed"
-    allowed.mkdir()
-    shutil.copy(migrated, tmp_path / "ipnext.db")
-    store = Store.open(f"sqlite:///{tmp_path}/ipnext.db")
-    found = Rooms(
-        store=store,
-        artifacts=FileArtifactStore(tmp_path / "artifacts"),
+@pytest.fixture(scope="session")
+def room_settings() -> PlatformSettings:
+    """To look settings up in the environment takes a fourteenth of the time of a test of the API."""
+    return PlatformSettings(max_upload_bytes=4096)
+
+
+def open_rooms(directory: Path, database: Path, settings: PlatformSettings) -> Rooms:
+    """Rooms in an empty directory, over a copy of a database; without a key."""
+    allowed = directory / "allowed"
+    allowed.mkdir(parents=True)
+    shutil.copy(database, directory / "ipnext.db")
+    return Rooms(
+        store=Store.open(f"sqlite:///{directory}/ipnext.db"),
+        artifacts=FileArtifactStore(directory / "artifacts"),
         infrastructure=MemoryInfrastructure(["eu", "us"]),
         lifecycle=MemoryLifecycle(),
-        settings=PlatformSettings(artifact_roots=(allowed,), max_upload_bytes=4096),
-        directory=tmp_path,
+        settings=settings.model_copy(update={"artifact_roots": (allowed,)}),
+        directory=directory,
     )
+
+
+@pytest.fixture
+def rooms(tmp_path: Path, migrated: Path, room_settings: PlatformSettings) -> Iterator[Rooms]:
+    found = open_rooms(tmp_path, migrated, room_settings)
     found.admin_key = found.add_key("admin", Role.ADMIN)
     yield found
-    store.close()
+    found.store.close()
 
 
 @pytest.fixture

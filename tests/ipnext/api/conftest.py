@@ -1,15 +1,19 @@
 """Every answer of the API in these tests is one that its OpenAPI schema documents."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from ipnext.model.access.rights import Role
+from ipnext.settings import PlatformSettings
 from tests.ipnext.api.browsers import chromium
-from tests.ipnext.api.surface import seed_two_owners
+from tests.ipnext.api.surface import HIDDEN, SHOWN, seed_two_owners
 from tests.ipnext.conformance import Conformance
+from tests.ipnext.conftest import Rooms, open_rooms
 
 _CONFORMANCE = pytest.StashKey[Conformance]()
 
@@ -35,11 +39,30 @@ def _answers_as_documented(request: pytest.FixtureRequest, monkeypatch: pytest.M
     assert not faults, "\n".join(faults)
 
 
-@pytest.fixture
-def two_owners(rooms: Any) -> Any:
-    """A model of owner `search`, one of owner `ads`, with a history each, and a plan in force."""
+@pytest.fixture(scope="session")
+def two_owners_database(
+    tmp_path_factory: pytest.TempPathFactory, migrated: Path, room_settings: PlatformSettings
+) -> Path:
+    """The database of `two_owners`: each test gets a copy, which is quicker than to write it."""
+    rooms = open_rooms(tmp_path_factory.mktemp("two-owners") / "rooms", migrated, room_settings)
     seed_two_owners(rooms)
-    return rooms
+    rooms.store.close()
+    return rooms.directory / "ipnext.db"
+
+
+@pytest.fixture
+def two_owners(tmp_path: Path, two_owners_database: Path, room_settings: PlatformSettings) -> Iterator[Rooms]:
+    """A model of owner `search`, one of owner `ads`, with a history each, and a plan in force."""
+    found = open_rooms(tmp_path / "two-owners", two_owners_database, room_settings)
+    found.admin_key = found.add_key("admin", Role.ADMIN)
+    with found.store.read() as unit:
+        for model in (SHOWN, HIDDEN):
+            for deployment in unit.deployments(model):
+                found.infrastructure.apply(deployment)
+            for table in unit.routes(model):
+                found.infrastructure.route(table)
+    yield found
+    found.store.close()
 
 
 @pytest.fixture(scope="module")
