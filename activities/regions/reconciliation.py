@@ -313,9 +313,12 @@ def differences(desired: DesiredRegion, state: RegionState) -> Differences:
         if replica.phase is not ReplicaPhase.DRAINING:
             running[replica.key].append(replica)
     found = Differences()
-    for key, wanted in sorted(desired.sets.items(), key=lambda item: str(item[0])):
-        if key.model not in desired.astray and not in_sync(wanted, running.get(key, ())):
-            found.apply.append(key)
+    behind = (
+        key
+        for key, wanted in desired.sets.items()
+        if key.model not in desired.astray and not in_sync(wanted, running.get(key, ()))
+    )
+    found.apply.extend(sorted(behind, key=str))
     told = desired.settled - desired.astray
     gone = (key for key in running if key not in desired.sets and key.model in told)
     found.delete.extend(sorted(gone, key=str))
