@@ -191,8 +191,14 @@ class AgentSettings(BaseSettings):
     gateway_header_seconds: float = Field(default=20.0, gt=0)
     """The gateway answers 408 to a request whose headers are not complete by then. A TLS handshake has the same
     limit."""
+    gateway_keep_alive_seconds: float = Field(default=75.0, gt=0)
+    """The gateway closes a connection without a request after this time: above the 60 s of usual balancers, which
+    expect that their side closes it."""
     gateway_connections: int = Field(default=10_000, gt=0)
     """Client connections of one gateway; one more is refused. The process needs twice as many open files."""
+    gateway_connections_per_source: int | None = Field(default=None, gt=0)
+    """Those of one address, and of the addresses that share its group; None: half of `gateway_connections`. With that
+    figure or more there are no groups: for clients behind one balancer."""
     gateway_heap_bytes: int = Field(default=4 * 2**30, ge=64 * 2**20)
     """Memory of a gateway: at 95 % it answers new requests with 503 until memory is free."""
     request_seconds: float = Field(default=60.0, gt=0)

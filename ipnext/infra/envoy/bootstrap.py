@@ -7,6 +7,7 @@ from ipnext.infra.envoy import openai_config
 from ipnext.infra.envoy.config import ROUTES_NAME, STREAM_IDLE_SECONDS, Json
 from ipnext.infra.envoy.listeners import Listeners, listeners_of, watch_file
 from ipnext.infra.envoy.openai_config import type_url
+from ipnext.infra.envoy.source_groups import SourceLimit
 
 STAT_PREFIX = "gateway"
 ADMIN_MODE = 0o600
@@ -18,8 +19,12 @@ class GatewayLimits:
 
     header_seconds: float = 20.0
     """A request whose headers are not complete by then is answered 408. A TLS handshake has the same limit."""
+    keep_alive_seconds: float = 75.0
+    """A connection without a request is closed after this time, also one that never had any."""
     connections: int = 10_000
     """Simultaneous client connections; one more is closed at once."""
+    sources: SourceLimit | None = None
+    """Limit of those of one source; None: a source may have all."""
     heap_bytes: int = 4 * 2**30
     """Memory: near it Envoy returns buffers, then answers new requests with 503 until memory is free."""
     stream_idle_seconds: float = STREAM_IDLE_SECONDS
@@ -50,7 +55,9 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
         listeners or Listeners(),
         connections,
         handshake_seconds=limits.header_seconds,
+        keep_alive_seconds=limits.keep_alive_seconds,
         idle_seconds=limits.stream_idle_seconds,
+        sources=limits.sources,
     )
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},

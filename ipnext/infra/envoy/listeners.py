@@ -10,6 +10,7 @@ from typing import Any
 
 from ipnext.infra.envoy.openai_config import type_url as _type
 from ipnext.infra.envoy.public_listener import PublicListener
+from ipnext.infra.envoy.source_groups import SourceLimit, grouped
 from ipnext.infra.envoy.tls import PeerTls
 from ipnext.infra.process.ports import LOOPBACK
 from ipnext.names import INNER_HEADERS, PROOF_HEADER, REFUSED_HEADER, UPSTREAM_HEADER, UPSTREAM_PREFIX
@@ -61,21 +62,35 @@ class Listeners:
     """None if the router sends nothing to other regions."""
 
 
-def listeners_of(
-    port: int, given: Listeners, connections: Json, *, handshake_seconds: float, idle_seconds: float
+def listeners_of(  # noqa: PLR0913 - each a limit of its own
+    port: int,
+    given: Listeners,
+    connections: Json,
+    *,
+    handshake_seconds: float,
+    keep_alive_seconds: float,
+    idle_seconds: float,
+    sources: SourceLimit | None = None,
 ) -> list[Json]:
     """Return the public listener on `port`, that for peers, and the egress.
 
-    `connections` is how the first two read and route requests. `idle_seconds` is the longest time without traffic of a
-    request through the egress.
+    `connections` is how the first two read and route requests; they close a connection that has had no request for
+    `keep_alive_seconds`. `idle_seconds` is the longest time without traffic of a request through the egress. `sources`
+    limits the connections of one source to the public listener; None: it has no such limit.
     """
-    public = connections | {"early_header_mutation_extensions": [_without(INNER_HEADERS)]}
-    found = [_listener("gateway", given.public.host, port, public, _tls_fields(_tls(given), handshake_seconds))]
+    idle = {"idle_timeout": f"{keep_alive_seconds}s"}
+    public = connections | {
+        "common_http_protocol_options": idle,
+        "early_header_mutation_extensions": [_without(INNER_HEADERS)],
+    }
+    chain = _chain(public, _tls_fields(_tls(given), handshake_seconds))
+    chains = {"filter_chains": [chain]} if sources is None else grouped(chain, sources)
+    found = [_listener("gateway", given.public.host, port, chains)]
     if given.peer_port is not None:
         tls = None if given.peer_tls is None else given.peer_tls.downstream()
-        secured = _tls_fields(tls, handshake_seconds)
-        aging = connections | {"common_http_protocol_options": {"max_connection_duration": f"{PEER_SECONDS}s"}}
-        found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, aging, secured))
+        aging = {"common_http_protocol_options": {**idle, "max_connection_duration": f"{PEER_SECONDS}s"}}
+        chain = _chain(connections | aging, _tls_fields(tls, handshake_seconds))
+        found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, {"filter_chains": [chain]}))
     if given.egress is not None:
         found.append(_egress_listener(given.egress, connections, idle_seconds))
     return found
@@ -107,11 +122,14 @@ def address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _listener(name: str, host: str, port: int, connections: Json, secured: Json) -> Json:
+def _chain(connections: Json, secured: Json) -> Json:
     manager = {"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}
-    chain = {"filters": [manager], **secured}
+    return {"filters": [manager], **secured}
+
+
+def _listener(name: str, host: str, port: int, chains: Json) -> Json:
     # Without port reuse a second Envoy on this port fails, instead of taking half of the connections in silence.
-    return {"name": name, "address": address(host, port), "enable_reuse_port": False, "filter_chains": [chain]}
+    return {"name": name, "address": address(host, port), "enable_reuse_port": False, **chains}
 
 
 def _egress_listener(egress: EgressListener, connections: Json, idle_seconds: float) -> Json:

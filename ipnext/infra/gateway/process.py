@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
 from ipnext.infra.envoy.listeners import EgressListener, Listeners, certificate
 from ipnext.infra.envoy.rendering import RouteRenderer
+from ipnext.infra.envoy.source_groups import SEED_BITS, SourceLimit
 from ipnext.infra.gateway.admin import AdminSocket
 from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.process.child import ChildProcess
@@ -188,7 +190,9 @@ class EnvoyProcess:
             limits=bootstrap.GatewayLimits(
                 stream_idle_seconds=self._site.settings.stream_idle_seconds,
                 header_seconds=self._site.settings.gateway_header_seconds,
+                keep_alive_seconds=self._site.settings.gateway_keep_alive_seconds,
                 connections=self._site.settings.gateway_connections,
+                sources=self._source_limit(),
                 heap_bytes=self._site.settings.gateway_heap_bytes,
             ),
             listeners=Listeners(
@@ -202,6 +206,13 @@ class EnvoyProcess:
         replace_file(self._bootstrap_file, envoy.as_json(config))
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")
         return [str(self._binary), "--config-path", str(self._bootstrap_file), *flags]
+
+    def _source_limit(self) -> SourceLimit | None:
+        """Return the limit of one source's connections, with other groups at each start; None if it may have all."""
+        most = self._site.settings.gateway_connections
+        given = self._site.settings.gateway_connections_per_source
+        limit = max(1, most // 2) if given is None else given
+        return None if limit >= most else SourceLimit(connections=limit, seed=secrets.randbits(SEED_BITS))
 
     def _egress(self) -> EgressListener:
         """Make the place of the egress, and remove the socket of an Envoy that has ended."""

@@ -7,8 +7,9 @@ import pytest
 
 from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
-from ipnext.infra.envoy.listeners import PEER_SECONDS, Listeners, certificate
+from ipnext.infra.envoy.listeners import PEER_SECONDS, EgressListener, Listeners, certificate
 from ipnext.infra.envoy.public_listener import PublicListener
+from ipnext.infra.envoy.source_groups import GROUPS, SourceLimit
 from ipnext.names import CLIENT_HEADERS, INNER_HEADERS
 
 
@@ -182,8 +183,8 @@ def test_connections_between_gateways_end_and_the_caller_ends_them_first():
     """Their certificates are checked again with the next ones."""
     given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": Listeners(peer_port=2)}
     public, peers = bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
-    assert _connections(peers)["common_http_protocol_options"] == {"max_connection_duration": "300s"}
-    assert "common_http_protocol_options" not in _connections(public)
+    assert _connections(peers)["common_http_protocol_options"]["max_connection_duration"] == "300s"
+    assert "max_connection_duration" not in _connections(public)["common_http_protocol_options"]
     assert envoy.PEER_CLIENT_SECONDS < PEER_SECONDS
 
 
@@ -202,5 +203,38 @@ def test_a_certificate_is_followed_and_not_written_into_the_configuration(tmp_pa
     assert secret["tls_certificate"]["watched_directory"]["path"] == str(tmp_path)
 
 
+def test_connections_without_a_request_end_at_both_listeners_for_clients_and_peers():
+    """Those of the egress are the router's own, which closes them itself."""
+    limits = bootstrap.GatewayLimits(keep_alive_seconds=7.0)
+    listeners = Listeners(peer_port=2, egress=EgressListener(path="egress.sock", proof="p"))
+    given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": listeners, "limits": limits}
+    public, peers, egress = bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
+    for one in (public, peers):
+        assert _connections(one)["common_http_protocol_options"]["idle_timeout"] == "7.0s"
+    assert "common_http_protocol_options" not in _connections(egress)
+
+
+def test_each_group_of_sources_has_all_of_the_listener_and_a_limit_of_its_own(tmp_path):
+    public = PublicListener(host="192.0.2.1", certificate=tmp_path / "c.pem", key=tmp_path / "k.pem")
+    limits = bootstrap.GatewayLimits(sources=SourceLimit(connections=9, seed=4))
+    listeners = Listeners(public=public, peer_port=2)
+    given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": listeners, "limits": limits}
+    found, peers = bootstrap.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
+    assert len({chain["name"] for chain in found["filter_chains"]}) == GROUPS
+    for chain in found["filter_chains"]:
+        limit, manager = chain["filters"]
+        assert limit["typed_config"]["max_connections"] == 9
+        assert manager["typed_config"]["early_header_mutation_extensions"]
+        assert chain["transport_socket"]
+        assert chain["transport_socket_connect_timeout"] == "20.0s"
+    hashes = [
+        matcher["predicate"]["single_predicate"]["custom_match"]["typed_config"]
+        for matcher in found["filter_chain_matcher"]["matcher_list"]["matchers"]
+    ]
+    assert [one["threshold"] for one in hashes] == list(range(GROUPS - 1, 0, -1)), "the first match counts"
+    assert {(one["modulo"], one["seed"]) for one in hashes} == {(GROUPS, 4)}
+    assert len(peers["filter_chains"]) == 1, "peers prove who they are"
+
+
 def _connections(listener):
-    return listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return listener["filter_chains"][0]["filters"][-1]["typed_config"]

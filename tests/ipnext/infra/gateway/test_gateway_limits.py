@@ -1,5 +1,6 @@
 """What one client, or many, may ask of a gateway: real agent, real Envoy."""
 
+import json
 import socket
 import ssl
 from contextlib import ExitStack, suppress
@@ -20,7 +21,19 @@ HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 LIMITS = {
     "IPNEXT_AGENT_GATEWAY_HEADER_SECONDS": "0.5",
     "IPNEXT_AGENT_GATEWAY_CONNECTIONS": str(CONNECTIONS),
+    "IPNEXT_AGENT_GATEWAY_CONNECTIONS_PER_SOURCE": str(CONNECTIONS),
 }
+KEEP_ALIVE_SECONDS = 0.5
+OF_ONE_SOURCE = 4
+QUIET = {
+    "IPNEXT_AGENT_GATEWAY_HEADER_SECONDS": str(2 * PATIENCE_SECONDS),
+    "IPNEXT_AGENT_GATEWAY_KEEP_ALIVE_SECONDS": str(KEEP_ALIVE_SECONDS),
+    "IPNEXT_AGENT_GATEWAY_CONNECTIONS_PER_SOURCE": str(OF_ONE_SOURCE),
+}
+ENVOY_CLOSES_SECONDS = 6
+"""After which Envoy has closed a connection whose time is over, if it ever had a request: it drains it first."""
+SOME_SOURCES = tuple(f"127.0.0.{n}" for n in range(2, 12))
+"""That all of these share the group of 127.0.0.1 happens once in 32 ** 10 times."""
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +46,29 @@ def gateway(tmp_path_factory, running_agent):
         agent.close()
 
 
-def connect(port):
-    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+@pytest.fixture(scope="module")
+def quiet_agent(tmp_path_factory, running_agent):
+    """Its gateway waits for requests for half a second, and takes few connections of one source."""
+    agent = running_agent("eu", tmp_path_factory.mktemp("quiet"), environment=QUIET)
+    try:
+        yield agent.start()
+    finally:
+        agent.close()
 
 
-def answered(port):
+@pytest.fixture
+def quiet(quiet_agent):
+    """The port of its gateway."""
+    return httpx.URL(quiet_agent.gateway).port
+
+
+def connect(port, source="127.0.0.1"):
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS, source_address=(source, 0))
+
+
+def answered(port, source="127.0.0.1"):
     """The status of a request by a new connection; 0 where it is turned away."""
-    with suppress(OSError), connect(port) as one:
+    with suppress(OSError), connect(port, source) as one:
         one.sendall(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         return int((one.recv(4096).split() or [b"", b"0"])[1])
     return 0
@@ -108,3 +137,44 @@ def test_connections_beyond_the_limit_are_turned_away_and_others_go_on(gateway):
         first.sendall(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert first.recv(4096).startswith(b"HTTP/1.1 404 ")
     until(lambda: answered(gateway) == 404, why=lambda: "there is room again")
+
+
+def test_a_connection_that_never_asks_is_ended(quiet):
+    with connect(quiet) as one:
+        assert one.recv(4096) == b""
+
+
+def test_a_connection_is_kept_between_requests_and_ended_some_time_after_the_last(quiet):
+    with connect(quiet) as one:
+        for _ in range(2):
+            one.sendall(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert one.recv(4096).startswith(b"HTTP/1.1 404 ")
+        while one.recv(4096):
+            pass
+
+
+def test_a_request_under_way_is_not_ended_however_long_nothing_comes(quiet_agent, builder, tmp_path):
+    """Long generations are like this: the time of a connection counts only while it has no request."""
+    quiet_agent.serve(builder("slow"), {1: (1,)}, {1: 1.0})
+    answers = tmp_path / "answers"
+    body = json.dumps({"until": str(answers)}).encode()
+    head = f"POST /v2/models/slow/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+    with connect(httpx.URL(quiet_agent.gateway).port) as one:
+        one.sendall(head.encode() + body)
+        one.settimeout(KEEP_ALIVE_SECONDS + ENVOY_CLOSES_SECONDS + 1)
+        with pytest.raises(TimeoutError):
+            one.recv(4096)
+        answers.touch()
+        one.settimeout(PATIENCE_SECONDS)
+        assert one.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_one_source_takes_its_share_and_others_are_answered(quiet):
+    until(lambda: answered(quiet) == 404, why=lambda: "the gateway answers")
+    with ExitStack() as stack:
+        for _ in range(OF_ONE_SOURCE):
+            one = stack.enter_context(connect(quiet))
+            one.sendall(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
+        until(lambda: answered(quiet) == 0, why=lambda: "one more of this source is turned away")
+        assert 404 in {answered(quiet, source) for source in SOME_SOURCES}
+    until(lambda: answered(quiet) == 404, why=lambda: "there is room again")
