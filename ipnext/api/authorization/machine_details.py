@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ipnext.access.acting import RequestAuthority
 from ipnext.process.machine_details import shorten, shorten_text
 
-LARGE: Final = 2**16
-"""Bytes from which on an answer is shortened in a thread, so that other requests are not blocked."""
+LARGE: Final = 2**10
+"""Bytes from which on an answer is shortened in a thread, so that other requests are not blocked: 64 KiB of paths take
+half a second, and publishers choose many texts."""
 KEPT: Final = 16
 """Cached answers: many clients request the same one."""
 _TAG: Final = "-short"

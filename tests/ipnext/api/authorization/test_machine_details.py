@@ -1,10 +1,12 @@
 """The layer that cuts details of the machines: for whom, in which kinds of answers, and with entity tags of its own."""
 
 import json
+import threading
 
 import httpx
 import pytest
 
+from ipnext.api.authorization import machine_details
 from ipnext.api.authorization.machine_details import KEPT, LARGE, MachineDetails
 from ipnext.model.access.rights import ANY, Grant, Principal, Role
 
@@ -88,6 +90,18 @@ async def test_json_and_text_are_cut_whole_in_however_many_pieces_they_come(piec
     found = json.loads(await answered(body, "application/json", pieces=pieces))
     assert found == {"items": [{"message": "…/ranker.log", "pid": None}] * many}
     assert await answered(LOG.encode(), "text/plain; charset=utf-8", pieces=pieces) == "…/ranker.log".encode()
+
+
+async def test_answers_that_are_no_short_ones_are_cut_outside_of_the_event_loop(monkeypatch):
+    """Paths are dear to find, and whoever publishes chooses texts."""
+    found, cut = [], machine_details.shorten
+    monkeypatch.setattr(machine_details, "shorten", lambda value: (found.append(threading.get_ident()), cut(value))[1])
+    for many in (1, LARGE // len(LOG)):
+        body = json.dumps({"messages": [LOG] * many, "many": many}).encode()
+        await answered(body, "application/json")
+    short, longer = found
+    assert short == threading.get_ident()
+    assert longer != threading.get_ident()
 
 
 async def test_messages_of_a_stream_are_cut_one_by_one():

@@ -1,12 +1,13 @@
 """Work in threads that clients share: none keeps that of others waiting. Large bodies are such work."""
 
 import asyncio
+import json
 import threading
 
 import pytest
 
-from ipnext.api.requests import guarded_route
-from ipnext.api.requests.json_bodies import LARGE
+from ipnext.api.requests import guarded_route, json_bodies
+from ipnext.api.requests.json_bodies import LARGE, MANY
 from ipnext.api.requests.turns import Turns
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -88,6 +89,25 @@ async def test_a_large_body_is_validated_outside_of_the_event_loop(world, thread
     assert (large.status_code, large.json()) == (201, small.json())
     assert len(threads) == 1
     assert threads[0] != threading.get_ident()
+
+
+async def test_a_short_body_of_many_values_is_checked_outside_of_the_event_loop(world, threads, monkeypatch):
+    """What it costs follows from its values: 64 KiB have ten thousands of them, or one."""
+    checked, check = [], json_bodies.check_json
+    monkeypatch.setattr(json_bodies, "check_json", lambda body: (checked.append(threading.get_ident()), check(body))[1])
+    refusals = {}
+    for count in (MANY // 4, MANY):
+        content = json.dumps({"files": [{}] * count}).encode()
+        assert len(content) < LARGE
+        refused = await commit(world, content, padding=b"")
+        refusals[count] = refused.status_code, refused.json()
+    few, many = checked
+    assert few == threading.get_ident()
+    assert many != threading.get_ident()
+    assert len(threads) == 1, "and validated there"
+    assert threads[0] != threading.get_ident()
+    assert refusals[MANY // 4] == refusals[MANY]
+    assert refusals[MANY][0] == 400
 
 
 @pytest.mark.parametrize(
