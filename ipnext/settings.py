@@ -269,6 +269,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     owner_callers: int = Field(default=2000, gt=0, lt=2**31)
     """Entries of `spec.access.callers` of all models of an owner whose object has no quota `callers`, or that has no
     object. Every region's access list has them."""
+    access_list_bytes: int = Field(default=16 * 2**20, gt=0, le=28 * 2**20)
+    """Bytes of all models in the access list that every region has, and as many of all valid keys and roles: what
+    would take more is refused. Twice the most is less than an agent takes."""
     audit_entries_per_hour: int = Field(default=3600, gt=0, lt=2**31)
     """Entries of the audit that one key or user may cause in an hour, at each API process; more are refused with 429.
     They are kept for ever."""

@@ -1,7 +1,8 @@
 """Sends every region the list by which it checks predictions: the principals that may call the models.
 
-API and workers each run a publisher, so that a revocation reaches the regions while one of them restarts. Content and
-revision are made in one unit of work, so that a later revision never has older content, whichever process sends it.
+API and workers each run a publisher, so that a revocation reaches the regions while one of them restarts. Content is
+made from a snapshot of the store, and blocks no writer. It gets its revision in a short unit of work, unless the region
+has got another list since that snapshot: so a later revision never has older content, whichever process sends it.
 
 All regions get the same content: all models, and the keys and roles that may ask those of them that need a credential.
 What an agent says of its list concerns its own region: another region's lists keep their numbers, and a region has
@@ -41,6 +42,8 @@ KEYS_AGAIN_SECONDS: Final = 5.0
 MOST_AHEAD: Final = 2**32
 """How far above the lists that were sent an agent may say that its own is: more than a restored database is ever
 behind. At one such claim each CHECK_SECONDS the numbers of a region last for more than a hundred years."""
+_ATTEMPTS: Final = 3
+"""Of one look. Each that fails has another publisher make a list meanwhile."""
 _HOUR: Final = 3600.0
 _MOST_THREADS: Final = 32
 
@@ -141,35 +144,58 @@ class AccessPublisher:
     # the lists
 
     def _refresh(self) -> None:
+        """Make the lists if anything changed. If other publishers are quicker, the next look tries again."""
+        for _ in range(_ATTEMPTS):
+            if self._is_made():
+                return
+        structlog.get_logger().info("access_list_read_again")
+
+    def _is_made(self) -> bool:
+        """Make the lists, unless those that there are have all of the store; False if a publisher was quicker."""
         mark = self._store.revision()
         if mark == self._mark:
-            return
+            return True
         with self._store.read() as unit:
-            basis = self._basis_of(unit)
-        if basis != self._basis:
-            with self._store.begin() as unit:
-                self._lists = self._build_lists(unit)
-                self._basis = self._basis_of(unit)
+            basis = _Basis(unit.access_marks(), unit.access_list_state(), unit.region_lists())
+            if basis == self._basis:
+                self._mark = mark
+                return True
+            revocations, content = unit.revocations(), self._build_content(unit)
+        try:
+            numbers = self._number(content.digest, basis.lists)
+        except StaleWrite:
+            return False
+        self._lists = {
+            region: content.model_copy(update={"revision": revision}) for region, revision in numbers.items()
+        }
+        self._revocations = revocations
+        new = {region: AccessRevision.of(access) for region, access in self._lists.items()}
+        self._basis = basis._replace(lists={**basis.lists, **new})
         self._mark = mark
+        return True
 
-    def _basis_of(self, unit: Repository) -> "_Basis":
-        return _Basis(unit.access_marks(), unit.access_list_state(), unit.region_lists())
+    def _number(self, digest: str, known: Mapping[str, AccessRevision]) -> Mapping[str, int]:
+        """Map each region to the revision of its list with this content. `known` are the lists when it was read.
 
-    def _build_lists(self, unit: Repository) -> Mapping[str, AccessList]:
-        """Return the lists of all regions with their revisions."""
-        self._revocations = unit.revocations()
+        StaleWrite if a region has another list by now. No unit of work is begun if none has a new one.
+        """
+        none = AccessRevision(revision=0)
+        former = {region: known.get(region, none) for region in self._infrastructure.regions()}
+        if all(one.digest == digest for one in former.values()):
+            return {region: one.revision for region, one in former.items()}
+        with self._store.begin() as unit:
+            return {region: unit.note_access_content(region, digest, known=one) for region, one in former.items()}
+
+    def _build_content(self, unit: Repository) -> AccessList:
+        """Return the content of all regions' lists, which has no revision yet."""
         self._read_models(unit)
         state, everyone = unit.access_list_state(), ListedCallers(unit.caller_keys(), unit.caller_roles())
         accesses = tuple(self._models[name][1] for name in sorted(self._models))
         owners = asking_owners(accesses)
         callers = everyone if owners and permits_more(state.policies) else everyone.of(owners)
-        content = _add_digest(
+        return _add_digest(
             AccessList(revision=0, models=accesses, tokens=_tokens(state), policies=state.policies, **callers._asdict())
         )
-        return {
-            region: content.model_copy(update={"revision": unit.note_access_content(region, content.digest)})
-            for region in self._infrastructure.regions()
-        }
 
     def _read_models(self, unit: Repository) -> None:
         """Read the models. Manifests of an unchanged version are not read again."""

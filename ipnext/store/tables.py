@@ -96,6 +96,7 @@ class ModelRow(Row, table=True):
         Index("ix_models_owner", "owner", "name"),
         Index("ix_models_ready", "retired", "ready", "name"),
         Index("ix_models_documents", "owner", "document_bytes"),
+        Index("ix_models_access_bytes", "access_bytes"),
     )
 
     name: str = _text(primary_key=True)
@@ -113,6 +114,8 @@ class ModelRow(Row, table=True):
     updated_at: datetime = _time()
     document_bytes: int = _number(default=0)
     """Bytes of its manifest, and of the manifests and reports of its published snapshots."""
+    access_bytes: int = _number(default=0)
+    """Bytes of its entry in the access lists."""
     refused_generation: int | None = _number(default=None)
     """The revision of the manifest that a validation refused, if none was accepted since."""
     validated: str | None = _text(default=None)

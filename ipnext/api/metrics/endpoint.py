@@ -66,6 +66,7 @@ def _families(rooms: PlatformAdapters, states: States, visible: frozenset[str] |
             *plan_metrics(unit, fleet and redact_fleet(fleet, visible), whole=visible is None),
             *replan_metrics(unit),
             *_region_metrics(region_views(fleet, unit.units_running(), filter_states(states, unit, visible))),
+            *_access_metrics(unit, rooms.settings.access_list_bytes, whole=visible is None),
             gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)]),
         ]
 
@@ -110,6 +111,20 @@ def _model_metrics(unit: Repository, states: States, *, most: int) -> Iterator[M
         ["model", "kind", "state"],
         unit.run_durations(among=ENDED).items(),
     )
+
+
+def _access_metrics(unit: Repository, limit: int, *, whole: bool) -> Iterator[Metric]:
+    """Yield the size of the access lists, for principals that see all models."""
+    if not whole:
+        return
+    found = unit.access_bytes()
+    yield gauge(
+        "access_list_bytes",
+        "Bytes of the access list of every region, by part: models, or valid keys and roles.",
+        ["part"],
+        [(["models"], found.models), (["callers"], found.callers)],
+    )
+    yield gauge("access_list_limit_bytes", "Limit of each part; beyond it applies are refused.", [], [([], limit)])
 
 
 def _outbox_metrics(outbox: Outbox) -> Iterator[Metric]:

@@ -23,7 +23,8 @@ from ipnext.model.wire import decode
 from ipnext.network.allowed_hosts import AllowedHosts, joined_headers
 
 MAX_BODY_BYTES = 64 * 2**20
-"""Larger than an access list of 100,000 models and as many keys, and than a route table of 1,000 generations."""
+"""Larger than the largest access list (twice the most of `access_list_bytes`, and the operator's policies), and than a
+route table of 1,000 generations."""
 
 LONGEST_POLL_SECONDS = 600.0
 """Longest wait for a change."""

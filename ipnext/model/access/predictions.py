@@ -73,6 +73,18 @@ class ModelAccess(Value):
     access: AccessSpec
 
 
+def listed_access(model: str, owner: str, access: AccessSpec, *, retired: bool) -> ModelAccess:
+    """Return a model's entry in the lists. A retired one is open as it was, or for its owner alone."""
+    return ModelAccess(
+        model=model, owner=owner, access=AccessSpec(predictions=access.predictions) if retired else access
+    )
+
+
+def listed_bytes(entry: Value) -> int:
+    """Return the bytes of an entry in a list, with the comma behind it."""
+    return len(entry.model_dump_json().encode()) + 1
+
+
 class CallerKey(Value):
     """An API key in the list: `digest` is the SHA-256 of its secret."""
 

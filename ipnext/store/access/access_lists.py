@@ -5,9 +5,18 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlmodel import col, func, select
+from sqlmodel import col, func, or_, select
 
-from ipnext.model.access.predictions import AccessRevision, AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.errors import StaleWrite
+from ipnext.model.access.predictions import (
+    AccessRevision,
+    AccessSpec,
+    CallerKey,
+    CallerRole,
+    ModelAccess,
+    TokenIssuer,
+    listed_access,
+)
 from ipnext.model.wire import decode, decode_plain
 from ipnext.store.tables import (
     AccessListRow,
@@ -19,6 +28,21 @@ from ipnext.store.tables import (
 from ipnext.store.unit_of_work import UnitOfWork, batches, plain
 
 THE_LIST: Final = 1
+BYTES_OF_A_KEY: Final = 220
+"""Of its entry beside its name and grants: id, digest, end, and the names of its fields."""
+BYTES_OF_A_ROLE: Final = 80
+"""Of its entry beside its texts."""
+MOST_BYTES_OF_A_CHARACTER: Final = 4
+"""In JSON; names of people and groups have any printable characters."""
+
+
+class AccessBytes(NamedTuple):
+    """Size of an access list's entries."""
+
+    models: int
+    """All models, retired ones included."""
+    callers: int
+    """All valid keys, and all roles."""
 
 
 class AccessListState(NamedTuple):
@@ -106,20 +130,55 @@ class AccessLists(UnitOfWork):
         """
         query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest, ModelRow.retired)
         return [
-            ModelAccess(
-                model=name, owner=owner, access=_access_of(plain(text)["spec"].get("access") or {}, retired=retired)
+            listed_access(
+                name, owner, decode_plain(AccessSpec, plain(text)["spec"].get("access") or {}), retired=retired
             )
             for some in batches(names)
             for name, owner, text, retired in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
         ]
 
-    def note_access_content(self, region: str, digest: str) -> int:
-        """Return the revision of a region's list with this content: a later one if its content is new."""
+    def access_bytes(self) -> AccessBytes:
+        """Return the bytes of the entries of all models, and of all valid keys and roles, in an access list.
+
+        Those of keys and roles are an upper bound, and of all, also of those that no list needs now.
+        """
+        models = self._session.exec(select(func.coalesce(func.sum(ModelRow.access_bytes), 0))).one()
+        return AccessBytes(int(models), self._key_bytes() + self._role_bytes())
+
+    def model_access_bytes(self, name: str) -> int:
+        """Return the bytes of a model's entry; 0 if there is no such model."""
+        return self._session.exec(select(ModelRow.access_bytes).where(ModelRow.name == name)).first() or 0
+
+    def _key_bytes(self) -> int:
+        row, ends = KeyRow, col(KeyRow.expires_at)
+        size = func.sum(func.length(row.name) + func.length(row.grants) + BYTES_OF_A_KEY)
+        valid = (col(row.kind) == "key", col(row.revoked_at).is_(None), or_(ends.is_(None), ends > self._now()))
+        return int(self._session.exec(select(func.coalesce(size, 0)).where(*valid)).one())
+
+    def _role_bytes(self) -> int:
+        row = RoleBindingRow
+        texts = func.length(row.role) + func.length(row.owner) + func.length(row.region)
+        size = func.sum(MOST_BYTES_OF_A_CHARACTER * func.length(row.subject) + texts + BYTES_OF_A_ROLE)
+        return int(self._session.exec(select(func.coalesce(size, 0))).one())
+
+    def note_access_content(self, region: str, digest: str, *, known: AccessRevision) -> int:
+        """Return the revision of a region's list with this content: a later one if its content is new.
+
+        `known` is the list that the region had in the snapshot of the store which the content was read from. StaleWrite
+        if it has another one by now: that may have later content.
+        """
         self._writing(None)
         row = self._region_row(region)
-        if row.digest != digest:
-            row.digest, row.revision = digest, row.revision + 1
-            self._add(row)
+        if row.digest == digest:
+            return row.revision
+        if AccessRevision(revision=row.revision, digest=row.digest) != known:
+            msg = (
+                f"the access list of region {region!r} is {row.revision} by now, and was {known.revision} when the new "
+                "one was read; read it again"
+            )
+            raise StaleWrite(msg)
+        row.digest, row.revision = digest, row.revision + 1
+        self._add(row)
         return row.revision
 
     def raise_access_revision(self, region: str, *, above: int) -> None:
@@ -180,8 +239,3 @@ class AccessLists(UnitOfWork):
 
     def _region_row(self, region: str) -> RegionAccessRow:
         return self._get(RegionAccessRow, region) or RegionAccessRow(region=region, revision=0, digest="")
-
-
-def _access_of(document: Mapping[str, Any], *, retired: bool) -> AccessSpec:
-    found = decode_plain(AccessSpec, document)
-    return AccessSpec(predictions=found.predictions) if retired else found

@@ -10,6 +10,7 @@ from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
 
 from ipnext.errors import NotFound, StaleWrite
+from ipnext.model.access.predictions import listed_access, listed_bytes
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest.manifest import DemandItem, ModelManifest, ModelSpec
 from ipnext.model.throughput import TOKENS
@@ -93,6 +94,7 @@ class Models(UnitOfWork):
             text, before = document(manifest), bytes_of(row.manifest)
             row.document_bytes = max(0, row.document_bytes - before) + bytes_of(text)
             row.manifest, row.owner = text, manifest.metadata.owner
+            row.access_bytes = _access_bytes(manifest, retired=False)
             if changed:
                 row.validated, row.accepted = _keeping(row.validated, former), _keeping(row.accepted, former)
                 row.generation += 1
@@ -108,6 +110,7 @@ class Models(UnitOfWork):
             name=manifest.name,
             manifest=text,
             document_bytes=bytes_of(text),
+            access_bytes=_access_bytes(manifest, retired=False),
             owner=manifest.metadata.owner,
             generation=1,
             observed_generation=0,
@@ -245,9 +248,11 @@ class Models(UnitOfWork):
         if not said:
             return record
         said["updated_at"] = self._now()
+        more: dict[str, Any] = {}
         if "retired" in said:
             said["version"] = record.version + 1
-        self._write(_ONE_IS, of_name=name, **said)
+            more["access_bytes"] = _access_bytes(record.manifest, retired=said["retired"])
+        self._write(_ONE_IS, of_name=name, **said, **more)
         return record.model_copy(update=said)
 
     def accept_revision(self, name: str, revision: int, spec: ModelSpec) -> None:
@@ -328,6 +333,11 @@ class Models(UnitOfWork):
         count = self._session.exec(select(func.count()).select_from(ModelRow)).one()
         msg = f"model {name!r} is not known; {format_known(list(names), count)}"
         return NotFound(msg)
+
+
+def _access_bytes(manifest: ModelManifest, *, retired: bool) -> int:
+    owner, access = manifest.metadata.owner, manifest.spec.access
+    return listed_bytes(listed_access(manifest.name, owner, access, retired=retired))
 
 
 def _check_version(subject: str, current: int, expected: int | None) -> None:

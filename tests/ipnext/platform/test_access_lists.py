@@ -11,14 +11,17 @@ from structlog.testing import capture_logs
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
+from ipnext.infra.agent.http_api import MAX_BODY_BYTES
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.login.identity_provider import ProviderClient
-from ipnext.model.access.predictions import LIST_REVISIONS, AccessRevision, TokenIssuer
+from ipnext.model.access.predictions import LIST_REVISIONS, AccessRevision, TokenIssuer, listed_bytes
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.access.roles import RoleBinding
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher
 from ipnext.platform.access_settings import note_settings, read_access_settings
+from ipnext.settings import PlatformSettings
+from ipnext.store.repository import Repository
 from tests.identity_provider import AUDIENCE, rsa_key
 
 
@@ -196,6 +199,94 @@ def test_of_two_publishers_none_undoes_what_the_other_sent(rooms, make):
     for publisher in (first, second, make(), first):
         look(publisher)
         assert rooms.infrastructure.access("eu").revision == 2
+
+
+@pytest.fixture
+def while_read(monkeypatch):
+    """Calls something once, while a publisher reads the content of the lists."""
+
+    def call(work):
+        read = Repository.caller_keys
+
+        def reading(unit):
+            monkeypatch.setattr(Repository, "caller_keys", read)
+            work()
+            return read(unit)
+
+        monkeypatch.setattr(Repository, "caller_keys", reading)
+
+    return call
+
+
+def test_others_write_while_a_list_is_made_and_the_next_one_has_it(rooms, make, while_read):
+    """A list of a large fleet takes seconds."""
+    publisher, made = make(), []
+    while_read(lambda: made.append(rooms.add_key("app", Role.CALLER)))
+    look(publisher)
+    assert [one.revision for one in lists(rooms)] == [1, 1]
+    look(publisher)
+    for access in lists(rooms):
+        assert parse_key(made[0]).id in ids(access)
+
+
+def test_content_that_was_read_before_another_publisher_wrote_gets_no_number(rooms, make, while_read):
+    text = rooms.add_key("app", Role.CALLER)
+    slow, quick = make(), make()
+
+    def revoke():
+        with rooms.store.begin() as unit:
+            unit.revoke_key(parse_key(text).id)
+        look(quick)
+
+    while_read(revoke)
+    look(slow)
+    for access in lists(rooms):
+        assert access.revision == 1
+        assert parse_key(text).id not in ids(access)
+    assert slow._lists["eu"].digest == rooms.infrastructure.access("eu").digest
+
+
+def test_publishers_of_the_same_content_write_it_once(rooms, make, while_read):
+    first, second = make(), make()
+    while_read(lambda: look(second))
+    look(first)
+    assert [one.revision for one in lists(rooms)] == [1, 1]
+    mark = rooms.store.revision()
+    look(make())
+    assert rooms.store.revision() == mark
+
+
+def test_the_store_knows_how_large_a_list_is(rooms, make):
+    rooms.seed("ranker")
+    limits = {"perKey": {"requestsPerSecond": 5}}
+    put(rooms, "closed", predictions="authenticated", callers=["ads", "maps"], limits=limits)
+    put(rooms, "retired", predictions="authenticated", callers=["ads"])
+    rooms.add_key("app", Role.CALLER, owner="maps")
+    rooms.add_key("short", Role.CALLER, expires_at=datetime(2100, 1, 1, tzinfo=UTC))
+    revoked = rooms.add_key("revoked", Role.CALLER)
+    with rooms.store.begin() as unit:
+        unit.update_model("retired", retired=True)
+        unit.revoke_key(parse_key(revoked).id)
+        for name in ('user:é"', "group:" + "x" * 50):
+            grant = Grant(role=Role.CALLER, owner="search")
+            unit.bind_role(
+                RoleBinding(id=draw_key().id, subject=name, grant=grant, created_at=datetime.now(UTC), created_by="t")
+            )
+    look(make())
+    with rooms.store.read() as unit:
+        found = unit.access_bytes()
+        assert unit.model_access_bytes("none") == 0
+    access = rooms.infrastructure.access("eu")
+    assert len(access.keys) == 3, "all keys are in this list"
+    assert found.models == sum(map(listed_bytes, access.models))
+    callers = [*access.keys, *access.roles]
+    assert 0 <= found.callers - sum(map(listed_bytes, callers)) < 100 * len(callers)
+
+
+def test_the_largest_lists_are_some_that_agents_take(rooms, make):
+    """With the policies and the provider's public keys, for which there are 8 MiB."""
+    [most] = [limit.le for limit in PlatformSettings.model_fields["access_list_bytes"].metadata if hasattr(limit, "le")]
+    assert 2 * most + 8 * 2**20 <= MAX_BODY_BYTES
 
 
 def test_a_list_that_is_slow_on_its_way_is_not_put_behind_a_later_one(rooms, make):

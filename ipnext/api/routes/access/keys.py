@@ -25,6 +25,7 @@ from ipnext.model.access.rights import (
 )
 from ipnext.model.access.roles import RoleRequest
 from ipnext.model.api.resources import ListPage
+from ipnext.store.operations.access_quota import admit_callers
 
 OneKey = Annotated[KeyId, Path(description="Id of the key: the text before the dot, without `ipnext_`.")]
 
@@ -51,7 +52,9 @@ def create_key(request: KeyRequest, rooms: Rooms, asker: Asker, response: Respon
         expires_at=None if lasts is None else now + timedelta(seconds=lasts),
     )
     with rooms.store.begin() as unit:
+        listed = unit.access_bytes().callers
         unit.add_key(key)
+        admit_callers(unit, listed, field="name", limit=rooms.settings.access_list_bytes)
         unit.note_audit(object=("Key", key.id), after=audited_key(key))
     response.headers.update(NO_STORE)
     return CreatedKey(**key_view(key).model_dump(), key=drawn.text)

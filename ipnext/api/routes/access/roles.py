@@ -14,6 +14,7 @@ from ipnext.errors import NotFound
 from ipnext.model.access.rights import Grant, KeyId
 from ipnext.model.access.roles import LoginView, RoleBinding, RoleRequest, RoleView, role_view
 from ipnext.model.api.resources import ListPage
+from ipnext.store.operations.access_quota import admit_callers
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 
@@ -30,7 +31,9 @@ def grant_role(request: RoleRequest, rooms: Rooms, asker: Asker) -> RoleView:
         created_by=asker.text,
     )
     with rooms.store.begin() as unit:
+        listed = unit.access_bytes().callers
         bound = unit.bind_role(binding)
+        admit_callers(unit, listed, field="subject", limit=rooms.settings.access_list_bytes)
         unit.note_audit(object=("Role", bound.id), after=role_view(bound))
     rooms.access.forget()
     return role_view(bound)

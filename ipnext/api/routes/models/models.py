@@ -35,6 +35,7 @@ from ipnext.model.manifest.profiled import check_measured
 from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import digest_of
 from ipnext.settings import PlatformSettings
+from ipnext.store.operations.access_quota import admit_entry
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.unit_of_work import bytes_of, document
@@ -122,6 +123,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
             models=rooms.settings.owner_models,
             callers=rooms.settings.owner_callers,
         )
+        admit_entry(unit, manifest, limit=rooms.settings.access_list_bytes)
         allowance = allowance_of(unit, manifest.metadata.owner, default=rooms.settings.artifact_bytes)
         admit_documents(unit, allowance, _more_bytes(unit, before, manifest), field="spec")
         if dry_run:

@@ -30,6 +30,7 @@ from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.owner_claims import Claims
 from ipnext.model.value import Name
 from ipnext.store.access.owners import member_grant
+from ipnext.store.operations.access_quota import admit_callers
 from ipnext.store.operations.quota_claims import admitted_claims
 from ipnext.store.paging import Page
 from ipnext.store.records import OwnerRecord, OwnerUse
@@ -89,7 +90,9 @@ def apply_owner(
         former = _views(rooms, unit, (before,))[0].manifest if before else None
         record = unit.put_owner(manifest, expected_version=expected_version)
         if manifest.spec.members is not None:
+            listed = unit.access_bytes().callers
             _set_members(unit, owner, manifest.spec.members, by=asker.text)
+            admit_callers(unit, listed, field="spec.members", limit=rooms.settings.access_list_bytes)
         view = _views(rooms, unit, (record,))[0]
         unit.note_audit(object=("Owner", owner), owner=owner, before=former, after=view.manifest)
     rooms.access.forget()

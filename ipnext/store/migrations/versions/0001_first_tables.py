@@ -204,12 +204,14 @@ def upgrade() -> None:
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
         sa.Column("updated_at", columns.UtcDateTime(), nullable=False),
         sa.Column("document_bytes", columns.WholeNumber(), nullable=False),
+        sa.Column("access_bytes", columns.WholeNumber(), nullable=False),
         sa.Column("refused_generation", columns.WholeNumber(), nullable=True),
         sa.Column("validated", columns.SafeText(), nullable=True),
         sa.Column("accepted", columns.SafeText(), nullable=True),
         sa.Column("former", columns.SafeText(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
     )
+    op.create_index("ix_models_access_bytes", "models", ["access_bytes"], unique=False)
     op.create_index("ix_models_documents", "models", ["owner", "document_bytes"], unique=False)
     op.create_index("ix_models_owner", "models", ["owner", "name"], unique=False)
     op.create_index("ix_models_ready", "models", ["retired", "ready", "name"], unique=False)
