@@ -7,10 +7,7 @@ import argparse
 import sys
 
 from .running import all_of
-from .world import history
-
-SHOWN = 50
-"""Violations that are told one by one."""
+from .world import Outcome, history
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,13 +26,17 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1 if found.violated else 0
     first, last = (int(number) for number in given.seeds.split(":"))
-    total, broken = all_of(range(first, last), given.processes, parts=given.parts)
+    total, broken = all_of(range(first, last), given.processes, parts=given.parts, on_broken=_report)
     for name in sorted(total):
         sys.stdout.write(f"{total[name]:>12,}  {name}\n")
-    for outcome in broken[:SHOWN]:
-        sys.stdout.write(f"seed {outcome.seed}: {outcome.violated}: {outcome.told}\n")
     sys.stdout.write(f"{len(broken)} violations; again: python -m tests.workflows.simulation --seed N --trace\n")
     return 1 if broken else 0
+
+
+def _report(outcome: Outcome) -> None:
+    """A campaign of an hour may be ended before its counts."""
+    sys.stdout.write(f"seed {outcome.seed}: {outcome.violated}: {outcome.told}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Many histories, in one process or several, and their counts."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing import get_context
 
@@ -24,20 +24,30 @@ def ran(seeds: range, *, parts: bool = False) -> tuple[Counter[str], list[Outcom
     return total, broken
 
 
-def all_of(seeds: range, processes: int, *, parts: bool = False) -> tuple[Counter[str], list[Outcome]]:
-    """The same of many, in several processes."""
+def _ignore(_outcome: Outcome) -> None:
+    """Wait for the end."""
+
+
+def all_of(
+    seeds: range, processes: int, *, parts: bool = False, on_broken: Callable[[Outcome], None] = _ignore
+) -> tuple[Counter[str], list[Outcome]]:
+    """The same of many, in several processes. `on_broken` gets each broken history soon after it ended."""
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
     run = partial(ran, parts=parts)
     if processes == 1:
-        return _joined(map(run, chunks))
+        return _joined(map(run, chunks), on_broken)
     with get_context("spawn").Pool(processes) as pool:
-        return _joined(pool.imap_unordered(run, chunks))
+        return _joined(pool.imap_unordered(run, chunks), on_broken)
 
 
-def _joined(parts: Iterable[tuple[Counter[str], list[Outcome]]]) -> tuple[Counter[str], list[Outcome]]:
+def _joined(
+    parts: Iterable[tuple[Counter[str], list[Outcome]]], on_broken: Callable[[Outcome], None]
+) -> tuple[Counter[str], list[Outcome]]:
     total: Counter[str] = Counter()
     broken: list[Outcome] = []
     for counted, found in parts:
         total.update(counted)
         broken += found
+        for outcome in found:
+            on_broken(outcome)
     return total, sorted(broken, key=lambda outcome: outcome.seed)
