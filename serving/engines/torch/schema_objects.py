@@ -26,12 +26,14 @@ def build_object(kind: Any, value: Any) -> Any:
         return [build_object(arguments[0], item) for item in value]
     if origin is dict:
         return {key: build_object(arguments[1], item) for key, item in value.items()}
+    found: Any = kind  # mypy takes no class for hashable
     if isinstance(kind, type) and issubclass(kind, _Union):
         ((name, item),) = value.items()
-        return kind.create(**{name: build_object(_fields(kind)[name], item)})  # type: ignore[no-untyped-call]
+        return found.create(**{name: build_object(_fields(found)[name], item)})
     if is_dataclass(kind):
-        found: Any = kind
-        return found(**{name: build_object(hint, value[name]) for name, hint in _fields(kind).items() if name in value})
+        return found(
+            **{name: build_object(hint, value[name]) for name, hint in _fields(found).items() if name in value}
+        )
     return float(value) if kind is float else value
 
 
