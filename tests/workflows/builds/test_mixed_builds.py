@@ -16,11 +16,12 @@ import pytest
 
 from ipnext.client import Client
 from ipnext.model.lifecycle.messages import ChangeState
-from tests.e2e.conftest import MANIFEST, snapshots
+from tests.e2e.conftest import MANIFEST
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command
 from tests.genai.regions import ENDLESS, Stream
 from tests.genai.talking import Talk
+from tests.marked_parts import export_pair
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 from tests.workflows.builds.mixed_clients import Listener, Load, Publisher, again, tells_the_field
@@ -77,7 +78,7 @@ def chat(hold_seconds: int) -> str:
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
     """Snapshots of both parts of `pair` with three marks."""
-    return tuple(snapshots(tmp_path_factory.mktemp(f"mark-{mark}"), float(mark)) for mark in (1, 2, 3))
+    return tuple(export_pair(tmp_path_factory.mktemp(f"mark-{mark}"), float(mark)) for mark in (1, 2, 3))
 
 
 @pytest.fixture(scope="module")
