@@ -75,7 +75,8 @@ class Gateways:
             at_once = region in regaining and self._are_known(region, shares[region])
             found = shares[region] if at_once else self._shares_now(region)
             self._put(region, found, merge_served(served[region], self._served_now(region)))
-        moving = [r for r in states if r not in waiting and all(s.to in states or self._knows(s) for s in shares[r])]
+        moving = [r for r in states if r not in waiting and all(self._knows(s) for s in shares[r] if s.fraction > 0)]
+        staying = [r for r in states if r not in moving and shares[r] != self._shares_now(r)]
         for region, found in self._one_by_one({region: shares[region] for region in moving}, held):
             self._put(region, found, merge_served(served[region], self._served_now(region)))
         needed = self.still_sent(shares) | {
@@ -95,7 +96,7 @@ class Gateways:
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
             raise RegionUnreachable(msg)
-        if waits := set(waiting) - self._facts.lost:
+        if waits := {*waiting, *staying} - self._facts.lost:
             msg = f"users of {min(waits)!r} stay where they are, for what shall answer them is not ready yet"
             raise Unavailable(msg)
 

@@ -119,6 +119,7 @@ MENDED_FORCE = {
     "a region comes back during a step, and gets a smaller set that the store does not have": 22028,
     "a run is reverted before its first step, and the reconciler restores what the revert releases": 18492,
     "users whom a revert left elsewhere are planned where they were, and are too many there": 22307,
+    "replicas that a revert could not remove are ready, and users are sent back to them past their router": 23247,
     "a step is retried, and its gateways follow the table of before again, which answers nobody": 33586,
     "a gateway got the first table of a first publish, and the run ended before it stored that": 28566,
     "the same, and another publish waits": 18652,

@@ -89,6 +89,7 @@ def way_back_without_capacity(patch):
         return state if phase == "released" else waves.ModelWaveState(there.counts, state.shares, state.apart)
 
     patch.setattr(waves, "state_back", poor)
+    patch.setattr(moving._Putting, "knows", lambda *_: True)  # else users stay where they are answered
 
 
 def dead_region_counts(patch):
@@ -179,6 +180,7 @@ def replicas_are_forgotten(patch):
 def waves_undone_in_the_wrong_order(patch):
     """The way back wave by wave begins with the first one."""
     patch.setattr(walking, "undone", lambda way, index: range(index + 1) if way.back == "by_waves" else (index,))
+    patch.setattr(moving._Putting, "knows", lambda *_: True)  # else users stay where they are answered
 
 
 def stop_is_not_heard(patch):
@@ -479,6 +481,8 @@ def test_users_who_come_to_a_new_generation_too_fast_after_a_loss_are_seen(monke
         (releasing, "is_needed", lambda stored, needed, _then: releasing.answers(stored, needed), 9450, "I1 way back"),
         (undoing, "_is_whole", lambda *_: True, 668, "I2 undemanded"),
         (swapping, "_leaves", lambda *_: False, 2979, "I1 way back"),
+        (moving._Putting, "regains", lambda *_: False, 33586, "I5 dropped"),
+        (moving._Putting, "knows", lambda *_: True, 23247, "I1 way back"),
     ],
 )
 def test_a_rule_that_few_histories_need_is_caught(module, rule, broken, seed, invariant, monkeypatch):

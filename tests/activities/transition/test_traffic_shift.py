@@ -174,6 +174,17 @@ def test_a_router_forgets_a_generation_only_once_no_gateway_sends_it_there(follo
     assert {found.generation for found in regions.tables["eu"].served} == {1, 2}
 
 
+def test_no_gateway_sends_a_generation_that_its_target_does_not_hold_for_routers(follow, monkeypatch):
+    """A revert could not remove replicas of 2 in `eu`. They are ready, but no router learns of them any more."""
+    monkeypatch.setattr(routing, "served_generations", lambda _, region, *__: served(1) if region == "us" else ())
+    regions = Regions()
+
+    with pytest.raises(Unavailable, match="users of 'us' stay where they are"):
+        follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 1),)})
+
+    assert all(table.shares != (share("eu", 2),) for table in regions.tables.values())
+
+
 def test_users_whom_nothing_ready_would_answer_stay_where_they_are(follow):
     regions = Regions()
 

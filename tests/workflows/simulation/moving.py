@@ -483,7 +483,8 @@ def follow(
             shares[region] if region in regaining and put.are_known(region, shares[region]) else put.now(region).shares
         )
         yield from put.table(region, now, served[region] | put.now(region).served)
-    moves = {region: shares[region] for region in reached if region not in waits and put.knows(shares[region], reached)}
+    moves = {region: shares[region] for region in reached if region not in waits and put.knows(shares[region])}
+    staying = {region for region in reached if region not in moves and shares[region] != put.now(region).shares}
     following = _one_by_one(record, moves, held, lost)
     stays = any(shares[region] != put.now(region).shares for region in shares.keys() - moves.keys() - lost)
     if following.beyond > 0 or stays:
@@ -507,8 +508,8 @@ def follow(
     if silent:
         msg = f"region {silent[0]!r} can't be reached"
         raise Unavailable(msg)
-    if waits - lost:
-        msg = f"users of {min(waits - lost)!r} stay where they are"
+    if waits := (waits | staying) - lost:
+        msg = f"users of {min(waits)!r} stay where they are"
         raise Unavailable(msg)
     if not keeping:
         world.invariants.settled(model)
@@ -572,9 +573,9 @@ class _Putting:
         """The table as stored."""
         return self.record.tables.get(region) or Table(region, 0, (), frozenset())
 
-    def knows(self, shares: tuple[RouteShare, ...], reached: Sequence[str]) -> bool:
-        """Whether every router that users are sent to is told of their generation, or has been before."""
-        return all(share.to in reached or share.generation in self.now(share.to).served for share in shares)
+    def knows(self, shares: tuple[RouteShare, ...]) -> bool:
+        """Whether every router that users are sent to knows their generation."""
+        return all(share.generation in self.now(share.to).served for share in shares if share.fraction > 0)
 
     def regains(self, region: str, shares: tuple[RouteShare, ...]) -> bool:
         """Whether a gateway is ahead of a stored table that answers fewer of its users than `shares` do."""
