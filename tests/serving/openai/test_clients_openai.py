@@ -215,8 +215,8 @@ async def test_no_answer_of_another_snapshots_engine_is_passed_on(edge, any_engi
     edge.serve(url, answers_as={url: "llm@0000000000000000"})
     async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         with pytest.raises(openai.InternalServerError, match="does not answer as llm@0000000000000000"):
-            await client.chat.completions.create(model="llm", messages=MESSAGES, stream=stream)
+            await client.chat.completions.create(model="llm", messages=MESSAGES, max_tokens=8, stream=stream)
         if real == "vllm":  # the mock has no such path
             with pytest.raises(openai.InternalServerError, match="does not answer as"):
-                await client.responses.create(model="llm", input="say something", stream=stream)
+                await client.responses.create(model="llm", input="say something", max_output_tokens=8, stream=stream)
     assert edge.router.engines.foreign.count("llm", 1) == (2 if real == "vllm" else 1)
