@@ -92,25 +92,34 @@ def table(model, region, *shares, revision=1, generations=(1,)):
     return RouteTable(model=model, region=region, revision=revision, shares=found, served=served)
 
 
-class Fleet:
+@pytest.fixture(scope="module")
+def fleet_database(kit, migrated, tmp_path_factory):
     """Models that serve generation 1 in two regions; half of each model's users in the east are sent to Europe."""
+    house = kit.House(tmp_path_factory.mktemp("fleet"), migrated)
+    house.apply_fleet()
+    source = house.source(kit.SPARSE, kit.weights(1))
+    for model in MODELS:
+        house.apply(model, parts=[PART], graph=None, demand=[{"region": EAST, "qps": 10}])
+        with house.store.begin() as unit:
+            change = unit.publish(model, {"p": source}, change_id=f"{model}-1")
+            unit.update_change(change.id, state=ChangeState.DONE)
+            unit.set_generation_state(model, 1, GenerationState.SERVING)
+            unit.update_model(model, serving_generation=1)
+            held = AssignedSnapshot(snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,))
+            for region in (EAST, EUROPE):
+                own = {"engine": "torch", "units": 1, "qps": 100, "holds": (held,)}
+                unit.put_deployment(Deployment(key=key(model, region), replicas=2, **own))
+            unit.put_route(table(model, EAST, (EAST, 1, 0.5), (EUROPE, 1, 0.5)))
+            unit.put_route(table(model, EUROPE, (EUROPE, 1, 1.0)))
+    house.close()
+    return house.root / "ipnext.db"
 
-    def __init__(self, house, kit) -> None:
+
+class Fleet:
+    """The activities over a copy of the database."""
+
+    def __init__(self, house) -> None:
         self.store, self.infrastructure = house.store, Refusing()
-        source = house.source(kit.SPARSE, kit.weights(1))
-        for model in MODELS:
-            house.apply(model, parts=[PART], graph=None, demand=[{"region": EAST, "qps": 10}])
-            with self.store.begin() as unit:
-                change = unit.publish(model, {"p": source}, change_id=f"{model}-1")
-                unit.update_change(change.id, state=ChangeState.DONE)
-                unit.set_generation_state(model, 1, GenerationState.SERVING)
-                unit.update_model(model, serving_generation=1)
-                held = AssignedSnapshot(snapshot=1, digest="d" * 64, uri="file:///d", generations=(1,))
-                for region in (EAST, EUROPE):
-                    own = {"engine": "torch", "units": 1, "qps": 100, "holds": (held,)}
-                    unit.put_deployment(Deployment(key=key(model, region), replicas=2, **own))
-                unit.put_route(table(model, EAST, (EAST, 1, 0.5), (EUROPE, 1, 0.5)))
-                unit.put_route(table(model, EUROPE, (EUROPE, 1, 1.0)))
 
     def lose(self, state=DrainState.DRAINING):
         with self.store.begin() as unit:
@@ -139,9 +148,11 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(house, kit, monkeypatch):
+def fleet(kit, fleet_database, tmp_path, monkeypatch):
     monkeypatch.setattr(failover, "FIRST_BATCH", 2)
-    return Fleet(house, kit)
+    house = kit.House(tmp_path, fleet_database)
+    yield Fleet(house)
+    house.close()
 
 
 def fail_for(monkeypatch, where, name, error, *, of=lambda found: found):
