@@ -5,12 +5,15 @@ One database to copy. vLLM if it is installed.
 
 import functools
 import gc
+import importlib.metadata
 import os
 import shutil
 import ssl
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +24,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import URL
 from xdist.scheduler import LoadFileScheduling
 
+from ipnext import plugins
 from ipnext.errors import LoadFailed
 from ipnext.store.database import dialects
 from ipnext.store.store import Store
@@ -125,6 +129,19 @@ def _authorities_read_once() -> Iterator[None]:
     """Each client of httpx that is made reads the certificates of all authorities, though no test speaks TLS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _entry_points_read_once() -> Iterator[None]:
+    """Each application and each command looks for plug-ins in all distributions that are installed.
+
+    A test that adds one adds a directory to `sys.path`.
+    """
+    look = functools.cache(lambda group, _path: entry_points(group=group))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (importlib.metadata, plugins):
+            patch.setattr(module, "entry_points", lambda *, group: look(group, tuple(sys.path)))
         yield
 
 
