@@ -157,20 +157,21 @@ def shifted(batch, seed=0):
     return {"ids": torch.cat([ids_of((3, 3))(batch, seed), ids_of()(batch, seed), ids_of((3,))(batch, seed)], 1)}
 
 
+IDS, IDS_32, WITH_DENSE = alone(ids_of()), alone(ids_of(dtype=torch.int32)), with_dense(ids_of())
 SMALL = ids_of([3] * len(ROWS))
 MODELS = {
-    "a stack with another vector": (Dlrm, with_dense(ids_of()), 1),
+    "a stack with another vector": (Dlrm, WITH_DENSE, 1),
     "32-bit ids": (Dlrm, with_dense(ids_of(dtype=torch.int32)), 1),
-    "a cat in another order": (Flat, with_dense(ids_of()), 1),
-    "rows and nothing else": (All, alone(ids_of()), 1),
+    "a cat in another order": (Flat, WITH_DENSE, 1),
+    "rows and nothing else": (All, IDS, 1),
     "some of the columns": (Some, shifted, 1),
     "a table and a column used twice": (Twice, alone(SMALL), 1),
-    "rows that go their own way": (Apart, alone(ids_of()), 1),
+    "rows that go their own way": (Apart, IDS, 1),
     "an input for each table": (Separate, separate, 1),
-    "indices that hang on rows": (Deep, alone(ids_of()), 2),
-    "rows of half a line, apart": (lambda: Apart(width=8), alone(ids_of()), 0),
+    "indices that hang on rows": (Deep, IDS, 2),
+    "rows of half a line, apart": (lambda: Apart(width=8), IDS, 0),
     "rows of no whole lines, together": (lambda: Dlrm(UNEVEN, width=5), with_dense(ids_of(UNEVEN)), 1),
-    "half precision": (lambda: All(width=32, dtype=torch.float16), alone(ids_of()), 1),
+    "half precision": (lambda: All(width=32, dtype=torch.float16), IDS, 1),
     "in two places by turns": (lambda: All(TURNS, width=8), alone(ids_of(TURNS)), 2),
     "several ids, pooled": (Pooled, alone(ids_of(more=(4,))), 1),
     "too few tables": (lambda: Dlrm(ROWS[:2]), with_dense(ids_of(ROWS[:2])), 0),
@@ -187,6 +188,20 @@ def load(directory):
 def exported(module, inputs, directory):
     export_model(module, inputs(3), directory)
     return load(directory)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Load the snapshot of a model, which is exported once for all tests of the same model and inputs."""
+    exports = {}
+
+    def find(make, inputs):
+        if (make, inputs) not in exports:
+            exports[make, inputs] = tmp_path_factory.mktemp("export") / "snapshot"
+            export_model(make().eval(), inputs(3), exports[make, inputs])
+        return exports[make, inputs]
+
+    return lambda make, inputs: load(find(make, inputs))
 
 
 def asked(part, given):
@@ -207,17 +222,16 @@ def assert_bits(part, module, inputs):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_bit_is_that_of_the_modules_own_forward(name, tmp_path):
+def test_every_bit_is_that_of_the_modules_own_forward(name, loaded):
     make, inputs, groups = MODELS[name]
-    module = make().eval()
-    part = exported(module, inputs, tmp_path / "snapshot")
+    module, part = make().eval(), loaded(make, inputs)
     assert len(calls(part)) == groups
     assert not calls(part, torch.select), "joins take slices"
     assert_bits(part, module, inputs)
 
 
-def test_tables_that_are_joined_are_one_call_and_no_select(tmp_path):
-    part = exported(Dlrm().eval(), with_dense(ids_of()), tmp_path / "snapshot")
+def test_tables_that_are_joined_are_one_call_and_no_select(loaded):
+    part = loaded(Dlrm, WITH_DENSE)
     targets = [node.target for node in part._graph._nodes if node.op == "call_function"]
     assert not {torch.select, torch.ops.aten.select.int, torch.ops.aten.embedding.default, torch.stack} & set(targets)
     [node] = calls(part)
@@ -248,8 +262,8 @@ def test_tables_of_one_width_and_type_are_a_group(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("row", [0, 2])
 @pytest.mark.parametrize("make", [All, Apart])
-def test_an_index_beyond_its_own_table_is_refused_for_each_table(make, row, dtype, tmp_path):
-    part = exported(make().eval(), alone(ids_of(dtype=dtype)), tmp_path / "snapshot")
+def test_an_index_beyond_its_own_table_is_refused_for_each_table(make, row, dtype, loaded):
+    part = loaded(make, IDS_32 if dtype == torch.int32 else IDS)
     assert calls(part)
     for place, count in enumerate(ROWS):
         for wrong in (count, -1, torch.iinfo(dtype).max, torch.iinfo(dtype).min):
@@ -263,8 +277,8 @@ def test_an_index_beyond_its_own_table_is_refused_for_each_table(make, row, dtyp
         part.infer({"ids": ids.numpy()})
 
 
-def test_no_table_is_copied(tmp_path):
-    part = exported(All().eval(), alone(ids_of()), tmp_path / "snapshot")
+def test_no_table_is_copied(loaded):
+    part = loaded(All, IDS)
     tables = [t for t in part._program.arguments if isinstance(t, torch.Tensor) and t.dim() == 2 and t.shape[1] == 16]
     [view] = [a for a in part._graph._arguments if isinstance(a, torch.Tensor) and a.dim() == 2 and len(a) > max(ROWS)]
     assert view.untyped_storage().data_ptr() == tables[0].untyped_storage().data_ptr()
@@ -274,8 +288,8 @@ def test_no_table_is_copied(tmp_path):
     assert part.size_bytes == sum(tensor.nbytes for tensor in All().state_dict().values())
 
 
-def test_answers_are_not_one_memory(tmp_path):
-    part = exported(All().eval(), alone(ids_of()), tmp_path / "snapshot")
+def test_answers_are_not_one_memory(loaded):
+    part = loaded(All, IDS)
     first, second, third = part.infer({"ids": ids_of()(4).numpy()}).values()
     assert not any(np.shares_memory(a, b) for a, b in ((first, second), (first, third), (second, third)))
 
@@ -303,31 +317,29 @@ def test_rows_that_came_together_are_joined_as_they_came_and_no_input_is_given_b
     assert not np.shares_memory(list(part.infer(given).values())[1], given["right"])
 
 
-def test_a_rewritten_graph_that_gives_other_bits_is_not_taken(tmp_path, monkeypatch):
+def test_a_rewritten_graph_that_gives_other_bits_is_not_taken(loaded, monkeypatch):
     def other(table, index, offsets, first, last):
         return look_up(table, index, offsets, first, last) + 1e-6
 
     def refuses(*_args):
         raise IndexError
 
-    module, inputs = All().eval(), alone(ids_of())
-    export_model(module, inputs(3), tmp_path / "snapshot")
+    module = All().eval()
     for wrong in (other, refuses):
         monkeypatch.setattr(fused_lookup, "look_up", wrong)
-        part = load(tmp_path / "snapshot")
+        part = loaded(All, IDS)
         assert not calls(part, wrong)
-        assert_bits(part, module, inputs)
+        assert_bits(part, module, IDS)
 
 
-def test_ids_that_show_a_wrong_offset_are_drawn(tmp_path, monkeypatch):
+def test_ids_that_show_a_wrong_offset_are_drawn(loaded, monkeypatch):
     """The zeros and ones of a trial request alone would not tell the last rows of two tables apart."""
 
     def shifted_rows(table, index, offsets, first, last):
         return look_up(table, torch.where(index > 10, index - 1, index), offsets, first, last)
 
-    export_model(All().eval(), alone(ids_of())(3), tmp_path / "snapshot")
     monkeypatch.setattr(fused_lookup, "look_up", shifted_rows)
-    assert not calls(load(tmp_path / "snapshot"), shifted_rows)
+    assert not calls(loaded(All, IDS), shifted_rows)
 
 
 LARGE = (1200, 1100, 2000, 1024, 1500, 1300, 12)
@@ -401,19 +413,18 @@ def test_snapshots_of_one_program_share_the_rewritten_graph(tmp_path):
 
 
 @pytest.mark.parametrize("late", [{"dense"}, {"ids"}])
-def test_two_steps_give_the_bits_of_one(late, tmp_path):
-    module, inputs = Dlrm().eval(), with_dense(ids_of())
-    part = exported(module, inputs, tmp_path / "snapshot")
+def test_two_steps_give_the_bits_of_one(late, loaded):
+    part = loaded(Dlrm, WITH_DENSE)
     staged = part.stage(frozenset(late))
     for batch in BATCHES:
-        given = {name: tensor.numpy() for name, tensor in inputs(batch, seed=batch).items()}
+        given = {name: tensor.numpy() for name, tensor in WITH_DENSE(batch, seed=batch).items()}
         state = staged.begin({name: array for name, array in given.items() if name not in late})
         answer = staged.complete(state, {name: given[name] for name in late})
         assert np.array_equal(answer["output"], part.infer(given)["output"])
 
 
-def test_lookups_whose_ids_come_early_do_not_wait_for_those_that_come_late(tmp_path):
-    part = exported(Separate().eval(), separate, tmp_path / "snapshot")
+def test_lookups_whose_ids_come_early_do_not_wait_for_those_that_come_late(loaded):
+    part = loaded(Separate, separate)
     assert any(node.meta.get(INDEX) for node in part._graph._nodes)
     staged = part.stage(frozenset({"h"}))
     given = {name: tensor.numpy() for name, tensor in separate(5).items()}
