@@ -76,8 +76,9 @@ def test_vectors_are_those_of_the_engine_asked_directly(platform, client):
 
 
 def test_vllms_own_serving_benchmark_is_answered(platform, vllm, checkpoint, tmp_path):
-    asked = {"backend": "openai-embeddings", "endpoint": "/v1/embeddings", "model": "vectors", "tokenizer": checkpoint}
-    told = benchmarked(vllm, platform.endpoints["gateways"][REGION], **asked, folder=tmp_path, requests=6)
+    url, endpoints = platform.endpoints["gateways"][REGION], {"openai-embeddings": "/v1/embeddings"}
+    given = {"model": "vectors", "tokenizer": checkpoint, "folder": tmp_path, "requests": 6}
+    (told,) = benchmarked(vllm, url, endpoints, **given).values()
     assert (told["completed"], set(told["errors"])) == (6, {""})
 
 

@@ -121,13 +121,20 @@ def test_a_bad_batch_is_refused_in_openais_form_by_whoever_sees_it(first, client
     assert param is None or error["param"] == param
 
 
-@pytest.mark.parametrize(
-    ("backend", "endpoint"), [("openai-chat", "/v1/chat/completions"), ("openai", "/v1/completions")]
-)
-def test_vllms_own_serving_benchmark_is_answered(first, platform, vllm, checkpoints, tmp_path, backend, endpoint):
-    asked = {"backend": backend, "endpoint": endpoint, "model": "chat", "tokenizer": checkpoints[1]}
+BENCHMARKS = {"openai-chat": "/v1/chat/completions", "openai": "/v1/completions"}
+
+
+@pytest.fixture(scope="module")
+def benchmarks(first, platform, vllm, checkpoints, tmp_path_factory):
+    """Backend -> what vLLM's serving benchmark writes down."""
+    given = {"model": "chat", "tokenizer": checkpoints[1], "folder": tmp_path_factory.mktemp("benchmarks")}
     url = platform.endpoints["gateways"][REGION]
-    told = benchmarked(vllm, url, **asked, folder=tmp_path, requests=6, output_tokens=48)
+    return benchmarked(vllm, url, BENCHMARKS, **given, requests=6, output_tokens=48)
+
+
+@pytest.mark.parametrize("backend", BENCHMARKS)
+def test_vllms_own_serving_benchmark_is_answered(benchmarks, backend):
+    told = benchmarks[backend]
     assert (told["completed"], told["failed"], set(told["errors"])) == (6, 0, {""})
     assert told["output_lens"] == [48] * 6, "usage comes with the stream"
     assert all(0 < first < whole for first, whole in zip(told["ttfts"], told["latencies"], strict=True))
