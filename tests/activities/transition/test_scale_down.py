@@ -27,12 +27,16 @@ from ipnext.model.deployment.deployment import (
     ReplicaPhase,
     RouteShare,
     RouteTable,
+    ServedGeneration,
 )
 from ipnext.model.lifecycle.messages import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, Wave
+from ipnext.model.registry.registry import GraphNode, PartGraph
 
 M = "ranker"
+GRAPH = PartGraph(nodes=(GraphNode(name="p", part="p", inputs={"x": "request.x"}),), outputs={"y": "p.y"})
+SERVED = ServedGeneration(generation=1, graph=GRAPH, snapshots={"p": 1})
 
 
 def key(region: str) -> DeploymentKey:
@@ -102,7 +106,7 @@ class Written:
 @pytest.fixture
 def released(monkeypatch):
     """Generation 2 came to `eu` and `de` and goes again. The users of `us` were sent to `eu`, those of `eu` to `de`."""
-    monkeypatch.setattr(routing, "served_generations", lambda *_: ())
+    monkeypatch.setattr(routing, "served_generations", lambda *_: (SERVED,))
 
     def run(regions: Regions, *, drains=(), **how) -> tuple[Written, Unavailable | None]:
         stored = {key(region): deployed(region, 1, 2, replicas=3) for region in ("eu", "us")}
@@ -174,7 +178,7 @@ def test_nothing_goes_where_a_region_was_lost_since_what_may_go_was_computed(rel
 )
 def test_no_processes_are_swapped_that_a_gateway_still_sends_to(monkeypatch, waiting, told):
     """A revert stored the swap back in `eu` before it reached it; the users of `us` are still sent to generation 2."""
-    monkeypatch.setattr(routing, "served_generations", lambda *_: ())
+    monkeypatch.setattr(routing, "served_generations", lambda *_: (SERVED,))
     swapped = [deployed(region, 1).model_copy(update={"own": {1: 1}, "swap": True}) for region in ("eu", "us")]
     facts = SimpleNamespace(
         model=M,
