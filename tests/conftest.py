@@ -5,7 +5,6 @@ One database to copy. vLLM if it is installed.
 
 import functools
 import gc
-import importlib.metadata
 import os
 import shutil
 import ssl
@@ -134,14 +133,13 @@ def _authorities_read_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _entry_points_read_once() -> Iterator[None]:
-    """Each application and each command looks for plug-ins in all distributions that are installed.
+    """Each application looks for plug-ins in all distributions that are installed.
 
     A test that adds one adds a directory to `sys.path`.
     """
     look = functools.cache(lambda group, _path: entry_points(group=group))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (importlib.metadata, plugins):
-            patch.setattr(module, "entry_points", lambda *, group: look(group, tuple(sys.path)))
+        patch.setattr(plugins, "entry_points", lambda *, group: look(group, tuple(sys.path)))
         yield
 
 

@@ -19,6 +19,7 @@ def build_object(kind: Any, value: Any) -> Any:
     Fields that the schema does not have are ignored. AttributeError, LookupError, TypeError or ValueError for a value
     of another form.
     """
+    found: Any = kind
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in {Union, UnionType}:
         return None if value is None else build_object(arguments[0], value)
@@ -26,14 +27,12 @@ def build_object(kind: Any, value: Any) -> Any:
         return [build_object(arguments[0], item) for item in value]
     if origin is dict:
         return {key: build_object(arguments[1], item) for key, item in value.items()}
-    found: Any = kind  # mypy takes no class for hashable
     if isinstance(kind, type) and issubclass(kind, _Union):
         ((name, item),) = value.items()
         return found.create(**{name: build_object(_fields(found)[name], item)})
     if is_dataclass(kind):
-        return found(
-            **{name: build_object(hint, value[name]) for name, hint in _fields(found).items() if name in value}
-        )
+        fields = _fields(found)
+        return found(**{name: build_object(hint, value[name]) for name, hint in fields.items() if name in value})
     return float(value) if kind is float else value
 
 
