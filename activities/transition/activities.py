@@ -42,6 +42,7 @@ from activities.transition.scale_down import (
     CapacityRelease,
     EarlyRelease,
     ReleaseExceptions,
+    find_delayed,
     find_leftovers,
     is_own_slot,
     shrinking,
@@ -146,15 +147,23 @@ class TransitionActivities:
             facts, full = reaching.facts, reaching.unfreed_regions
             wanted = [found for found in wanted_deployments(facts, reaching.state) if found.key.region not in full]
             fewer = () if wave.back else shrinking(facts, wanted)
+            strays = stray(facts, reaching.transition) if reaching.may_drop_strays else ()
+            final = reaching.final_state if wave.back else None
+            later = [found for found in find_delayed(wanted, strays, final) if found not in fewer]
             for deployment in wanted:
-                if deployment not in fewer:
+                if deployment not in fewer and deployment not in later:
                     repository.put_deployment(deployment)
-        releasing = self._releasing(facts)
-        strays = stray(facts, reaching.transition) if reaching.may_drop_strays else ()
-        early = EarlyRelease(self._infrastructure, facts, releasing, fewer=fewer, strays=strays)
-        early.attempt()  # an unreachable region is retried below
         running = {key: stored.replicas for key, stored in facts.deployments.items()}
-        told = shrinking_first(choose_told(facts, wanted, reaching.final_state if wave.back else None), running)
+        told = shrinking_first(choose_told(facts, wanted, final), running)
+        early = EarlyRelease(
+            self._infrastructure,
+            facts,
+            self._releasing(facts),
+            fewer=fewer,
+            strays=strays,
+            later=[found for found in later if found in told],
+        )
+        early.attempt()  # an unreachable region is retried below
         if not wave.back and (drains := capacity.until_drained(told)) is not None:
             return drains
         goes_over = reaching.is_swapping or leave_what_is_sent(facts.tables.values(), told)

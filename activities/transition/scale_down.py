@@ -12,7 +12,7 @@ from activities.runtime.fence import still_ours
 from activities.state.desired import DesiredFacts
 from activities.state.drained_fleet import DrainedFleet, check_unchanged
 from activities.state.observed import observe
-from activities.state.wave_state import peak
+from activities.state.wave_state import ModelWaveState, peak
 from activities.transition.revert import waiting
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import Unavailable
@@ -102,6 +102,14 @@ class CapacityRelease:
                 told.append(deployment)
         return (self._write(told, keys) if told else None) or unreachable
 
+    def store(self, added: Sequence[Deployment]) -> None:
+        """Store replica sets that are about to be applied."""
+        if added:
+            with self._store.begin(self._facts.model) as repository:
+                still_ours(repository)
+                for deployment in added:
+                    repository.put_deployment(deployment)
+
     def _tell(self, deployment: Deployment, *, keep: bool) -> None:
         check_unchanged(self._store, self._facts.lost)
         if deployment.key.region in self._facts.lost:
@@ -135,6 +143,7 @@ class EarlyRelease:
     """Releases units before anything starts in their region. Made for one activity.
 
     `fewer` are replica sets that shrink; `strays` are those that answer no users and that no wave knows, which end.
+    `later` are those that the store gets only then: a region that returns after the run gets all that is stored.
     """
 
     def __init__(
@@ -145,6 +154,7 @@ class EarlyRelease:
         *,
         fewer: Iterable[Deployment],
         strays: Iterable[Deployment],
+        later: Iterable[Deployment],
     ) -> None:
         self._infrastructure = infrastructure
         self._facts = facts
@@ -152,6 +162,7 @@ class EarlyRelease:
         self.fewer = list(fewer)
         """Those that have not shrunk yet."""
         self._strays = list(strays)
+        self._later = list(later)
 
     def attempt(self) -> Collection[str]:
         """Release what is left. Return the regions where nothing may start before a further attempt.
@@ -165,21 +176,29 @@ class EarlyRelease:
                 self.fewer = [found for found in self.fewer if found.key.region != region]
             else:
                 held.add(region)
-        return held.union(self._end_strays())
+        held |= self._end_strays()
+        self._release.store([found for found in self._later if found.key.region not in held])
+        self._later = [found for found in self._later if found.key.region in held]
+        return held
 
-    def _end_strays(self) -> Collection[str]:
-        """End them if every gateway answers and none is ahead of its stored table: one ahead may send anywhere."""
+    def _end_strays(self) -> frozenset[str]:
+        """End them if every gateway answers and none is ahead of its stored table: one ahead may send anywhere.
+
+        Return the regions that did not let go of them.
+        """
         if not self._strays:
-            return ()
+            return frozenset()
+        held = frozenset(found.key.region for found in self._strays)
         tables, model = self._facts.tables, self._facts.model
-        regions = {*(tables.keys() - self._facts.lost), *(found.key.region for found in self._strays)}
+        regions = {*(tables.keys() - self._facts.lost), *held}
         states, silent = observe(self._infrastructure, regions, [model])
         known = (name for name in tables if name in states)
         if silent or any(states[name].routes.get(model, 0) > tables[name].revision for name in known):
-            return {found.key.region for found in self._strays}.intersection(silent)
-        if self._release.release((), self._strays) is None:
-            self._strays = []
-        return ()
+            return held.intersection(silent)
+        if self._release.release((), self._strays) is not None:
+            return held
+        self._strays = []
+        return frozenset()
 
 
 def shrinking(facts: DesiredFacts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
@@ -194,6 +213,23 @@ def shrinking(facts: DesiredFacts, wanted: Iterable[Deployment]) -> tuple[Deploy
         if found.key.region not in facts.lost
         if found.key in stored and found.replicas < stored[found.key].replicas
     )
+
+
+def find_delayed(
+    wanted: Iterable[Deployment], strays: Iterable[Deployment], final: ModelWaveState | None
+) -> list[Deployment]:
+    """Return the replica sets that are stored only after the strays of their region have ended: both may not fit.
+
+    The region gets what is stored once it returns, also after the run. In a revert these are only sets with more
+    processes than in `final`, the state that it leads to.
+    """
+    regions = {found.key.region for found in strays}
+    return [
+        found
+        for found in wanted
+        if found.key.region in regions
+        if final is None or found.replicas > final.replicas((found.key.part, found.key.region, found.key.hardware))
+    ]
 
 
 def find_leftovers(facts: DesiredFacts, wanted: Sequence[Deployment]) -> list[Deployment]:

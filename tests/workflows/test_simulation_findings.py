@@ -124,6 +124,8 @@ MENDED_FORCE = {
     "a gateway got the first table of a first publish, and the run ended before it stored that": 28566,
     "the same, and another publish waits": 18652,
     "the same, beside changes of other models": 19639,
+    "a wave stores replicas beside what a silent region has not ended, and it gets all of them later": 93923,
+    "the same, and its supply went to another model's repair meanwhile": 7654,
 }
 """The same of histories in which a manifest has to be accepted and placed before it is in force."""
 

@@ -101,10 +101,11 @@ def test_a_router_learns_of_what_a_way_back_only_spares_if_it_answers(left, star
 def added(house):
     """A wave adds replicas of one part in a region, and the transition knows nothing of unused ones of the other part.
 
-    Its run has written the added ones down, and told no region of them. The unused ones run in region `unused`.
+    Its run has written the added ones down, unless it has not begun, and told no region of them. The unused ones run in
+    region `unused`.
     """
 
-    def store(unused):
+    def store(unused, *, begun=True):
         house.apply(M)
         change = house.publish(M, 1)
         [dense] = [row for row in replicas(LEFT, 1) if row.part == "dense"]
@@ -115,7 +116,7 @@ def added(house):
         stray = ModelWaveState({(("sparse", unused, "cpu"), 1): 1})
         with house.store.begin(M) as repository:
             facts = read_facts(repository, M, 1)
-            for deployment in wanted_deployments(facts, state):
+            for deployment in wanted_deployments(facts, state) if begun else ():
                 repository.put_deployment(deployment)
             for deployment in wanted_deployments(facts, stray):
                 repository.put_deployment(deployment)
@@ -171,6 +172,51 @@ def test_a_region_that_comes_back_ends_what_answers_nobody_before_it_starts_anyt
     before = len(house.infrastructure.calls("apply", "delete"))
     comes_back(silent)
 
+    performed(house, "ensure_capacity", change, back=False)
+
+    assert told(house, before) == ["delete", "apply"]
+
+
+def parts_stored(house):
+    with house.store.read() as repository:
+        return [found.key.part for found in repository.deployments(M)]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_wave_stores_no_replicas_beside_what_a_silent_region_has_not_ended(house, added, back):
+    """Both may be more than the supply, and a region that returns after the run gets all that is stored."""
+    change = added(LEFT, begun=False)
+    house.infrastructure.cut(LEFT)
+
+    performed(house, "ensure_capacity", change, back=back, deadline_seconds=0)
+
+    assert parts_stored(house) == ["sparse"]
+
+
+@pytest.mark.parametrize("silent", [0, 1, 2, 3])
+def test_a_wave_stores_its_replicas_once_the_region_has_ended_what_answers_nobody(house, added, comes_back, silent):
+    change = added(LEFT, begun=False)
+    before = len(house.infrastructure.calls("apply", "delete"))
+    if silent:
+        comes_back(silent)
+
+    performed(house, "ensure_capacity", change, back=False)
+
+    assert (told(house, before), parts_stored(house)) == (["delete", "apply"], ["dense"])
+
+
+def test_a_wave_starts_nothing_beside_what_a_region_failed_to_end(house, added, monkeypatch):
+    change = added(LEFT)
+    before, delete, failed = len(house.infrastructure.calls("apply", "delete")), house.infrastructure.delete, []
+
+    def fail_twice(key):
+        if len(failed) < 2:
+            failed.append(key)
+            msg = f"region {key.region!r} does not answer"
+            raise RegionUnreachable(msg)
+        delete(key)
+
+    monkeypatch.setattr(house.infrastructure, "delete", fail_twice)
     performed(house, "ensure_capacity", change, back=False)
 
     assert told(house, before) == ["delete", "apply"]

@@ -4,7 +4,7 @@ What they decide is decided by the real pure code. Each is a generator: a text i
 else is a wait.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -74,8 +74,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """The wave's replicas, ready, at most until the deadline."""
     record = world.journal.records[wave.model]
     attempt.check()
-    wave.moving.rests = False
-    wave.moving.state = TransitionState.RUNNING
+    wave.moving.rests, wave.moving.state = False, TransitionState.RUNNING
     if not wave.back:
         world.invariants.one_mover(wave.model)
     state = state_of(world, wave, "scaled_up")
@@ -90,12 +89,13 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     lost = world.out.lost
     facts = SimpleNamespace(deployments=record.deployments, lost=lost)
     fewer = () if wave.back else cast("Any", releasing.shrinking)(facts, wanted_sets)
-    record.deployments |= {d.key: d for d in wanted_sets if d not in fewer}
+    drops = wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state))
+    final = state_of(world, wave, "released") if wave.back else None
+    later = cast("Any", releasing.find_delayed)(wanted_sets, _stray(world, wave) if drops else [], final)
+    record.deployments |= {d.key: d for d in wanted_sets if d not in fewer and d not in later}
     needed = (state_of(world, wave, "released") if wave.back else _brought_up(wave)).outside(lost | full)
     yield "capacity is written down"
     fewer = yield from _lowered(world, record, fewer, attempt)
-    drops = wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state))
-    final = state_of(world, wave, "released") if wave.back else None
     told: Sequence[Deployment] = cast("Any", replica_sets.shrinking_first)(
         cast("Any", undoing.choose_told)(facts, wanted_sets, final), running
     )
@@ -108,7 +108,8 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         if not announced:
             announced = yield from _announced(world, wave.model, attempt)
         fewer = yield from _lowered(world, record, fewer, attempt)
-        pending = yield from _tell(world, wave, pending, attempt, {d.key.region for d in fewer}, drops=drops)
+        held = (yield from _without_strays(world, wave, attempt)) if drops else frozenset()
+        pending = _tell(world, pending, held.union(d.key.region for d in fewer), attempt, late=later)
         yield "capacity is told"
         states, silent = world.infra.observe(wave.model, {d.key.region for d in told})
         spared_now = _uninvolved(world, wave).intersection(silent)
@@ -144,13 +145,14 @@ def _lowered(
 
 
 def _tell(
-    world: Any, wave: Wave, pending: Sequence[Deployment], attempt: Attempt, held: set[str], *, drops: bool
-) -> Generator[Any, Any, list[Deployment]]:
-    """Tell the regions but `held` ones; what could not be told yet is returned. `drops`: strays are ended before."""
-    held |= (yield from _without_strays(world, wave, attempt)) if drops else frozenset()
+    world: Any, pending: Sequence[Deployment], held: Collection[str], attempt: Attempt, *, late: Collection[Deployment]
+) -> list[Deployment]:
+    """Tell the regions but `held` ones; what could not be told yet is returned. `late`: it is written down only now."""
     attempt.check()
-    later = [d for d in pending if d.key.region in held]
-    return [*_applied(world, (d for d in pending if d.key.region not in held)), *later]
+    told = [d for d in pending if d.key.region not in held]
+    for deployment in (found for found in told if found in late):
+        world.journal.records[deployment.key.model].deployments[deployment.key] = deployment
+    return [*_applied(world, told), *(d for d in pending if d.key.region in held)]
 
 
 def _uninvolved(world: Any, wave: Wave) -> frozenset[str]:
@@ -199,7 +201,7 @@ def _brought_up(wave: Wave) -> waves.ModelWaveState:
 def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Generator[Any, Any, frozenset[str]]:
     """Remove replicas that serve no users and that the transition does not know before any are added.
 
-    Regions that have some of it and did not answer get nothing yet.
+    Regions that have some of it and could not let go of it get nothing yet.
     """
     record, lost = world.journal.records[wave.model], world.out.lost
     strays = _stray(world, wave)
@@ -208,12 +210,13 @@ def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Generator[Any, 
     away = frozenset(d.key.region for d in strays if not world.infra.reachable(d.key.region))
     if away or not _known_routes(world, wave.model):
         return away
+    held: frozenset[str] = frozenset()
     for deployment in strays:
         try:
             yield from _released(world, record, deployment, (False, lost), attempt)
         except Unavailable:
-            continue
-    return frozenset()
+            held = frozenset(d.key.region for d in strays)
+    return held
 
 
 def _stray(world: Any, wave: Wave) -> list[Deployment]:
