@@ -1,6 +1,6 @@
 """Shares of users' regions that a model's state asks for; users of lost regions go to the remaining ones."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from activities.state.desired import DesiredFacts
 from activities.state.failover_shares import Nearness, Survivor, without_regions
@@ -55,17 +55,28 @@ def survivors(
 ) -> tuple[Survivor, ...]:
     """Return every whole generation of every remaining region, with the throughput of its slowest part.
 
-    By the desired replicas, or by those that are `ready` (replica set, generation -> count).
+    By the desired replicas, or by those that are `ready` (replica set, generation -> count). The latter include
+    replicas that are to swap from the serving generation, and have not left it.
     """
     if not facts.lost:
         return ()
     held = tuple(deployments)
+    leaving = frozenset(_leaving(facts.serving, held, ready or {}))
     regions = {deployment.key.region for deployment in held} - facts.lost
     return tuple(
         Survivor(region, served.generation, _throughput(facts, served, region, held, ready))
         for region in sorted(regions)
-        for served in served_generations(facts, region, held)
+        for served in served_generations(facts, region, held, leaving=leaving)
     )
+
+
+def _leaving(
+    serving: int | None, deployments: Iterable[Deployment], ready: Mapping[tuple[DeploymentKey, int], int]
+) -> Iterator[tuple[DeploymentKey, int]]:
+    """Yield replica sets that are to swap from the serving generation, with it, if replicas are ready for it."""
+    for found in deployments:
+        if serving is not None and found.swap and found.replicas and ready.get((found.key, serving), 0) > 0:
+            yield found.key, serving
 
 
 def _throughput(

@@ -1,11 +1,12 @@
 """Generations as routers serve them: which of them a region holds completely, and the record of each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from activities.state.desired import DesiredFacts
 from ipnext.model.deployment.deployment import (
     SERVING_ENGINES,
     Deployment,
+    DeploymentKey,
     ServedGeneration,
     SnapshotFacts,
 )
@@ -21,14 +22,24 @@ from ipnext.model.value import digest_of
 
 
 def served_generations(
-    facts: DesiredFacts, region: str, deployments: Iterable[Deployment]
+    facts: DesiredFacts,
+    region: str,
+    deployments: Iterable[Deployment],
+    *,
+    leaving: Collection[tuple[DeploymentKey, int]] = (),
 ) -> tuple[ServedGeneration, ...]:
-    """Return generations that a region holds completely: every hosted part of them has a replica set there."""
+    """Return generations that a region holds completely: every hosted part of them has a replica set there.
+
+    `leaving`: replica sets, and generations that they hold besides the desired ones, as their processes swap later.
+    """
     held: dict[int, set[str]] = {}
     for deployment in deployments:
         if deployment.key.region == region and deployment.replicas:
             for generation in deployment.generations:
                 held.setdefault(generation, set()).add(deployment.key.part)
+    for key, generation in leaving:
+        if key.region == region:
+            held.setdefault(generation, set()).add(key.part)
     known = [facts.generations[number] for number in sorted(held) if number in facts.generations]
     candidates = [(served_generation(facts, found.number), found) for found in known]
     return tuple(s for s, found in candidates if list_hosted(s.graph, found) <= held[s.generation])

@@ -9,7 +9,7 @@ from activities.regions import failover as surviving
 from activities.regions.failover import RegionFailover
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable
-from tests.activities.planning.test_parts import BASE, serve
+from tests.activities.planning.test_parts import BASE, publish, serve
 
 
 def table(model: str) -> RouteTable:
@@ -157,3 +157,22 @@ def test_a_router_that_users_come_to_learns_again_what_a_release_took_from_it(ho
         stored = {table.region: table for table in unit.routes("ranker")}
     assert [share.to for share in stored["us-east"].shares] == ["eu-west"]
     assert stored["eu-west"] == west
+
+
+def test_users_keep_the_serving_generation_while_the_last_processes_are_to_swap_from_it(house, kit):
+    """A wave has told all processes of the remaining region to swap; they still fetch the new generation."""
+    serve(house, kit, BASE)
+    publish(house, kit, 2, BASE)
+    with house.store.begin("ranker") as unit:
+        for found in (found for found in unit.deployments("ranker") if found.key.region == "eu-west"):
+            holds = tuple(one.model_copy(update={"generations": (2,)}) for one in found.holds)
+            unit.put_deployment(found.model_copy(update={"holds": holds, "own": {2: found.replicas}, "swap": True}))
+        west = next(table for table in unit.routes("ranker") if table.region == "eu-west")
+        both = (*west.served, *(one.model_copy(update={"generation": 2}) for one in west.served))
+        unit.put_route(west.model_copy(update={"served": both, "revision": west.revision + 1}))
+    with house.store.begin() as unit:
+        unit.add_drain("us-east", disaster=True)
+    RegionFailover(house.store, house.infrastructure).send_around("us-east")
+    with house.store.read() as unit:
+        shares = {share for table in unit.routes("ranker") for share in table.shares}
+    assert {(share.to, share.generation) for share in shares} == {("eu-west", 1)}

@@ -711,10 +711,11 @@ def survivors(
 ) -> tuple[rerouting.Survivor, ...]:
     """As activities/state/route_shares.py: by the replicas that are wanted, or by those that are `ready`."""
     record = world.journal.records[model]
+    leaving = frozenset(route_shares._leaving(record.serving, cast("Any", held), cast("Any", ready or {})))
     return tuple(
         rerouting.Survivor(region, number, _throughput(record, region, number, held, ready))
         for region in sorted({d.key.region for d in held} - world.out.lost)
-        for number in sorted(served_generations(record, region, held))
+        for number in sorted(served_generations(record, region, held, cast("Any", leaving)))
     )
 
 
@@ -729,13 +730,18 @@ def _throughput(
     return min(able.values(), default=0.0)
 
 
-def served_generations(record: Any, region: str, deployments: Iterable[Deployment]) -> frozenset[int]:
-    """Generations that a region holds completely."""
+def served_generations(
+    record: Any, region: str, deployments: Iterable[Deployment], leaving: Collection[tuple[Key, int]] = ()
+) -> frozenset[int]:
+    """Generations that a region holds completely, also with what its processes are to leave."""
     held: dict[int, set[str]] = {}
     for d in deployments:
         if d.key.region == region and d.replicas:
             for generation in d.generations:
                 held.setdefault(generation, set()).add(d.key.part)
+    for key, generation in leaving:
+        if key.region == region:
+            held.setdefault(generation, set()).add(key.part)
     return frozenset(g for g, parts in held.items() if parts.issuperset(record.generations[g].parts))
 
 
