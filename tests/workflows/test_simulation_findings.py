@@ -122,6 +122,7 @@ MENDED_FORCE = {
     "replicas that a revert could not remove are ready, and users are sent back to them past their router": 23247,
     "a step is retried, and its gateways follow the table of before again, which answers nobody": 33586,
     "a region is lost while the last processes of another one are to swap, and still serve": 44705,
+    "a failover repeats the stored table of a gateway that a revert has just moved": 91334,
     "a gateway got the first table of a first publish, and the run ended before it stored that": 28566,
     "the same, and another publish waits": 18652,
     "the same, beside changes of other models": 19639,

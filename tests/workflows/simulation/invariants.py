@@ -3,7 +3,7 @@
 Hosts, gateways and supply as they are, not as they are written down.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -322,13 +322,22 @@ class Invariants:
         if moved > max(rollout.max_step, least) + SLACK:
             raise Violated("pace", f"{model} in {region}: {moved:g} of the traffic move, {rollout.max_step:g} may")
 
-    def around(self, model: str, region: str, before: Iterable[Any], after: Iterable[Any]) -> None:
-        """Users were sent around a lost region: by which shares their gateway sent them before, and does now."""
+    def around(self, model: str, region: str, before: Iterable[Any], stored: Iterable[Any], after: Any) -> None:
+        """Users were sent around a lost region: their gateway's shares before, the stored ones of then, and those now.
+
+        What the stored ones send to regions that are left stands in for nothing: a failover knows no other ones.
+        """
         before = list(before)
         if all(share.to in self.world.lost for share in before):
             self.unanswered.add((region, model))
         serving, now = self.world.journal.records[model].serving, self.world.clock.now
-        others = {share.generation for share in after if share.fraction > 0} - {serving, *self._serving(model)}
+        kept, now_sent = Counter[int](), Counter[int]()
+        for share in stored:
+            kept[share.generation] += share.fraction if share.to not in self.world.lost else 0.0
+        for share in after:
+            now_sent[share.generation] += share.fraction
+        grown = {number for number, fraction in now_sent.items() if fraction > kept[number] + SLACK}
+        others = grown - {serving, *self._serving(model)}
         left = [found for found in self.world.infra.regions.values() if found.name not in self.world.lost]
         ready = [found.name for found in left if found.dead_until <= now and self._whole(found, model, serving)]
         if others and ready:

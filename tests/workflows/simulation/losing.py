@@ -102,7 +102,7 @@ def _around(world: Any, model: str) -> None:
         world.invariants.strained.add(model)  # a transition may have been planned after the loss, and before this
         record.tables[region] = Table(region, revision, new[region], table.served)
         if region not in lost:
-            world.invariants.around(model, region, gateway.routes.get(model, (0, ()))[1], new[region])
+            world.invariants.around(model, region, gateway.routes.get(model, (0, ()))[1], table.shares, new[region])
             gateway.routes[model], gateway.served[model] = (revision, new[region]), table.served
 
 
