@@ -142,6 +142,9 @@ class TransitionActivities:
             repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
             _rest(repository, wave, rests=False)
             reaching = WaveContext.read(repository, wave, "scaled_up")
+            if wave.back:  # a run that takes over continues here: later waves never began, or are undone
+                done = min(reaching.record.waves_done, wave.index)
+                repository.advance_transition(wave.transition_id, waves_done=done)
             if (stuck := reaching.stuck) is not None:
                 return stuck
             facts, full = reaching.facts, reaching.unfreed_regions

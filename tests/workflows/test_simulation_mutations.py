@@ -483,6 +483,7 @@ def test_users_who_come_to_a_new_generation_too_fast_after_a_loss_are_seen(monke
         (swapping, "_leaves", lambda *_: False, 2979, "I1 way back"),
         (moving._Putting, "regains", lambda *_: False, 33586, "I5 dropped"),
         (moving._Putting, "knows", lambda *_: True, 23247, "I1 way back"),
+        (moving, "_begin_to_undo", lambda _: None, 78660, "I1 way back"),
     ],
 )
 def test_a_rule_that_few_histories_need_is_caught(module, rule, broken, seed, invariant, monkeypatch):
@@ -513,6 +514,7 @@ def test_a_revert_that_begins_again_where_another_one_had_been_further_is_caught
             real(wave)
 
     monkeypatch.setattr(moving, "_write_progress", forgetful)
+    monkeypatch.setattr(moving, "_begin_to_undo", lambda _: None)
 
     found = history(1769, prepares=False)
 

@@ -191,3 +191,12 @@ def test_a_revert_that_takes_over_from_another_one_goes_on_from_the_wave_before(
     ActivityEnvironment().run(TransitionActivities(house.store, house.infrastructure)._write_progress, step)
 
     assert asked("take_over", GONE).transition.revert.index == next_one
+
+
+def test_a_revert_that_takes_over_within_the_first_step_of_another_one_begins_with_the_same_wave(house, asked):
+    with house.store.begin(M) as repository:
+        repository.advance_transition("one", waves_done=2)
+    wave = WaveInput(transition_id="one", model=M, generation=1, index=1, deadline_seconds=9, back=True, by_waves=True)
+    ActivityEnvironment().run(TransitionActivities(house.store, house.infrastructure).ensure_capacity, wave)
+
+    assert asked("take_over", GONE).transition.revert.index == 1

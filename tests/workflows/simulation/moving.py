@@ -74,9 +74,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """The wave's replicas, ready, at most until the deadline."""
     record = world.journal.records[wave.model]
     attempt.check()
-    wave.moving.rests, wave.moving.state = False, TransitionState.RUNNING
-    if not wave.back:
-        world.invariants.one_mover(wave.model)
+    _begin_step(world, wave)
     state = state_of(world, wave, "scaled_up")
     if _stuck(world, wave, state):
         world.invariants.stopped_by_loss.add(wave.moving.id)
@@ -774,6 +772,18 @@ def _peak(world: Any, wave: Wave) -> Any:
     if key not in world.states:
         world.states[key] = waves.peak(wave.moving.transition, wave.model)
     return world.states[key]
+
+
+def _begin_step(world: Any, wave: Wave) -> None:
+    wave.moving.rests, wave.moving.state = False, TransitionState.RUNNING
+    if wave.back:
+        _begin_to_undo(wave)
+    else:
+        world.invariants.one_mover(wave.model)
+
+
+def _begin_to_undo(wave: Wave) -> None:
+    wave.moving.waves_done = min(wave.moving.waves_done, wave.index)
 
 
 def _write_progress(wave: Wave) -> None:
