@@ -120,6 +120,7 @@ MENDED_FORCE = {
     "a run is reverted before its first step, and the reconciler restores what the revert releases": 18492,
     "users whom a revert left elsewhere are planned where they were, and are too many there": 22307,
     "replicas that a revert could not remove are ready, and users are sent back to them past their router": 23247,
+    "a host crashes that a way back then ends, and one that still loads is kept": 56906,
     "a run is ended from outside while it undoes a wave that it had completed": 78660,
     "a step is retried, and its gateways follow the table of before again, which answers nobody": 33586,
     "a region is lost while the last processes of another one are to swap, and still serve": 44705,

@@ -3,7 +3,7 @@
 Hosts that load generations, gateways that follow route tables, regions that go away.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -341,9 +341,10 @@ class Infrastructure:
             found = sorted((h for h in hosts if h.only == only), key=lambda h: -len(h.ready))[:count]
             found += [self._host(key, only) for _ in range(count - len(found))]
             kept += found
-        for host in kept:
-            if not wanted.swap:
+        if not wanted.swap:
+            for host in kept:
                 self._hold(host, wanted.generations if host.only is None else (host.only,))
+            _hand_over((host for host in hosts if host not in kept), kept)
         region.sets[key], region.wanted[key] = kept, wanted
         region.together(key.model)
         region.changed(key.model)
@@ -398,3 +399,13 @@ class Infrastructure:
             host.ready_at[generation] = NEVER if fails else now + seconds
             if fails:
                 host.failing[generation] = now + seconds
+
+
+def _hand_over(ended: Iterable[Host], kept: Sequence[Host]) -> None:
+    """A host that loads a generation is kept in place of one that a fault took away, and is missed as long at most."""
+    for gone in ended:
+        for generation, until in gone.lost.items():
+            now = gone.world.clock.now
+            loading = (h for h in kept if generation in h.coming and not h.able(generation, now))
+            if gone.able(generation, now) and generation not in gone.ready and (host := next(loading, None)):
+                host.lost[generation] = min(until, host.ready_at[generation])
