@@ -1,10 +1,13 @@
-"""Applies route tables: in the infrastructure first, then in the store, and not at all if nothing changes."""
+"""Applies route tables: in the infrastructure first, then in the store, and not at all if nothing changes.
+
+A table by which a router forgets generations is stored first. So a router knows at least what its stored table says.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from activities.runtime.fence import still_ours
 from activities.state.desired import DesiredFacts
-from activities.state.drained_fleet import check_unchanged
+from activities.state.drained_fleet import check_unchanged, same
 from activities.state.observed import observe
 from activities.state.routed_models import merge_served
 from activities.state.served_generations import served_generations
@@ -84,15 +87,15 @@ class Gateways:
         }
         for region in sorted(states.keys() - set(keeping)):
             kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
-            self._put(region, self._shares_now(region), merge_served(served[region], kept))
+            self._put(region, self._shares_now(region), merge_served(served[region], kept), forgets=True)
         for region in sorted((shares.keys() & self._facts.lost).difference(waiting)):
             known = [(share.to, share.generation) for share in shares[region] if self._knows(share)]
             kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
             served_there = merge_served(served_generations(self._facts, region, held), kept)
             self._write(region, keep_held_shares(shares[region], known), served_there)
-        same = {region for region, table in self._tables.items() if table.shares == shares.get(region)}
+        stay = {region for region, table in self._tables.items() if table.shares == shares.get(region)}
         silent = tuple(region for region in silent if region in self._tables or region not in self._refusing)
-        silent = tuple(region for region in silent if region not in same.intersection(apart))
+        silent = tuple(region for region in silent if region not in stay.intersection(apart))
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
             raise RegionUnreachable(msg)
@@ -139,8 +142,11 @@ class Gateways:
     def _served_now(self, region: str) -> tuple[ServedGeneration, ...]:
         return self._tables[region].served if region in self._tables else ()
 
-    def _put(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
-        """Apply a table with this content. Its revision is above the stored and the applied one."""
+    def _put(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...], *, forgets: bool = False) -> None:
+        """Apply a table with this content. Its revision is above the stored and the applied one.
+
+        One by which a router `forgets` generations is stored first: no run counts on more than the router knows.
+        """
         stored, followed = self._tables.get(region), self._followed[region]
         known = stored.revision if stored else self._facts.pending.get(region, 0)
         revision = max(followed, known) + 1
@@ -148,12 +154,19 @@ class Gateways:
         if followed == known and self._says(stored, table):
             return
         self._beat(f"region {region} is told its routes")
+        if forgets:
+            with self._store.begin(self._facts.model) as repository:
+                still_ours(repository)
+                same(repository, self._facts.lost)
+                repository.put_route(table)
+            self._tables[region] = table
         check_unchanged(self._store, self._facts.lost)
         self._follow(table)
         self._beat(f"region {region} follows its routes")  # an expired attempt changes nothing any more
-        with self._store.begin(self._facts.model) as repository:
-            still_ours(repository)
-            repository.put_route(table)
+        if not forgets:
+            with self._store.begin(self._facts.model) as repository:
+                still_ours(repository)
+                repository.put_route(table)
         self._tables[region], self._followed[region] = table, revision
 
     def _write(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from activities.runtime.lease import ActivityHeartbeats, felt
 from activities.transition import traffic_shift as routing
-from ipnext.errors import Unavailable
+from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.lifecycle.drain import Drain
 from ipnext.model.registry.registry import GraphNode, PartGraph
@@ -73,7 +73,7 @@ class NoStore:
 
     @contextmanager
     def begin(self, _):
-        yield SimpleNamespace(put_route=lambda _: None)
+        yield SimpleNamespace(put_route=lambda _: None, drains=lambda: self.drains)
 
 
 @pytest.fixture
@@ -172,6 +172,31 @@ def test_a_router_forgets_a_generation_only_once_no_gateway_sends_it_there(follo
     assert gateways.still_sent(back) == {("eu", 2)}
     assert regions.tables["eu"].shares == (share("eu", 1),)
     assert {found.generation for found in regions.tables["eu"].served} == {1, 2}
+
+
+@pytest.mark.parametrize(("known", "held", "stored"), [((1, 2), (1,), (1,)), ((1,), (1, 2), (1,))])
+def test_a_router_knows_at_least_what_the_store_says_of_it_wherever_an_attempt_ends(monkeypatch, known, held, stored):
+    """What it forgets is stored before its table reaches it, what it learns afterwards."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(*held))
+    table = RouteTable(model=M, region="eu", revision=1, shares=(share("eu", 1),), served=served(*known))
+    written = [table]
+
+    class Store(NoStore):
+        @contextmanager
+        def begin(self, _):
+            yield SimpleNamespace(put_route=written.append, drains=lambda: ())
+
+    class Ends(Regions):
+        def route(self, table: RouteTable) -> None:
+            super().route(table)
+            raise FenceLost(table.region)
+
+    regions = Ends()
+    with pytest.raises(FenceLost):
+        routing.Gateways(Store(), regions, facts_of({"eu": table})).follow({"eu": (share("eu", 1),)}, ())
+
+    assert tuple(found.generation for found in written[-1].served) == stored
+    assert {found.generation for found in regions.tables["eu"].served} >= set(stored)
 
 
 def test_no_gateway_sends_a_generation_that_its_target_does_not_hold_for_routers(follow, monkeypatch):

@@ -496,7 +496,7 @@ def follow(
     for region in (name for name in reached if name not in keeping):
         now = put.now(region)
         kept = {number for number in now.served if (region, number) in needed}
-        yield from put.table(region, now.shares, served[region] | kept)
+        yield from put.table(region, now.shares, served[region] | kept, forgets=True)
     for region in sorted((shares.keys() & lost) - waits):
         known = [
             (s.to, s.generation) for s in shares[region] if s.to in reached or s.generation in put.now(s.to).served
@@ -588,27 +588,42 @@ class _Putting:
         """Whether routers know the generations that a region is sent to; its own learns of them with the table."""
         return all(share.to == region or share.generation in self.now(share.to).served for share in shares)
 
-    def table(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> Generator[Any, Any, None]:
-        """Infrastructure first, then the store."""
+    def table(
+        self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int], *, forgets: bool = False
+    ) -> Generator[Any, Any, None]:
+        """Infrastructure first, then the store; one by which a router forgets generations is stored first."""
         world, model = self.world, self.model
         self.attempt.check()
-        if world.lost != self.lost:
-            msg = "another change came first"
-            raise Unavailable(msg)
+        self._check_unchanged()
         gateway, stored = world.infra.region(region), self.now(region)
         revision, before = gateway.routes.get(model, (0, ()))
         if revision == stored.revision and (stored.shares, stored.served) == (shares, served):
             return
-        revision = max(revision, stored.revision) + 1
+        table = Table(region, max(revision, stored.revision) + 1, shares, served)
+        if forgets:
+            yield from self._saved(table)
+            self._check_unchanged()
+            gateway = world.infra.region(region)
         world.invariants.routed(model, region, before, shares)
-        gateway.routes[model], gateway.served[model] = (revision, shares), served
+        if gateway.routes.get(model, (0, ()))[0] < table.revision:
+            gateway.routes[model], gateway.served[model] = (table.revision, shares), served
         yield f"traffic of {region} is moved"
         self.attempt.check()
-        if self.now(region).revision >= revision:
+        if not forgets:
+            yield from self._saved(table)
+
+    def _check_unchanged(self) -> None:
+        if self.world.lost != self.lost:
+            msg = "another change came first"
+            raise Unavailable(msg)
+
+    def _saved(self, table: Table) -> Generator[Any, Any, None]:
+        if self.now(table.region).revision >= table.revision:
             msg = "a later table was written"
             raise Unavailable(msg)
-        self.record.tables[region] = Table(region, revision, shares, served)
-        yield f"traffic of {region} is written down"
+        self.record.tables[table.region] = table
+        yield f"traffic of {table.region} is written down"
+        self.attempt.check()
 
     def unheard(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> None:
         """What a lost region gets once it is back."""
@@ -776,14 +791,14 @@ def _peak(world: Any, wave: Wave) -> Any:
 
 def _begin_step(world: Any, wave: Wave) -> None:
     wave.moving.rests, wave.moving.state = False, TransitionState.RUNNING
-    if wave.back:
-        _begin_to_undo(wave)
-    else:
+    _begin_to_undo(wave)
+    if not wave.back:
         world.invariants.one_mover(wave.model)
 
 
 def _begin_to_undo(wave: Wave) -> None:
-    wave.moving.waves_done = min(wave.moving.waves_done, wave.index)
+    if wave.back:
+        wave.moving.waves_done = min(wave.moving.waves_done, wave.index)
 
 
 def _write_progress(wave: Wave) -> None:
