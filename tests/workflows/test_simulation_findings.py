@@ -131,6 +131,7 @@ MENDED_FORCE = {
     "the same, beside changes of other models": 19639,
     "a wave stores replicas beside what a silent region has not ended, and it gets all of them later": 93923,
     "the same, and its supply went to another model's repair meanwhile": 7654,
+    "a rollback of a model that is short passes through another region": 86574,
 }
 """The same of histories in which a manifest has to be accepted and placed before it is in force."""
 
@@ -201,7 +202,12 @@ def test_what_was_found_of_changed_parts_does_not_come_back(name):
     assert found.violated is None, found.told
 
 
-def test_a_rollback_that_brings_less_than_is_there_is_seen_though_the_model_was_short(monkeypatch):
+@pytest.mark.parametrize(
+    ("seed", "features"),
+    [(5050, {"swaps": False, "ends": False}), (86574, {"manifests": True})],
+    ids=["where it was", "in a region that it passes through"],
+)
+def test_a_rollback_that_brings_less_than_is_there_is_seen_though_the_model_was_short(seed, features, monkeypatch):
     real = admitting._try_admit
 
     def less(model, fleet, ends, policy):
@@ -213,7 +219,7 @@ def test_a_rollback_that_brings_less_than_is_there_is_seen_though_the_model_was_
 
     monkeypatch.setattr(admitting, "_try_admit", less)
 
-    assert history(5050, swaps=False, ends=False).violated == "I1 capacity"
+    assert history(seed, **features).violated == "I1 capacity"
 
 
 def fewer(rows):

@@ -47,6 +47,8 @@ class Invariants:
         self.going_along: dict[str, dict[tuple[str, str], float]] = {}
         """Model -> (region, part) -> requests/s that all its generations together lacked when its rollback was
         planned."""
+        self.passing: dict[str, frozenset[str]] = {}
+        """Model -> regions that its transition only passes through: what lacks goes along to them with the users."""
         self.known: dict[str, frozenset[int]] = {}
         self.published: dict[str, int] = {}
         self.overrun: dict[tuple[str, str], bool] = {}
@@ -86,13 +88,20 @@ class Invariants:
         self.crossing.discard(model)
 
     def begin(
-        self, model: str, dips: Iterable[Dip] = (), *, rollback: bool = False, manifest: Any | None = None
+        self,
+        model: str,
+        dips: Iterable[Dip] = (),
+        *,
+        rollback: bool = False,
+        manifest: Any | None = None,
+        passing: frozenset[str] = frozenset(),
     ) -> None:
         """A transition is planned for the demand of now; what is short at its beginning may stay so, and what it dips.
 
         A rollback and a repair go back at the capacity that is there: what one generation lacks goes along to the
         other, and what processes lack that all generations share.
         """
+        self.passing[model] = passing
         self.dips[model] = {(dip.region, dip.part): dip.fraction for dip in dips}
         manifest = manifest or self.world.journal.records[model].in_force
         self.demand[model] = {item.region: item.qps for item in manifest.spec.demand}
@@ -143,6 +152,7 @@ class Invariants:
             self.demand.get(model),
             self.lacking.get(model),
             self.going_along.get(model),
+            self.passing.get(model),
             self.dips.get(model),
             self._swapping(model),
             self.abandoned.get(model),
@@ -159,8 +169,7 @@ class Invariants:
         for (region, part, generation), (load, able) in loads.items():
             if load <= able + SLACK:
                 continue
-            others = 0.0 if generation is None else _short(loads)[region, part] - (load - able)
-            along = self.going_along.get(model, {}).get((region, part), 0.0) - others
+            along = self._along(model, (region, part, generation), loads)
             lacked = max(excused.get((region, part, generation), 0.0), along)
             if load * (1 - dips.get((region, part), 0.0)) > able + lacked + SLACK:
                 seen = (region, part, generation, load, able)
@@ -172,6 +181,16 @@ class Invariants:
                 self.broken(
                     "I1 between" if stays else self._way_back(model) if self._goes_back(model) else "I1 capacity", told
                 )
+
+    def _along(self, model: str, place: Place, loads: Mapping[Place, tuple[float, float]]) -> float:
+        """What a generation may lack as its model was short, or all of a region that is passed through; never more."""
+        (region, part, generation), short = place, _short(loads)
+        along, passing = self.going_along.get(model, {}), self.passing.get(model, frozenset())
+        regions = {region, *passing, *(name for name, _ in along)} if region in passing else {region}
+        load, able = loads[place]
+        others = 0.0 if generation is None else short[region, part] - (load - able)
+        others += sum(short.get((name, part), 0.0) for name in regions - {region})
+        return sum(along.get((name, part), 0.0) for name in regions) - others
 
     def _carried_apart(self, model: str, where: str, *, between: bool) -> None:
         """I1 where processes go over: what is short goes along with them, so it counts for all generations together.

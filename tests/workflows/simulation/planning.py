@@ -62,7 +62,9 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
     if world.tracing:
         world.tell("waves", found.refused or " | ".join(_told(wave) for wave in found.waves))
     rollback = change.kind in admitting.AT_ONCE
-    world.invariants.begin(change.model, found.dips, rollback=rollback, manifest=manifest)
+    ends = {row.region for row in (*origin.replicas, *to.replicas) if row.count}
+    passing = frozenset(row.region for wave in found.waves for row in wave.scale_up if row.count) - ends
+    world.invariants.begin(change.model, found.dips, rollback=rollback, manifest=manifest, passing=passing)
     if world.out.lost.intersection(row.region for row in to.replicas):
         world.invariants.strained.add(change.model)
     return moving
