@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ipnext.errors import EXIT_FAILURE, IPnextError
 
-Once = Annotated[bool, typer.Option("--once", help="End when the story is told; leave nothing running.")]
+Once = Annotated[bool, typer.Option("--once", help="End after the last step; leave nothing running.")]
 ReportFile = Annotated[Path | None, typer.Option(help="Write the figures of the run as JSON.")]
 StateDirectory = Annotated[
     Path | None, typer.Option(help="Directory of the platform; a new temporary one if left out.")

@@ -123,7 +123,7 @@ MENDED_FORCE = {
     "a host crashes that a way back then ends, and one that still loads is kept": 56906,
     "a run is ended from outside while it undoes a wave that it had completed": 78660,
     "a router forgets a generation, and the run is ended from outside before that is stored": 45009,
-    "a step is retried, and its gateways follow the table of before again, which answers nobody": 33586,
+    "a retried step sends a gateway its stored table again, which has no answer for its users": 33586,
     "a region is lost while the last processes of another one are to swap, and still serve": 44705,
     "a failover repeats the stored table of a gateway that a revert has just moved": 91334,
     "a gateway got the first table of a first publish, and the run ended before it stored that": 28566,

@@ -1,8 +1,8 @@
 """The size of the access lists: a quota of the whole platform, beside those of owners.
 
-Every region gets one list with all models, keys and roles, and an agent takes no larger one than it has room for. So
-what would make it too large is refused when it is written, whoever owns the rest. Revocations, retirements and
-everything else that makes no entry larger always pass.
+Every region gets one list with all models, keys and roles, and agents refuse a list beyond their limit. So a write that
+would exceed the limit is refused, whichever owner it is for. Revocations, retirements and all other writes that make no
+entry larger always pass.
 """
 
 from typing import Final

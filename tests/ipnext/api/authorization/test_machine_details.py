@@ -93,7 +93,7 @@ async def test_json_and_text_are_cut_whole_in_however_many_pieces_they_come(piec
 
 
 async def test_answers_that_are_no_short_ones_are_cut_outside_of_the_event_loop(monkeypatch):
-    """Paths are dear to find, and whoever publishes chooses texts."""
+    """To find paths in a text is expensive, and publishers choose the texts."""
     found, cut = [], machine_details.shorten
     monkeypatch.setattr(machine_details, "shorten", lambda value: (found.append(threading.get_ident()), cut(value))[1])
     for many in (1, LARGE // len(LOG)):

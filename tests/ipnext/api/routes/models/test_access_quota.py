@@ -1,4 +1,4 @@
-"""The access lists have a largest size: who makes them larger beyond it is refused, whoever owns the rest."""
+"""Size limit of the access lists: a write that would exceed it is refused, whichever owner it is for."""
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
