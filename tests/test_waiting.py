@@ -1,10 +1,10 @@
 """Waits look often at first, and more rarely the longer they are."""
 
-import asyncio
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from tests import waiting
 from tests.waiting import LATENESS, RAREST_SECONDS, eventually, until
 
 
@@ -25,10 +25,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
+    """For this module alone: an event loop in another thread that reads such a clock sleeps for hours afterwards."""
     found = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: found.now)
-    monkeypatch.setattr(time, "sleep", found.pause)
-    monkeypatch.setattr(asyncio, "sleep", found.pause_task)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=found.pause))
+    monkeypatch.setattr(waiting, "asyncio", SimpleNamespace(sleep=found.pause_task))
     return found
 
 

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -200,7 +201,7 @@ def test_no_key_is_sent_to_what_knows_no_proofs(key, answer):
 
 def test_a_proof_counts_for_a_moment_and_not_for_another_key(key, file, tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("ipnext.client.credential.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ipnext.client.credential.time", SimpleNamespace(monotonic=lambda: now[0]))
     following = draw_key().text
     platform = Listener(key, following)
     with Client(URL, transport=httpx.MockTransport(platform)) as client:

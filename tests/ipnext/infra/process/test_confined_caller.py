@@ -122,5 +122,5 @@ def test_a_confined_process_of_the_agents_user_is_obeyed_by_no_socket(agent, tmp
     assert "refused" in told["supervisor"]
     assert not mark.exists()
     assert not (tmp_path / "log").exists()
-    assert {process.pid for process in before} == {process.pid for process in agent.children()}
+    assert {process.pid for process in before} <= {process.pid for process in agent.children()}, "none was ended"
     agent.infra.observe("eu")
