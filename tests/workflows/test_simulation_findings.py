@@ -132,6 +132,7 @@ MENDED_FORCE = {
     "a wave stores replicas beside what a silent region has not ended, and it gets all of them later": 93923,
     "the same, and its supply went to another model's repair meanwhile": 7654,
     "a rollback of a model that is short passes through another region": 86574,
+    "the only generation that ever served answers badly, and its repair takes replicas before it moves users": 46404,
 }
 """The same of histories in which a manifest has to be accepted and placed before it is in force."""
 

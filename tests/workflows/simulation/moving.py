@@ -365,7 +365,8 @@ def check_gate(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     generation = wave.moving.generation
     errors = 40 if world.faults.answers_badly(wave.model, generation) else 0
     rate = world.journal.records[wave.model].in_force.spec.rollout.max_error_rate
-    compared = any(s.generation != generation for shares in state.shares.values() for s in shares if s.fraction > 0)
+    sent = [{share.generation for share in shares if share.fraction > 0} for shares in state.shares.values()]
+    compared = any(generation in found and len(found) > 1 for found in sent)
     new = RegionTraffic(region="all", gateway="all", requests=200, errors=errors, failed=errors)
     old = RegionTraffic(region="all", gateway="all", requests=200)
     shares = {"all": tuple(RouteShare(to="all", generation=g, fraction=0.5) for g in (generation, 0))}
