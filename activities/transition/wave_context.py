@@ -146,10 +146,12 @@ class WaveContext:
     def may_drop_strays(self) -> bool:
         """True if replica sets that answer no users and that no wave knows go before anything is added.
 
-        That is so at the first wave, also if it is reverted before they went. A revert that counts on a lost region
-        keeps the rest.
+        That is so on the way forward, and in a revert of the first wave, before which they may not have gone. A revert
+        that counts on a lost region keeps the rest.
         """
-        return self.wave.index == 0 and not (self.wave.back and self.facts.lost & self.needed_regions)
+        if not self.wave.back:
+            return True
+        return self.wave.index == 0 and not self.facts.lost & self.needed_regions
 
     @property
     def unfreed_regions(self) -> frozenset[str]:

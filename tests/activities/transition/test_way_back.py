@@ -102,16 +102,15 @@ def added(house):
     """A wave adds replicas of one part in a region, and the transition knows nothing of unused ones of the other part.
 
     Its run has written the added ones down, unless it has not begun, and told no region of them. The unused ones run in
-    region `unused`.
+    region `unused`. The wave has this `index`; those before it change nothing.
     """
 
-    def store(unused, *, begun=True):
+    def store(unused, *, begun=True, index=0):
         house.apply(M)
         change = house.publish(M, 1)
         [dense] = [row for row in replicas(LEFT, 1) if row.part == "dense"]
-        moved = Transition.model_validate(
-            {"from": FleetState(), "to": FleetState(replicas=(dense,)), "waves": (Wave(scale_up=(dense,)),)}
-        )
+        waves = (*(Wave() for _ in range(index)), Wave(scale_up=(dense,)))
+        moved = Transition.model_validate({"from": FleetState(), "to": FleetState(replicas=(dense,)), "waves": waves})
         state = ModelWaveState({(("dense", LEFT, "cpu"), 1): 1})
         stray = ModelWaveState({(("sparse", unused, "cpu"), 1): 1})
         with house.store.begin(M) as repository:
@@ -182,13 +181,13 @@ def parts_stored(house):
         return [found.key.part for found in repository.deployments(M)]
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_a_wave_stores_no_replicas_beside_what_a_silent_region_has_not_ended(house, added, back):
+@pytest.mark.parametrize(("index", "back"), [(0, False), (0, True), (1, False)])
+def test_a_wave_stores_no_replicas_beside_what_a_silent_region_has_not_ended(house, added, index, back):
     """Both may be more than the supply, and a region that returns after the run gets all that is stored."""
-    change = added(LEFT, begun=False)
+    change = added(LEFT, begun=False, index=index)
     house.infrastructure.cut(LEFT)
 
-    performed(house, "ensure_capacity", change, back=back, deadline_seconds=0)
+    performed(house, "ensure_capacity", change, index=index, back=back, deadline_seconds=0)
 
     assert parts_stored(house) == ["sparse"]
 

@@ -87,7 +87,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     lost = world.out.lost
     facts = SimpleNamespace(deployments=record.deployments, lost=lost)
     fewer = () if wave.back else cast("Any", releasing.shrinking)(facts, wanted_sets)
-    drops = wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state))
+    drops = not wave.back or (wave.index == 0 and not lost & _counted_on(world, wave, state))
     final = state_of(world, wave, "released") if wave.back else None
     later = cast("Any", releasing.find_delayed)(wanted_sets, _stray(world, wave) if drops else [], final)
     record.deployments |= {d.key: d for d in wanted_sets if d not in fewer and d not in later}
