@@ -339,7 +339,7 @@ def served(number: int, sync: SyncPolicy | None = None) -> ServedGeneration:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session_machine(
     tmp_path_factory: pytest.TempPathFactory, published: Published, subprocesses: None
 ) -> Iterator[Machine]:
@@ -362,7 +362,7 @@ def damaged_store(tmp_path_factory: pytest.TempPathFactory, published: Published
     return copy.as_uri()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lone_host(
     tmp_path_factory: pytest.TempPathFactory, published: Published, damaged_store: str, subprocesses: None
 ) -> Any:
@@ -372,7 +372,7 @@ def lone_host(
     machine.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session_fleet(session_machine: Machine, published: Published) -> Fleet:
     hosts = tuple(session_machine.start_host(name, wait=False) for name in ("host-a", "host-b"))
     router = session_machine.start_router("router")

@@ -108,7 +108,7 @@ def no_engine() -> WorkflowEngine:
     return WorkflowEngine(submit=lambda *_: None, wake=lambda: None, is_open=lambda _: False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def temporal_address(tmp_path_factory, subprocesses) -> Iterator[str]:
     """A server started by the same command as `ipnext dev` starts it, with its database in a file."""
     server = read_devfile().temporal.model_copy(update={"port": free_port()})

@@ -13,7 +13,7 @@ from ipnext.model.value import canonical_json
 from tests.real_servers import S3Server, running_s3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3_server(tmp_path_factory, subprocesses) -> Iterator[S3Server]:
     """A real S3 server with one bucket, and a client of ours."""
     with running_s3(tmp_path_factory.mktemp("seaweed")) as server:

@@ -343,7 +343,7 @@ def load():
     return Load
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session_agent(tmp_path_factory, subprocesses):
     """One agent for all tests that leave it running; each test takes a model of its own."""
     agent = RunningAgent("eu", tmp_path_factory.mktemp("shared"))
@@ -355,7 +355,7 @@ def session_agent(tmp_path_factory, subprocesses):
 
 @pytest.fixture
 def shared_agent(session_agent):
-    """The session's agent; the hosts that the test started end with it ("weighted" serves a whole module)."""
+    """The package's agent; the hosts that the test started end with it ("weighted" serves a whole module)."""
     yield session_agent
     for key in {replica.key for replica in session_agent.infra.observe("eu").replicas}:
         if key.model != "weighted":

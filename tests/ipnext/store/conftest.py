@@ -17,7 +17,7 @@ from tests.real_servers import PostgresServer, running_postgres
 TEMPLATE = "migrated_template"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def postgres_server(subprocesses) -> Iterator[PostgresServer]:
     """A real PostgreSQL with one migrated database to copy from."""
     with running_postgres() as postgres:

@@ -230,14 +230,14 @@ def stocked(edge):
     return edge
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def edge(tmp_path_factory, listeners):
     """Shared by the tests that change nothing. The host that answers last walks the graphs."""
     with stocked(Edge(tmp_path_factory.mktemp("edge"), SMALL)).running() as shared:
         yield shared
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def walking_edge(tmp_path_factory, listeners):
     """The same, where the router walks the graphs."""
     with stocked(Edge(tmp_path_factory.mktemp("walking-edge"), SMALL, hosts_walk=False)).running() as shared:

@@ -137,13 +137,13 @@ def started_router(directory, *engines, drain_seconds=10.0, **flags):
         process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine(subprocesses):
     with mock_engine(name="word") as url:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def other_engine(subprocesses):
     with mock_engine(name="other") as url:
         yield url
