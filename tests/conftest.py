@@ -28,7 +28,7 @@ from ipnext.errors import LoadFailed
 from ipnext.store.database import dialects
 from ipnext.store.store import Store
 from serving.genai.command_line.interpreter import vllm_python
-from tests.genai.forking_vllm import forking_vllm
+from tests.genai.support.forking_vllm import forking_vllm
 from tests.lasting import Lasting
 
 pytest_plugins = ["tests.tiers", "tests.processor_time"]

@@ -45,7 +45,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "LITELLM_MODE": "PRODUCTION",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
-MOCK: Final = ROOT / "tests" / "genai" / "mock_engine.py"
+MOCK: Final = ROOT / "tests" / "genai" / "support" / "mock_engine.py"
 
 
 def make_peer(name: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.client import Client
 from ipnext.infra.process.parent_death import tether
-from tests.genai.hosts import mock_command
+from tests.genai.support.hosts import mock_command
 from tests.lasting import Lasting
 from tests.marked_parts import export_pair
 from tests.processes import command_line

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ipnext.errors import InvalidInput
-from tests.genai.checkpoints import write_bert, write_llama
+from tests.genai.support.checkpoints import write_bert, write_llama
 from tests.mixed import manifest
 from tests.mixed_ranker import Ranker, export_ranker
 from tests.waiting import PATIENCE_SECONDS, until

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serving.genai.engine.probe import requests_in
-from tests.genai.hosts import MODEL, complete, stream
+from tests.genai.support.hosts import MODEL, complete, stream
 from tests.waiting import until
 
 

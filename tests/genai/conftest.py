@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.genai.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
-from tests.genai.hosts import Shelf, Yard
-from tests.genai.platforms import platform_with
-from tests.genai.tiny import write_tiny_llama
+from tests.genai.support.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
+from tests.genai.support.hosts import Shelf, Yard
+from tests.genai.support.platforms import platform_with
+from tests.genai.support.tiny_models import write_tiny_llama
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.genai.hosts import complete, mock_command
+from tests.genai.support.hosts import complete, mock_command
 from tests.waiting import until
 
 MOCK = {"IPNEXT_VLLM_COMMAND": mock_command()}

@@ -8,7 +8,7 @@ import pytest
 
 from ipnext.model.deployment.deployment import AssignedSnapshot
 from ipnext.model.registry.adapter import ServedAdapter, engine_name
-from tests.genai.regions import LONG, region
+from tests.genai.support.regions import LONG, region
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")

@@ -6,8 +6,8 @@ import signal
 import httpx
 import pytest
 
-from tests.genai.hosts import complete
-from tests.genai.regions import ENDLESS, LONG, region
+from tests.genai.support.hosts import complete
+from tests.genai.support.regions import ENDLESS, LONG, region
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.genai.hosts import complete
-from tests.genai.regions import ENDLESS, LONG, region
+from tests.genai.support.hosts import complete
+from tests.genai.support.regions import ENDLESS, LONG, region
 from tests.processes import get_from
 from tests.waiting import until
 

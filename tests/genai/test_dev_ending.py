@@ -6,9 +6,9 @@ import signal
 import pytest
 
 from tests.e2e.conftest import Running
-from tests.genai.checkpoints import write_llama
-from tests.genai.hosts import mock_command
-from tests.genai.regions import ENDLESS, Stream
+from tests.genai.support.checkpoints import write_llama
+from tests.genai.support.hosts import mock_command
+from tests.genai.support.regions import ENDLESS, Stream
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 

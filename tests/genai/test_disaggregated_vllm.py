@@ -12,7 +12,7 @@ import pytest
 from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, ServedGeneration
 from ipnext.model.registry.disaggregated import handoff_graph
 from ipnext.model.settings.kv_transfer import Handoff
-from tests.genai.hosts import MODEL, Yard, complete
+from tests.genai.support.hosts import MODEL, Yard, complete
 from tests.processes import gone
 from tests.serving.openai.conftest import running_edge
 from tests.waiting import until

@@ -7,8 +7,8 @@ import httpx
 import openai
 import pytest
 
-from tests.genai.serving_benchmark import benchmarked
-from tests.genai.tiny import write_tiny_bert
+from tests.genai.support.serving_benchmark import benchmarked
+from tests.genai.support.tiny_models import write_tiny_bert
 from tests.processes import client_of
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ipnext.infra.host.log_retention import LogLimits, LogRetention
-from tests.genai.hosts import complete, mock_command, stream
+from tests.genai.support.hosts import complete, mock_command, stream
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 

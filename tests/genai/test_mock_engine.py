@@ -9,8 +9,8 @@ import pytest
 
 from ipnext.infra.process.ports import free_port
 from tests.genai.alike import Alike
-from tests.genai.checkpoints import write_adapter
-from tests.genai.hosts import MOCK, MODEL
+from tests.genai.support.checkpoints import write_adapter
+from tests.genai.support.hosts import MOCK, MODEL
 from tests.waiting import until
 
 

@@ -12,7 +12,7 @@ from ipnext.infra.process.host_user import open_state, refusal
 from ipnext.infra.process.parent_death import tether
 from ipnext.model.deployment.deployment import HostHolds
 from serving.openai.engines.connection import EngineConnectionPool
-from tests.genai.hosts import MOCK
+from tests.genai.support.hosts import MOCK
 from tests.genai.test_sockets import ready
 from tests.own_user import needs_root, nobody, open_directory, with_open_python
 from tests.processes import accepts, client_of

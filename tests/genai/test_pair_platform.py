@@ -6,9 +6,9 @@ The engines are mocks.
 import httpx
 import pytest
 
-from tests.genai.checkpoints import write_llama
-from tests.genai.hosts import mock_command
-from tests.genai.platforms import platform_with
+from tests.genai.support.checkpoints import write_llama
+from tests.genai.support.hosts import mock_command
+from tests.genai.support.platforms import platform_with
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.e2e

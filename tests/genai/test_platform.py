@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from ipnext.errors import InvalidInput
-from tests.genai.checkpoints import write_vllm_adapter
-from tests.genai.serving_benchmark import benchmarked
-from tests.genai.talking import STREAMS, Talk, greedy
+from tests.genai.support.checkpoints import write_vllm_adapter
+from tests.genai.support.serving_benchmark import benchmarked
+from tests.genai.support.streaming_clients import STREAMS, Talk, greedy
 from tests.processes import get_from, gone
 from tests.waiting import until
 

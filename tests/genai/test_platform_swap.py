@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from tests.genai.checkpoints import write_llama
-from tests.genai.hosts import mock_command, stream
-from tests.genai.platforms import platform_with
-from tests.genai.talking import STREAMS, Talk
+from tests.genai.support.checkpoints import write_llama
+from tests.genai.support.hosts import mock_command, stream
+from tests.genai.support.platforms import platform_with
+from tests.genai.support.streaming_clients import STREAMS, Talk
 from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS
 from tests.processes import get_from
 from tests.waiting import until

@@ -12,7 +12,7 @@ from ipnext.infra.process.parent_death import tether
 from ipnext.model.deployment.deployment import HostHolds, HostState
 from serving.genai.engine.supervisor import forget_sockets
 from serving.openai.engines.connection import EngineConnectionPool
-from tests.genai.hosts import MOCK
+from tests.genai.support.hosts import MOCK
 from tests.processes import accepts, client_of, get_from
 from tests.waiting import PATIENCE_SECONDS, until
 

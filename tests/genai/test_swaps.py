@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from ipnext.model.deployment.deployment import HostHolds
-from tests.genai.checkpoints import llama_tensors, write_llama
-from tests.genai.hosts import complete, mock_command, stream
+from tests.genai.support.checkpoints import llama_tensors, write_llama
+from tests.genai.support.hosts import complete, mock_command, stream
 from tests.waiting import until
 
 

@@ -24,8 +24,8 @@ from serving.genai.engine.probe import requests_in
 from serving.genai.weight_reload import load_adapter, swap_weights, unload_adapter
 from serving.snapshots.fetch import LocalSnapshot
 from tests.genai.alike import Alike
-from tests.genai.checkpoints import write_vllm_adapter
-from tests.genai.hosts import Yard, complete, stream
+from tests.genai.support.checkpoints import write_vllm_adapter
+from tests.genai.support.hosts import Yard, complete, stream
 from tests.processes import command_line, gone
 from tests.waiting import until
 

@@ -18,7 +18,7 @@ from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas
 from ipnext.model.registry.adapter import engine_name
 from ipnext.model.registry.registry import GenerationState
-from tests.genai.checkpoints import adapter_tensors, stored, write_adapter, write_llama
+from tests.genai.support.checkpoints import adapter_tensors, stored, write_adapter, write_llama
 
 LLM = {"name": "llm", "engine": "vllm", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
 STYLE = {"name": "style", "engine": "vllm", "adapterOf": "llm"}

@@ -15,7 +15,7 @@ from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.checkpoint import Checkpoint
 from ipnext.model.registry.registry import SnapshotSource
-from tests.genai.checkpoints import llama_tensors, stored, write_llama
+from tests.genai.support.checkpoints import llama_tensors, stored, write_llama
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
 

@@ -16,7 +16,7 @@ from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
 from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas
 from ipnext.model.registry.registry import Generation, Signature, Snapshot, SnapshotManifest, TensorSpec
-from tests.genai.checkpoints import write_bert, write_llama
+from tests.genai.support.checkpoints import write_bert, write_llama
 from tests.mixed import manifest
 
 

@@ -14,7 +14,7 @@ from ipnext.model.lifecycle.messages import ChangeState, ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.names import again_id
-from tests.genai.checkpoints import write_llama
+from tests.genai.support.checkpoints import write_llama
 from tests.ipnext.conftest import write_snapshot
 from tests.waiting import PATIENCE_SECONDS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
+MOCK = Path(__file__).parents[2] / "genai" / "support" / "mock_engine.py"
 
 
 def mock_module():

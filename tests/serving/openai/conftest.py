@@ -44,7 +44,7 @@ from tests.waiting import until
 
 from .mixed import MODEL
 
-MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
+MOCK = Path(__file__).parents[2] / "genai" / "support" / "mock_engine.py"
 REGION = "north"
 SILENT_SECONDS = 60.0
 """So long may an engine of these tests be silent: tests of shorter limits see which of them it was."""

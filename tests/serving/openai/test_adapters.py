@@ -12,7 +12,7 @@ import pytest
 
 from ipnext.model.deployment.deployment import RoutedModel
 from serving.openai.adapters import Alias
-from tests.genai.checkpoints import write_adapter
+from tests.genai.support.checkpoints import write_adapter
 from tests.waiting import eventually
 
 from .conftest import endpoint, mock_engine, raw_engine, served

@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 
-from tests.genai.hosts import Shelf, Yard
-from tests.genai.tiny import write_tiny_llama
+from tests.genai.support.hosts import Shelf, Yard
+from tests.genai.support.tiny_models import write_tiny_llama
 from tests.waiting import eventually, until
 
 from .conftest import mock_engine, router_process

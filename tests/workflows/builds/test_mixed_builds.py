@@ -17,10 +17,10 @@ import pytest
 from ipnext.client import Client
 from ipnext.model.lifecycle.messages import ChangeState
 from tests.e2e.conftest import MANIFEST
-from tests.genai.checkpoints import write_llama
-from tests.genai.hosts import mock_command
-from tests.genai.regions import ENDLESS, Stream
-from tests.genai.talking import Talk
+from tests.genai.support.checkpoints import write_llama
+from tests.genai.support.hosts import mock_command
+from tests.genai.support.regions import ENDLESS, Stream
+from tests.genai.support.streaming_clients import Talk
 from tests.marked_parts import export_pair
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until

@@ -11,7 +11,7 @@ from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import Signature, TensorSpec
-from tests.genai.checkpoints import write_bert, write_llama
+from tests.genai.support.checkpoints import write_bert, write_llama
 from tests.mixed import GRAPH, manifest
 
 pytestmark = pytest.mark.usefixtures("workers")

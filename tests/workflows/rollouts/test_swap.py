@@ -14,7 +14,7 @@ from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType
 from tests.fleets import two_regions
-from tests.genai.checkpoints import write_llama
+from tests.genai.support.checkpoints import write_llama
 
 pytestmark = pytest.mark.usefixtures("workers")
 

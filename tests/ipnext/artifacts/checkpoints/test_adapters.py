@@ -11,7 +11,7 @@ from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
 from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.errors import InvalidInput
-from tests.genai.checkpoints import adapter_tensors, llama_tensors, write_adapter, write_bert, write_llama
+from tests.genai.support.checkpoints import adapter_tensors, llama_tensors, write_adapter, write_bert, write_llama
 
 MLP = "model.layers.1.mlp.up_proj"
 

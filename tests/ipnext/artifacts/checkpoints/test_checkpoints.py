@@ -14,7 +14,7 @@ from ipnext.model.registry.checkpoint import Checkpoint, unfit_settings
 from ipnext.model.registry.registry import Signature, SnapshotManifest
 from ipnext.model.settings.engine import VllmSettings
 from ipnext.model.value import canonical_json, digest_of
-from tests.genai.checkpoints import llama_tensors, write_adapter, write_bert, write_llama
+from tests.genai.support.checkpoints import llama_tensors, write_adapter, write_bert, write_llama
 
 
 def test_a_checkpoint_becomes_a_snapshot_that_a_store_takes(tmp_path):

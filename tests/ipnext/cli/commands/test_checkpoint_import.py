@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from ipnext.cli.app import app
-from tests.genai.checkpoints import write_llama
+from tests.genai.support.checkpoints import write_llama
 
 
 def invoke(*arguments):

@@ -29,7 +29,7 @@ from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, Router
 from ipnext.names import INNER_HEADERS
 from tests.waiting import until
 
-MOCK = Path(__file__).parents[3] / "genai" / "mock_engine.py"
+MOCK = Path(__file__).parents[3] / "genai" / "support" / "mock_engine.py"
 CHAT = "/v1/chat/completions"
 
 

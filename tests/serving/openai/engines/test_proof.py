@@ -13,7 +13,7 @@ from serving.http.limits import AnswerBudget
 from serving.openai.engines.proof import is_proven
 from serving.openai.engines.response import EngineAnswer, EngineLost
 from serving.openai.prompt.embeddings import PATH as EMBEDDINGS
-from tests.genai.checkpoints import write_adapter
+from tests.genai.support.checkpoints import write_adapter
 from tests.serving.openai.conftest import endpoint, mock_engine, raw_engine, served
 from tests.serving.openai.test_routes import CHAT, ask, events
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 import httpx
 
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, RouterTable
-from tests.genai.hosts import mock_command, stream
+from tests.genai.support.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent
 from tests.processes import get_from
 from tests.waiting import PATIENCE_SECONDS, until

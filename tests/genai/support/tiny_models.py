@@ -1,8 +1,8 @@
 """Writes a tiny random Llama, or a BERT that embeds, with a tokenizer of bytes or letters.
 
-`python -m tests.genai.tiny DIRECTORY... --seed N`. About a hundred thousand parameters; head_dim is 32, the smallest
-that vLLM's attention on a CPU takes. Each directory gets the next seed, which writes another text, so that a change of
-weights can be seen. Without transformers, whose import takes longer than all else.
+`python -m tests.genai.support.tiny_models DIRECTORY... --seed N`. About a hundred thousand parameters; head_dim is 32,
+the smallest that vLLM's attention on a CPU takes. Each directory gets the next seed, which writes another text, so that
+a change of weights can be seen. Without transformers, whose import takes longer than all else.
 """
 
 import argparse
