@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from ipnext.infra.process.ports import free_port
-from tests.genai.alike import Alike
+from tests.genai.engine.conformance import EngineConformance
 from tests.genai.support.checkpoints import write_adapter
 from tests.genai.support.hosts import MOCK, MODEL
 from tests.waiting import until
@@ -40,5 +40,5 @@ def up(url):
         return False
 
 
-class TestMock(Alike):
+class TestMock(EngineConformance):
     """The mock engine."""

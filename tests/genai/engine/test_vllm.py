@@ -23,7 +23,7 @@ from ipnext.model.settings.engine import vllm_settings
 from serving.genai.engine.probe import requests_in
 from serving.genai.weight_reload import load_adapter, swap_weights, unload_adapter
 from serving.snapshots.fetch import LocalSnapshot
-from tests.genai.alike import Alike
+from tests.genai.engine.conformance import EngineConformance
 from tests.genai.support.checkpoints import write_vllm_adapter
 from tests.genai.support.hosts import Yard, complete, stream
 from tests.processes import command_line, gone
@@ -148,7 +148,7 @@ def adapter(tiny):
     return tiny.root / "hf-12"
 
 
-class TestAlike(Alike):
+class TestAlike(EngineConformance):
     """What the mock engine is held to."""
 
 

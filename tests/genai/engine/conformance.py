@@ -1,6 +1,6 @@
-"""What a router or host can see of an engine.
+"""Properties of an engine that a router or host relies on.
 
-Asked of the mock engine in test_mock_engine.py, of real vLLM in test_vllm.py.
+Tested on the mock engine in test_mock_engine.py, on real vLLM in test_vllm.py.
 """
 
 import json
@@ -15,29 +15,29 @@ from tests.genai.support.hosts import MODEL, complete, stream
 from tests.waiting import until
 
 
-def served(url):
-    """The name that answers have."""
+def served_name(url):
+    """Return the name that answers have."""
     return httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"]
 
 
-class Alike:
+class EngineConformance:
     """A class of tests over `url`, the base URL of an engine, and `adapter`, the directory of one that it can take."""
 
     def test_the_model_is_listed_under_both_its_names(self, url):
         cards = [
             card for card in httpx.get(f"{url}/v1/models", timeout=60).json()["data"] if card.get("parent") is None
         ]
-        assert [(card["id"], card["object"]) for card in cards] == [(served(url), "model"), (MODEL, "model")]
-        assert served(url).startswith(f"{MODEL}@")
+        assert [(card["id"], card["object"]) for card in cards] == [(served_name(url), "model"), (MODEL, "model")]
+        assert served_name(url).startswith(f"{MODEL}@")
         assert cards[0]["max_model_len"] > 0
 
     def test_an_answer_has_the_first_name_whichever_was_asked_for(self, url):
-        for name in (MODEL, served(url)):
-            assert complete(url, max_tokens=1, model=name).json()["model"] == served(url)
+        for name in (MODEL, served_name(url)):
+            assert complete(url, max_tokens=1, model=name).json()["model"] == served_name(url)
 
     def test_a_whole_answer_has_openais_form(self, url):
         answer = complete(url, max_tokens=5, ignore_eos=True).json()
-        assert (answer["object"], answer["model"]) == ("text_completion", served(url))
+        assert (answer["object"], answer["model"]) == ("text_completion", served_name(url))
         assert answer["choices"][0]["finish_reason"] == "length"
         usage = answer["usage"]
         assert usage["completion_tokens"] == 5
@@ -90,7 +90,7 @@ class Alike:
     def test_what_scaling_and_draining_look_at_has_the_same_names(self, url):
         text = httpx.get(f"{url}/metrics", timeout=60).text
         for name in ("running", "waiting"):
-            assert f'vllm:num_requests_{name}{{engine="0",model_name="{served(url)}"}}' in text
+            assert f'vllm:num_requests_{name}{{engine="0",model_name="{served_name(url)}"}}' in text
         for name in ("kv_cache_usage_perc", "prefix_cache_queries_total", "prefix_cache_hits_total"):
             assert f"vllm:{name}{{" in text
         assert "vllm:num_preemptions_total{" in text
@@ -118,35 +118,35 @@ class Alike:
 
     def test_an_adapter_is_a_model_of_its_own_name_from_its_load_to_its_unload(self, url, adapter):
         assert complete(url, model="style@1").status_code == 404
-        loaded = told(url, "load", lora_name="style@1", lora_path=str(adapter))
+        loaded = call_adapter_route(url, "load", lora_name="style@1", lora_path=str(adapter))
         assert (loaded.status_code, "style@1" in loaded.text) == (200, True)
         cards = {card["id"]: card for card in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]}
-        assert (cards["style@1"]["parent"], cards["style@1"]["root"]) == (served(url), str(adapter))
+        assert (cards["style@1"]["parent"], cards["style@1"]["root"]) == (served_name(url), str(adapter))
         answer = complete(url, model="style@1", max_tokens=5, ignore_eos=True).json()
         assert (answer["model"], answer["usage"]["completion_tokens"]) == ("style@1", 5)
         assert answer["choices"][0]["text"] != complete(url, max_tokens=5, ignore_eos=True).json()["choices"][0]["text"]
-        assert told(url, "unload", lora_name="style@1").status_code == 200
+        assert call_adapter_route(url, "unload", lora_name="style@1").status_code == 200
         assert complete(url, model="style@1").status_code == 404
 
     def test_an_adapter_is_loaded_again_only_in_place_and_unloaded_once(self, url, adapter):
         first = {"lora_name": "style@2", "lora_path": str(adapter)}
-        assert told(url, "load", **first).status_code == 200
-        assert told(url, "load", **first).status_code == 400
-        assert told(url, "load", **first, load_inplace=True).status_code == 200
-        assert told(url, "unload", lora_name="style@2").status_code == 200
-        assert told(url, "unload", lora_name="style@2").status_code == 404
+        assert call_adapter_route(url, "load", **first).status_code == 200
+        assert call_adapter_route(url, "load", **first).status_code == 400
+        assert call_adapter_route(url, "load", **first, load_inplace=True).status_code == 200
+        assert call_adapter_route(url, "unload", lora_name="style@2").status_code == 200
+        assert call_adapter_route(url, "unload", lora_name="style@2").status_code == 404
 
     def test_an_adapter_that_is_not_there_is_refused(self, url, tmp_path):
-        answer = told(url, "load", lora_name="style@3", lora_path=str(tmp_path / "nothing"))
+        answer = call_adapter_route(url, "load", lora_name="style@3", lora_path=str(tmp_path / "nothing"))
         assert answer.status_code == 404
         assert answer.json()["error"]["type"] == "NotFoundError"
 
     def test_a_stream_goes_on_with_its_adapter_after_that_was_unloaded(self, url, adapter):
-        told(url, "load", lora_name="style@4", lora_path=str(adapter))
+        call_adapter_route(url, "load", lora_name="style@4", lora_path=str(adapter))
         whole = "".join(text for text, _ in stream(url, tokens=60, model="style@4"))
         begun = stream(url, tokens=60, model="style@4")
         first = next(begun)[0]
-        assert told(url, "unload", lora_name="style@4").status_code == 200
+        assert call_adapter_route(url, "unload", lora_name="style@4").status_code == 200
         assert first + "".join(text for text, _ in begun) == whole
 
     def test_a_pause_finishes_what_runs_and_holds_what_comes_until_it_is_over(self, url):
@@ -176,6 +176,6 @@ class Alike:
         assert httpx.post(f"{url}/collective_rpc", json={}, timeout=60).status_code == 400
 
 
-def told(url, what, **body):
-    """One call of the routes of adapters."""
-    return httpx.post(f"{url}/v1/{what}_lora_adapter", json=body, timeout=60)
+def call_adapter_route(url, action, **body):
+    """Return the answer of vLLM's route that loads or unloads an adapter."""
+    return httpx.post(f"{url}/v1/{action}_lora_adapter", json=body, timeout=60)
