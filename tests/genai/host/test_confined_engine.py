@@ -152,7 +152,7 @@ HOST = """
 import json, socket, sys
 from pathlib import Path
 from serving.genai.host import _arguments, confine, prepare_places
-from tests.genai.prying_engine import open_socket, status, tried
+from tests.genai.host.prying_engine import open_socket, status, tried
 root = Path(sys.argv[1])
 given = _arguments(
     ["--sockets", str(root / "h"), "--region", "r", "--id", "h",
@@ -178,7 +178,7 @@ print(json.dumps({
 def confined_host(tmp_path, **command):
     """What a host with this command of its engines can do."""
     (tmp_path / "wanted.json").write_text("{}")
-    roots = os.pathsep.join({str(Path(serving.__file__).parents[1]), str(Path(__file__).parents[2])})
+    roots = os.pathsep.join({str(Path(serving.__file__).parents[1]), str(Path(__file__).parents[3])})
     ran = subprocess.run(
         [sys.executable, "-c", HOST, str(tmp_path)],
         capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,

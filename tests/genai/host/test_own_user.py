@@ -12,8 +12,8 @@ from ipnext.infra.process.host_user import open_state, refusal
 from ipnext.infra.process.parent_death import tether
 from ipnext.model.deployment.deployment import HostHolds
 from serving.openai.engines.connection import EngineConnectionPool
+from tests.genai.host.test_sockets import ready
 from tests.genai.support.hosts import MOCK
-from tests.genai.test_sockets import ready
 from tests.own_user import needs_root, nobody, open_directory, with_open_python
 from tests.processes import accepts, client_of
 from tests.waiting import PATIENCE_SECONDS, until
