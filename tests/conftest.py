@@ -39,8 +39,8 @@ ON_ONE_PLATFORM = (
         *("e2e/test_doors.py", "e2e/test_machine_details.py"),
     ),
     ("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
-    ("genai/test_platform.py", "genai/test_platform_swap.py"),
-    ("genai/test_mixed_vllm.py", "genai/test_embeddings.py"),
+    ("genai/platform/test_platform.py", "genai/platform/test_swap.py"),
+    ("genai/platform/test_mixed_vllm.py", "genai/platform/test_embeddings.py"),
 )
 """Files below tests/ that use one platform, in this order."""
 LONG_FIRST = (

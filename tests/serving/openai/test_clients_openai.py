@@ -119,7 +119,7 @@ async def test_many_at_once(asking):
 
 @pytest.mark.parametrize("real", [MOCK], indirect=True)
 async def test_embeddings(asking):
-    """Of real ones: tests/genai/test_embeddings.py."""
+    """Of real ones: tests/genai/platform/test_embeddings.py."""
     answer = await asking.embeddings.create(model="llm", input=["a", "bc"], encoding_format="float")
     assert len(answer.data) == 2
 

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
+from tests.genai.platform.test_platform import MANIFEST, REGION, START_SECONDS
 from tests.genai.support.checkpoints import write_llama
 from tests.genai.support.hosts import mock_command, stream
 from tests.genai.support.platforms import platform_with
 from tests.genai.support.streaming_clients import STREAMS, Talk
-from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS
 from tests.processes import get_from
 from tests.waiting import until
 
