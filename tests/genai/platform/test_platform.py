@@ -16,7 +16,7 @@ import pytest
 from ipnext.errors import InvalidInput
 from tests.genai.support.checkpoints import write_vllm_adapter
 from tests.genai.support.serving_benchmark import benchmarked
-from tests.genai.support.streaming_clients import STREAMS, Talk, greedy
+from tests.genai.support.streaming_clients import STREAMS, StreamingClients, greedy_body
 from tests.processes import get_from, gone
 from tests.waiting import until
 
@@ -149,21 +149,20 @@ def test_how_far_the_engine_is_was_explained_while_it_started(first, platform):
 
 def test_a_rollout_and_a_rollback_break_no_stream_and_mix_none(first, platform, checkpoints):
     url = platform.endpoints["gateways"][REGION]
-    with Talk(url) as talk:
+    with StreamingClients(url) as clients:
         change = platform.client.publish("chat", {"llm": checkpoints[2]})
         done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
         assert done.state == "done", done
-        middle = len(talk.whole)
-        until(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken)
+        clients.await_answers()
         change = platform.client.rollback("chat")
         back = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
         assert back.state == "done", back
 
-    assert talk.broken == []
-    generations = Counter(generation for _, generation, _ in talk.whole)
+    assert clients.broken == []
+    generations = Counter(generation for _, generation, _ in clients.whole)
     assert set(generations) == {"1", "2"}, generations
     texts = {}
-    for number, generation, text in talk.whole:
+    for number, generation, text in clients.whole:
         texts.setdefault((number, generation), set()).add(text)
     assert {len(found) for found in texts.values()} == {1}, "greedy answers of one generation are equal"
     assert all(texts[number, "1"] != texts[number, "2"] for number in range(STREAMS))
@@ -241,7 +240,7 @@ def said(client, model, generation, prompt):
     """The answer, while nothing else is asked."""
     headers = {"x-ipnext-generation": generation}
     answer = client.completions.create(
-        model=model, **greedy(prompt), extra_headers=headers, extra_body={"ignore_eos": True}
+        model=model, **greedy_body(prompt), extra_headers=headers, extra_body={"ignore_eos": True}
     )
     assert answer.model == model
     return answer.choices[0].text
@@ -252,22 +251,21 @@ def test_another_adapter_comes_into_the_engine_that_runs_under_streams_and_goes_
     assert len(before) == 1
     cards = {card.id: card.model_dump() for card in client.models.list() if card.id.startswith("styled")}
     assert {name: card.get("parent") for name, card in cards.items()} == {"styled": None, "styled:style": "styled"}
-    with Talk(url, "styled", "styled:style") as talk:
+    with StreamingClients(url, "styled", "styled:style") as clients:
         finished(platform, platform.client.publish("styled", {"style": styled[2]}))
-        middle = len(talk.whole)
-        until(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken)
+        clients.await_answers()
         finished(platform, platform.client.rollback("styled"))
 
-    assert talk.broken == []
-    assert talk.seen == {
+    assert clients.broken == []
+    assert clients.seen == {
         (model, model, str(generation), f"llm=1,style={generation}")
         for model in ("styled", "styled:style")
         for generation in (1, 2)
     }
     assert server_pids(platform) == before
-    for (model, generation, prompt), texts in talk.said.items():
+    for (model, generation, prompt), texts in clients.said.items():
         assert texts == {said(client, model, generation, prompt)}, "what it says alone"
-    three = {said(client, model, generation, "once") for model, generation, _ in talk.said if model != "styled"}
+    three = {said(client, model, generation, "once") for model, generation, _ in clients.said if model != "styled"}
     assert len(three | {said(client, "styled", "2", "once")}) == 3, "base, first and second adapter say the same"
 
 
@@ -292,17 +290,17 @@ def test_an_adapter_is_unloaded_under_streams_and_no_text_of_any_generation_chan
         {prompt: said(client, model, str(first), prompt) for prompt in PROMPTS} for model in ("styled", "styled:style")
     )
     there = engine_names(platform)
-    with Talk(url, "styled", "styled:style") as talk:
+    with StreamingClients(url, "styled", "styled:style") as clients:
         for seed in (3, 4):  # one former generation stays warm
             adapter = write_vllm_adapter(root / f"style-{seed}", seed=seed)
             finished(platform, platform.client.publish("styled", {"style": adapter}))
-            talk.go_on()
+            clients.await_answers()
         until(lambda: not engine_names(platform) & there)
 
-    assert talk.broken == []
+    assert clients.broken == []
     last = platform.client.model("styled").status.serving_generation
-    assert {int(generation) for _, generation, _ in talk.said} >= {first, last - 1, last}
-    for (model, generation, prompt), texts in talk.said.items():
+    assert {int(generation) for _, generation, _ in clients.said} >= {first, last - 1, last}
+    for (model, generation, prompt), texts in clients.said.items():
         if model == "styled":
             assert texts == {base[prompt]}, (generation, prompt)
         elif int(generation) == first:
@@ -334,18 +332,18 @@ def test_an_adapter_part_that_is_taken_away_breaks_no_stream_and_changes_no_text
     url, former = platform.endpoints["gateways"][REGION], server_pids(platform)
     first = str(platform.client.model("styled").status.serving_generation)
     base = {prompt: said(client, "styled", first, prompt) for prompt in PROMPTS}
-    with Talk(url, "styled") as talk:
+    with StreamingClients(url, "styled") as clients:
         (applied,) = platform.client.apply(PLAIN)
         assert "keeps its adapter style" in finished(platform, applied.change).message
         assert said(client, "styled:style", first, PROMPTS[0]) not in base.values()
         finished(platform, platform.client.publish("styled", {"llm": checkpoints[1]}))
-        talk.go_on()
+        clients.await_answers()
 
-    assert talk.broken == []
-    assert len({generation for _, generation, _ in talk.said}) == 2
-    assert {prompt: texts for (_, _, prompt), texts in talk.said.items() if texts != {base[prompt]}} == {}
+    assert clients.broken == []
+    assert len({generation for _, generation, _ in clients.said}) == 2
+    assert {prompt: texts for (_, _, prompt), texts in clients.said.items() if texts != {base[prompt]}} == {}
     with pytest.raises(openai.NotFoundError, match="Adapters: none"):
         client.completions.create(model="styled:style", prompt="x")
-    (after,) = {generation for _, generation, _ in talk.said} - {first}
+    (after,) = {generation for _, generation, _ in clients.said} - {first}
     assert {prompt: said(client, "styled", after, prompt) for prompt in PROMPTS} == base
     until(lambda: not server_pids(platform) & former)

@@ -12,9 +12,8 @@ from tests.genai.platform.test_platform import MANIFEST, REGION, START_SECONDS
 from tests.genai.support.checkpoints import write_llama
 from tests.genai.support.hosts import mock_command, stream
 from tests.genai.support.platforms import platform_with
-from tests.genai.support.streaming_clients import STREAMS, Talk
+from tests.genai.support.streaming_clients import STREAMS, StreamingClients
 from tests.processes import get_from
-from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -74,12 +73,12 @@ def first(bed):
     bed.done(bed.client.delete(MODEL))
 
 
-def check(talk, generations):
+def check(clients, generations):
     """No stream broken, none of two generations, and each generation's texts its own."""
-    assert talk.broken == []
-    assert set(Counter(generation for _, generation, _ in talk.whole)) == generations
+    assert clients.broken == []
+    assert set(Counter(generation for _, generation, _ in clients.whole)) == generations
     texts = {}
-    for number, generation, text in talk.whole:
+    for number, generation, text in clients.whole:
         texts.setdefault((number, generation), set()).add(text)
     assert {len(found) for found in texts.values()} == {1}, "greedy answers of one generation are equal"
     for number in range(STREAMS):
@@ -88,22 +87,16 @@ def check(talk, generations):
         )
 
 
-def more(talk):
-    """Some further streams."""
-    seen = len(talk.whole)
-    until(lambda: len(talk.whole) > seen + 2 * STREAMS or talk.broken)
-
-
 def test_one_engine_goes_over_and_back_and_its_clients_wait_for_it(first, record_property):
     engines = first.engines()
     assert len(engines) == 1
-    with Talk(first.url, MODEL) as talk:
+    with StreamingClients(first.url, MODEL) as clients:
         first.publish(2)
-        more(talk)
+        clients.await_answers()
         first.done(first.client.rollback(MODEL, generation=1))
-    check(talk, {"1", "2"})
+    check(clients, {"1", "2"})
     assert first.engines() == engines, "the same process, and no other one"
-    record_property("longest_gap_seconds", max(talk.gaps))
+    record_property("longest_gap_seconds", max(clients.gaps))
     told = [event.message for event in first.client.events(MODEL) if event.kind == "Admitted"]
     assert "generation 2: swaps 1 replica; dips llm in us-east by 100% for seconds" in told
 
@@ -142,9 +135,9 @@ def test_of_two_engines_one_answers_while_the_other_goes_over(first, record_prop
     first.done(applied.change)
     engines = first.engines()
     assert len(engines) == 2
-    with Talk(first.url, MODEL) as talk:
+    with StreamingClients(first.url, MODEL) as clients:
         done = first.publish(2)
-        more(talk)
-    check(talk, {"1", str(done.generation)})
+        clients.await_answers()
+    check(clients, {"1", str(done.generation)})
     assert first.engines() == engines
-    record_property("longest_gap_seconds", max(talk.gaps))
+    record_property("longest_gap_seconds", max(clients.gaps))

@@ -16,13 +16,13 @@ PAUSE_SECONDS = 1.0
 """Between two streams of a client: the engine that starts needs processors too."""
 
 
-def greedy(prompt):
-    """What is asked for, so that one engine says the same again and again."""
+def greedy_body(prompt):
+    """Body of a completion for which one engine gives the same text each time."""
     return {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
 
 
-class Talk:
-    """Clients that stream one answer after the other, and what each of them got. The models are asked in turn."""
+class StreamingClients:
+    """Clients that stream one answer after the other, and their answers. The models are asked in turn."""
 
     def __init__(self, url, *models, streams=STREAMS):
         self._url = url
@@ -49,8 +49,8 @@ class Talk:
         for thread in self._threads:
             thread.join()
 
-    def go_on(self):
-        """Returns when two more answers have come for each client."""
+    def await_answers(self):
+        """Wait for two more answers for each client, or for a broken one."""
         seen = len(self.whole)
         until(lambda: len(self.whole) > seen + 2 * self._streams or self.broken)
 
@@ -65,7 +65,7 @@ class Talk:
 
     def _stream(self, client, number):
         model = self._models[number % len(self._models)]
-        body = {"model": model, **greedy(f"prompt {number}"), "ignore_eos": True}
+        body = {"model": model, **greedy_body(f"prompt {number}"), "ignore_eos": True}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         words, names, usage, end, last = [], set(), None, None, time.monotonic()
         with client.stream("POST", f"{self._url}/v1/completions", json=body) as answer:

@@ -20,7 +20,7 @@ from tests.e2e.conftest import MANIFEST
 from tests.genai.support.checkpoints import write_llama
 from tests.genai.support.hosts import mock_command
 from tests.genai.support.regions import ENDLESS, Stream
-from tests.genai.support.streaming_clients import Talk
+from tests.genai.support.streaming_clients import StreamingClients
 from tests.marked_parts import export_pair
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
@@ -129,7 +129,7 @@ def test_no_answer_fails_and_no_publish_is_lost_while_builds_are_mixed(
         until(lambda: publisher.ended, why=platform.logs)
         listener = clients.enter_context(Listener(platform.api))
         load = clients.enter_context(Load([east.gateway, west.gateway], "pair"))
-        talk = clients.enter_context(Talk(east.gateway, streams=STREAMS))
+        streamers = clients.enter_context(StreamingClients(east.gateway, streams=STREAMS))
 
         held = begin_held(client, checkpoints[1])
         replace_control_plane(platform, publisher, after)
@@ -143,27 +143,27 @@ def test_no_answer_fails_and_no_publish_is_lost_while_builds_are_mixed(
         adopt(platform, west, after)
         publish(client, checkpoints[2])
         assert west.builds_of("serving.genai.host") == {"this", "next"}
-        talk.go_on()
+        streamers.await_answers()
         replace_router(platform, west, after, ends=False)
-        both_go_on(platform, publisher, load, talk)  # the regions are of different builds
+        both_go_on(platform, publisher, load, streamers)  # the regions are of different builds
 
         adopt(platform, east, after)
         east_hosts = {process.pid for process in east.processes("serving.host")}
         client.apply(pair(250))
         until(lambda: east.builds_of("serving.host") == {"this", "next"}, why=platform.logs)
         assert all(east.forked(host) for host in east.processes("serving.host") if host.pid not in east_hosts)
-        both_go_on(platform, publisher, load, talk)
+        both_go_on(platform, publisher, load, streamers)
         replace_router(platform, east, after, ends=False)  # it passes the stream on, which began in this region
-        both_go_on(platform, publisher, load, talk)
+        both_go_on(platform, publisher, load, streamers)
 
         replace_hosts(platform, east, before)
         end_stream(platform, west, before, stream)
         for region in (east, west):
             assert region.builds_of("serving.") == {after}
-        both_go_on(platform, publisher, load, talk)
+        both_go_on(platform, publisher, load, streamers)
     assert set(load.answers) == {200}, load.bad[:5]
     assert set(load.seen) == {(east.gateway, EAST), (west.gateway, EAST)}, "users of eu-west are answered in us-east"
-    check_streams(talk)
+    check_streams(streamers)
     check_changes(client, publisher)
     check_events(client, listener)
     told = platform.every_line()
@@ -273,20 +273,20 @@ def end_stream(platform: MixedPlatform, region: MixedRegion, before: Build, stre
         until(lambda each=each: len(each.processes("serving.router")) == 1, why=platform.logs)
 
 
-def both_go_on(platform: MixedPlatform, publisher: Publisher, load: Load, talk: Talk) -> None:
+def both_go_on(platform: MixedPlatform, publisher: Publisher, load: Load, streamers: StreamingClients) -> None:
     """Publishes, predictions and streams, and each router describes the model, for which it asks a host."""
     publisher.one_more()
     load.more(10)
-    talk.go_on()
+    streamers.await_answers()
     answer = httpx.get(f"{platform.regions[EAST].gateway}/v2/models/pair", trust_env=False, timeout=60)
     assert answer.status_code == 200
 
 
-def check_streams(talk: Talk) -> None:
+def check_streams(streamers: StreamingClients) -> None:
     """Each stream whole, of one generation, and each generation's text its own."""
-    assert talk.broken == []
+    assert streamers.broken == []
     texts: dict[tuple[str, str], set[str]] = {}
-    for (_, generation, prompt), said in talk.said.items():
+    for (_, generation, prompt), said in streamers.said.items():
         texts.setdefault((generation, prompt), set()).update(said)
     assert {generation for generation, _ in texts} == {"1", "2", "3"}
     assert all(len(said) == 1 for said in texts.values())
