@@ -14,11 +14,11 @@ from ipnext.model.lifecycle.messages import WaveResult
 from tests.tiers import scaled
 from tests.workflows.simulation import carrying
 from tests.workflows.simulation.__main__ import main
+from tests.workflows.simulation.activity_attempts import Limits
 from tests.workflows.simulation.infrastructure import Region
 from tests.workflows.simulation.invariants import Invariants
-from tests.workflows.simulation.performing import Limits
 from tests.workflows.simulation.running import all_of
-from tests.workflows.simulation.walking import Way, walk
+from tests.workflows.simulation.transition_walk import Way, walk
 from tests.workflows.simulation.world import history
 
 HISTORIES = Path(__file__).parent / "builds" / "histories"

@@ -24,14 +24,14 @@ from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store.operations import change_end
 from ipnext.store.registry.models import Models
 from tests.workflows.simulation import (
+    activity_attempts,
     carrying,
     losing,
     moving,
-    performing,
     reconciling,
-    staging,
-    taking,
-    walking,
+    stage_activities,
+    takeover,
+    transition_walk,
     world,
 )
 from tests.workflows.simulation.infrastructure import Deployment, Infrastructure, Region
@@ -169,7 +169,7 @@ def nothing_is_validated(patch):
         yield "passed"
         return ""
 
-    patch.setattr(staging.Stages, "validate_generation", passed)
+    patch.setattr(stage_activities.Stages, "validate_generation", passed)
 
 
 def replicas_are_forgotten(patch):
@@ -179,15 +179,17 @@ def replicas_are_forgotten(patch):
 
 def waves_undone_in_the_wrong_order(patch):
     """The way back wave by wave begins with the first one."""
-    patch.setattr(walking, "undone", lambda way, index: range(index + 1) if way.back == "by_waves" else (index,))
+    patch.setattr(
+        transition_walk, "undone", lambda way, index: range(index + 1) if way.back == "by_waves" else (index,)
+    )
     patch.setattr(moving._Putting, "knows", lambda *_: True)  # else users stay where they are answered
 
 
 def stop_is_not_heard(patch):
     """What runs is not cut short, and between two steps nobody asks whether it was to stop."""
     patch.setattr(carrying.Run, "_cancel", lambda _: None)
-    patch.setattr(walking, "_unheld", _goes_on)
-    patch.setattr(walking, "_until", _waits)
+    patch.setattr(transition_walk, "_unheld", _goes_on)
+    patch.setattr(transition_walk, "_until", _waits)
 
 
 def _goes_on(way, index):
@@ -202,7 +204,7 @@ def _waits(way, wait):
 def late_workers_write(patch):
     """A worker that stood still goes on where it stood."""
     real = world.history
-    patch.setattr(performing.Attempt, "check", lambda _: None)
+    patch.setattr(activity_attempts.Attempt, "check", lambda _: None)
     patch.setitem(globals(), "history", lambda seed, **more: real(seed, stalls=True, **more))
 
 
@@ -257,16 +259,16 @@ def processes_go_over_one_by_one(patch):
 def fence_off(patch):
     """A run that has gone, or has lost its transition, goes on writing."""
     patch.setattr(Journal, "check_fence", lambda *_: None)
-    patch.setattr(performing.Attempt, "check", lambda _: None)
+    patch.setattr(activity_attempts.Attempt, "check", lambda _: None)
 
 
 def takeover_off(patch):
     """What a run moved that has gone stays as it is."""
-    patch.setattr(taking, "settled", _nothing_taken)
+    patch.setattr(takeover, "settled", _nothing_taken)
 
 
 def _nothing_taken(_):
-    return taking.Taken()
+    return takeover.Taken()
     yield
 
 
@@ -351,7 +353,7 @@ def parts_end_with_their_manifest(patch):
 
 def rollbacks_are_not_placed(patch):
     """A rollback goes by the placement in force, whatever parts that has."""
-    patch.setattr(staging, "needs_placement", lambda *_: False)
+    patch.setattr(stage_activities, "needs_placement", lambda *_: False)
 
 
 MUTANTS = {

@@ -15,13 +15,13 @@ from workflows import policies
 from workflows.entity import change_queue as ordering
 from workflows.stages import preparation
 
-from . import moving, reconciling, staging, taking
+from . import moving, reconciling, stage_activities, takeover
+from .activity_attempts import Attempt, AtWork, Limits, OutOfTries, perform
 from .clock import GONE, Process, Signal, joined
 from .endings import end
 from .journal import Change, Moving
-from .performing import Attempt, AtWork, Limits, OutOfTries, perform
-from .planning import way_back
-from .walking import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
+from .transition_plan import way_back
+from .transition_walk import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
 
 Steps = Generator[Any, Any, Any]
 WAITING_FOR_SUPPLY = Limits(total=600.0, first_retry=1.0, most_retry=15.0)
@@ -161,7 +161,7 @@ class Run:
 
 def carry_out(run: Run) -> Steps:
     """The stages; then, whatever came of them, the end is recorded."""
-    staged = staging.Stages(run)
+    staged = stage_activities.Stages(run)
     try:
         begun = yield from run.perform("begin_change", staged.begin)
     except Stopped:
@@ -180,12 +180,12 @@ def carry_out(run: Run) -> Steps:
 def finished(run: Run, outcome: tuple[ChangeState, str]) -> Steps:
     """Record how a change ended."""
     run.ended = outcome
-    yield from run.perform("finish_change", staging.Stages(run).finish, shielded=True)
+    yield from run.perform("finish_change", stage_activities.Stages(run).finish, shielded=True)
     run.world.invariants.ended(run.change, outcome[0])
     run.world.entities[run.change.model].unheard(run)
 
 
-def _outcome(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[ChangeState, str]]:
+def _outcome(run: Run, staged: "stage_activities.Stages") -> Generator[Any, Any, tuple[ChangeState, str]]:
     try:
         return (yield from _stages(run, staged))
     except Stopped:
@@ -194,7 +194,7 @@ def _outcome(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Ch
         return (ChangeState.ROLLED_BACK if run.moving else ChangeState.REFUSED, str(error))
 
 
-def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[ChangeState, str]]:
+def _stages(run: Run, staged: "stage_activities.Stages") -> Generator[Any, Any, tuple[ChangeState, str]]:
     kind = ChangeKind(run.change.kind)
     if run.generation is None and kind is not ChangeKind.RETIRE:
         return (ChangeState.DONE, "nothing to do")
@@ -225,7 +225,9 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
     return (ChangeState.DONE, "")
 
 
-def _prepared(run: Run, staged: "staging.Stages", stages: Sequence[str]) -> Generator[Any, Any, "staging.Prepared"]:
+def _prepared(
+    run: Run, staged: "stage_activities.Stages", stages: Sequence[str]
+) -> Generator[Any, Any, "stage_activities.Prepared"]:
     """The stages in one activity, in histories that have it: as workflows/stages/preparation.py and lifecycle.py."""
     held = run.held and run.change.kind not in ordering.PASSES_PAUSE
     ends = {"withdraw_model", "place_model"} if held else {"withdraw_model"}
@@ -233,7 +235,7 @@ def _prepared(run: Run, staged: "staging.Stages", stages: Sequence[str]) -> Gene
     if not run.world.prepares or len(names) < preparation.FEWEST:
         return {}
     try:
-        done: staging.Prepared = yield from run.perform(
+        done: stage_activities.Prepared = yield from run.perform(
             "prepare_change", lambda attempt: staged.prepare(names, attempt), IN_ONE
         )
     except OutOfTries:
@@ -255,7 +257,7 @@ def _goes_on(run: Run, waits: Callable[[], bool]) -> Generator[Any, Any, bool]:
     return True
 
 
-def _move(run: Run, staged: "staging.Stages", prepared: Moving | None) -> Generator[Any, Any, str]:
+def _move(run: Run, staged: "stage_activities.Stages", prepared: Moving | None) -> Generator[Any, Any, str]:
     """Why the transition came to nothing; empty where it is done."""
     planned: Moving = prepared or (
         yield from run.perform("plan_transition", staged.plan_transition, WAITING_FOR_SUPPLY)
@@ -269,7 +271,7 @@ def _move(run: Run, staged: "staging.Stages", prepared: Moving | None) -> Genera
     run.walk = run.world.clock.spawn(f"transition {run.name}", _walk(run, planned))
     walked = yield from joined(run.walk)
     if walked is GONE:
-        taken = yield from taking.settled(run)
+        taken = yield from takeover.settled(run)
         walked = Walked(done=taken.done, waves_done=0, message=ENDED_OUTSIDE)
     run.reason = None if walked.done else walked.reason
     return "" if walked.done else walked.message or "went back"
@@ -585,10 +587,10 @@ class Entity:
 
     def _failed(self, run: Run) -> Steps:
         """A run that could not record its own end: what it moved goes back, then the entity does."""
-        taken = yield from taking.settled(run)
+        taken = yield from takeover.settled(run)
         if taken.withdrawn:
             self.world.faults.count("a retirement is completed")
-            yield from run.perform("release_model", staging.Stages(run).release_model, shielded=True)
+            yield from run.perform("release_model", stage_activities.Stages(run).release_model, shielded=True)
             yield from finished(run, (ChangeState.DONE, ENDED_OUTSIDE))
             return
         state = ChangeState.ROLLED_BACK if taken.moved else ChangeState.REFUSED

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator
 from random import Random
 from typing import Any
 
+from .activity_attempts import linger
 from .clock import GONE, joined
-from .performing import linger
 
 Steps = Generator[Any, Any, None]
 TRIES = 60

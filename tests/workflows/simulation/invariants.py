@@ -14,10 +14,10 @@ from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Dip
 
 from . import reconciling
+from .activity_attempts import HEARTBEAT_SECONDS, Limits
 from .infrastructure import Key, Region
 from .journal import UNDER_WAY, Placement, placed_units
-from .performing import HEARTBEAT_SECONDS, Limits
-from .walking import WAITS, Command
+from .transition_walk import WAITS, Command
 
 SLACK = 1e-4
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})

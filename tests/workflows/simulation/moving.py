@@ -30,9 +30,9 @@ from ipnext.model.lifecycle.messages import WaveResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import TransitionState
 
+from .activity_attempts import Attempt, Cancelled
 from .infrastructure import Deployment, Key, Seen
 from .journal import Moving, Table
-from .performing import Attempt, Cancelled
 
 Steps = Generator[Any, Any, WaveResult]
 POLL_SECONDS = 2.0

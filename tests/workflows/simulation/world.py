@@ -22,7 +22,7 @@ from .journal import Generation, Journal, Record, Table
 from .minds import Minds
 from .placing import fleet_placements
 from .specs import Scenario, drawn
-from .staging import is_short
+from .stage_activities import is_short
 
 KNOWN = frozenset({"I1 between", "I1 ahead", "I3 unused", "rest supply"})
 """Invariants that the code does not keep yet (docs/simulation.md tells why): counted, not failed."""

@@ -16,10 +16,10 @@ from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import CurrentState, ReplicaCount, TrafficShare
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW, ROLLS_OUT
 
-from . import placing, planning, reconciling
+from . import placing, reconciling, transition_plan
+from .activity_attempts import Attempt
 from .journal import UNDER_WAY, Change, Moving, Placement, Record
-from .performing import Attempt
-from .walking import Failed
+from .transition_walk import Failed
 
 Steps = Generator[Any, Any, Any]
 Prepared = dict[str, Any]
@@ -129,7 +129,7 @@ class Stages:
     def plan_transition(self, attempt: Attempt) -> Steps:
         """The waves, planned once."""
         try:
-            found: Moving = planning.planned(self.world, self.change, self.run.generation)
+            found: Moving = transition_plan.planned(self.world, self.change, self.run.generation)
         except (FenceLost, Unavailable):
             raise
         except IPnextError as error:

@@ -12,7 +12,7 @@ from ipnext.devfile import read_devfile
 from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.lifecycle.status import Reason
 
-from .walking import Failed, Stopped
+from .transition_walk import Failed, Stopped
 
 HEARTBEAT_SECONDS = read_devfile().timing.heartbeat_seconds
 """After this long a dead worker's activity is given to another one."""

@@ -11,9 +11,9 @@ from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.planning.transition import TransitionState
 from workflows import policies
 
+from .activity_attempts import Attempt
 from .clock import GONE, joined
 from .journal import UNDER_WAY, Moving
-from .performing import Attempt
 
 Steps = Generator[Any, Any, Any]
 
