@@ -15,9 +15,9 @@ from tests.tiers import scaled
 from tests.workflows.simulation import carrying
 from tests.workflows.simulation.__main__ import main
 from tests.workflows.simulation.activity_attempts import Limits
+from tests.workflows.simulation.campaign import run_campaign
 from tests.workflows.simulation.infrastructure import Region
 from tests.workflows.simulation.invariants import Invariants
-from tests.workflows.simulation.running import all_of
 from tests.workflows.simulation.transition_walk import Way, walk
 from tests.workflows.simulation.world import history
 
@@ -55,8 +55,8 @@ def told(broken) -> str:
 
 @pytest.fixture(scope="module")
 def daily():
-    total, broken = all_of(range(scaled(EVERY_DAY)), 1)
-    with_parts, more = all_of(range(scaled(WITH_PARTS)), 1, parts=True)
+    total, broken = run_campaign(range(scaled(EVERY_DAY)), 1)
+    with_parts, more = run_campaign(range(scaled(WITH_PARTS)), 1, parts=True)
     return total + with_parts, broken + more
 
 
@@ -79,7 +79,7 @@ def test_the_histories_have_every_fault_and_every_mind(daily):
 @pytest.mark.nemesis
 @pytest.mark.timeout(7200)
 def test_a_hundred_thousand_histories_hold_every_invariant():
-    _, broken = all_of(range(ALL), 2)
+    _, broken = run_campaign(range(ALL), 2)
 
     assert not broken, told(broken)
 

@@ -26,9 +26,9 @@ from ipnext.store.registry.models import Models
 from tests.workflows.simulation import (
     activity_attempts,
     carrying,
-    losing,
     moving,
-    reconciling,
+    reconciliation,
+    region_loss,
     stage_activities,
     takeover,
     transition_walk,
@@ -218,7 +218,7 @@ def publish_gives_way_to_anything(patch):
 
 def back_before_its_gateway_follows(patch):
     """A region that was lost counts again while its gateway goes by what it held."""
-    real = losing.returned
+    real = region_loss.returned
 
     def returned(world, region):
         found = world.infra.regions[region]
@@ -226,7 +226,7 @@ def back_before_its_gateway_follows(patch):
         yield from real(world, region)
         found.routes, found.served = held
 
-    patch.setattr(losing, "returned", returned)
+    patch.setattr(region_loss, "returned", returned)
 
 
 def gateways_follow_by_their_names(patch):
@@ -284,21 +284,21 @@ def rebuild_off(patch):
 
 
 def resubmission_off(patch):
-    patch.setattr(reconciling, "resubmission", _nothing_done)
+    patch.setattr(reconciliation, "resubmission", _nothing_done)
 
 
 def repair_off(patch):
-    patch.setattr(reconciling, "record_repair", lambda *_: None)
+    patch.setattr(reconciliation, "record_repair", lambda *_: None)
 
 
 def reconciler_off(patch):
     """Repairs are recorded; no region is told again."""
-    patch.setattr(reconciling, "reconciled", _nothing_done)
+    patch.setattr(reconciliation, "reconciled", _nothing_done)
 
 
 def withdrawal_off(patch):
     """What a first publish left that was not reverted everywhere stays."""
-    patch.setattr(reconciling, "withdrawn", _nothing_done)
+    patch.setattr(reconciliation, "withdrawn", _nothing_done)
 
 
 def _nothing_done(*_):

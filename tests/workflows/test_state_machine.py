@@ -38,7 +38,7 @@ class ChangesOfMind(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(ASKED), number=st.integers(0, 3))
     def ask(self, kind, number):
-        self.world.minds.ask(kind, self.models[number % len(self.models)])
+        self.world.requests.ask(kind, self.models[number % len(self.models)])
 
     @rule(seconds=st.sampled_from([0.3, 2.0, 9.0, 60.0, 400.0]))
     def advance(self, seconds):
@@ -66,7 +66,7 @@ class ChangesOfMind(RuleBasedStateMachine):
         model = self.models[number % len(self.models)]
         record = self.world.journal.records[model]
         self.world.faults.bad[model, max(record.generations, default=0) + 1] = kind
-        self.world.minds.ask("publish", model)
+        self.world.requests.ask("publish", model)
 
     @invariant()
     def every_model_is_whole(self):

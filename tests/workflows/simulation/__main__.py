@@ -6,7 +6,7 @@ Many histories, or one again with its trace.
 import argparse
 import sys
 
-from .running import all_of
+from .campaign import run_campaign
 from .world import Outcome, history
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1 if found.violated else 0
     first, last = (int(number) for number in given.seeds.split(":"))
-    total, broken = all_of(range(first, last), given.processes, parts=given.parts, on_broken=_report)
+    total, broken = run_campaign(range(first, last), given.processes, parts=given.parts, on_broken=_report)
     for name in sorted(total):
         sys.stdout.write(f"{total[name]:>12,}  {name}\n")
     sys.stdout.write(f"{len(broken)} violations; again: python -m tests.workflows.simulation --seed N --trace\n")

@@ -165,10 +165,10 @@ def linger(world: Any, run: Any, process: Any) -> None:
     if at_work is None:
         return
     name, attempt, steps = at_work
-    heard = world.clock.now + world.endings.heartbeat()
+    heard = world.clock.now + world.terminations.heartbeat()
     attempt.gone = lambda: bool(world.clock.now >= heard)
     body = _lingering(world, run.change.model, name, (attempt, steps))
-    world.clock.spawn(f"lingering {name}", body, after=world.endings.latency())
+    world.clock.spawn(f"lingering {name}", body, after=world.terminations.latency())
 
 
 def _lingering(
@@ -180,7 +180,7 @@ def _lingering(
         for wish in steps:
             if isinstance(wish, str):
                 world.invariants.look(model, f"lingering {name}: {wish}", between=wish.startswith(BETWEEN))
-                yield world.endings.latency()
+                yield world.terminations.latency()
             elif attempt.gone():
                 return
             else:

@@ -15,11 +15,11 @@ from workflows import policies
 from workflows.entity import change_queue as ordering
 from workflows.stages import preparation
 
-from . import moving, reconciling, stage_activities, takeover
+from . import moving, reconciliation, stage_activities, takeover
 from .activity_attempts import Attempt, AtWork, Limits, OutOfTries, perform
 from .clock import GONE, Process, Signal, joined
-from .endings import end
 from .journal import Change, Moving
+from .terminations import terminate
 from .transition_plan import way_back
 from .transition_walk import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
 
@@ -85,13 +85,13 @@ class Run:
     def terminate(self) -> None:
         """End the lifecycle. Its transition is asked to stop and goes back; a revert goes on."""
         walks = self.walks
-        end(self.world, self.lifecycle, self)
+        terminate(self.world, self.lifecycle, self)
         if walks and not self.reverts:
             self.stop()
 
     def terminate_walk(self) -> None:
         """End the transition."""
-        end(self.world, self.walk, self)
+        terminate(self.world, self.walk, self)
 
     @property
     def stages(self) -> Sequence[str]:
@@ -420,7 +420,7 @@ class Entity:
 
     def terminate(self) -> None:
         """End it from outside; the run goes on."""
-        end(self.world, self.process, self.running)
+        terminate(self.world, self.process, self.running)
         for mark in self.marks:
             self.world.clock.kill(mark)
         self._forget()
@@ -436,7 +436,7 @@ class Entity:
         run = self.running
         if run is not None and run.change.state is not ChangeState.RECORDED and not (run.lives or run.walks):
             return  # it is about to record an end
-        end(self.world, self.process)
+        terminate(self.world, self.process)
         self.queue, self.begun, self.seen, self.turned, self.held, self.marks = carried
         self.passed = None
         if run is not None and run.change.queued not in self.begun:
@@ -492,10 +492,10 @@ class Entity:
 
     def _rebuild(self) -> Steps:
         """Read from the store what was asked before this entity began."""
-        yield self.world.endings.latency()
-        found = [change.queued for change in reconciling.open_changes(self.world, self.model)]
+        yield self.world.terminations.latency()
+        found = [change.queued for change in reconciliation.open_changes(self.world, self.model)]
         begun = {c.id for c in found if self._lives(c) or self.world.journal.by_id[c.id].state is ChangeState.RUNNING}
-        yield self.world.endings.latency()
+        yield self.world.terminations.latency()
         first = sorted(found, key=lambda c: (not self._moves(c), c.kind not in ordering.CAN_PASS))
         self.begun = tuple(change for change in first if change.id in begun)
         self.queue = tuple(change for change in self.queue if change.id not in begun)
@@ -517,7 +517,7 @@ class Entity:
         if waiting is None:
             return
         self.weighed.add((waiting.id, run.change.id))
-        yield self.world.endings.latency()
+        yield self.world.terminations.latency()
         moved = self.world.journal.is_moved(self.model)
         if moved or waiting not in self.queue or not run.lives:
             return
@@ -569,9 +569,9 @@ class Entity:
     def _followed(self, run: Run) -> Steps:
         """Wait for the end of a run that an entity of before started, or that has gone."""
         while True:
-            yield self.world.endings.latency()
+            yield self.world.terminations.latency()
             lives = run.lives
-            yield self.world.endings.latency()
+            yield self.world.terminations.latency()
             if run.change.state.final:
                 run.ended = run.ended or (run.change.state, run.change.message)
                 return

@@ -13,7 +13,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Dip
 
-from . import reconciling
+from . import reconciliation
 from .activity_attempts import HEARTBEAT_SECONDS, Limits
 from .infrastructure import Key, Region
 from .journal import UNDER_WAY, Placement, placed_units
@@ -516,7 +516,7 @@ class Invariants:
             if sent - {record.serving}:
                 told = f"{region.name} sends {model} to generation {sorted(sent)}; generation {record.serving} serves"
                 self.broken("rest supply" if _waits_for_supply(record) else "rest generation", told)
-            if told := reconciling.difference(self.world, region.name, model):
+            if told := reconciliation.difference(self.world, region.name, model):
                 raise Violated("rest region", f"{region.name} is not as the store wants it: {told}")
 
     def _parts_at_rest(self, model: str, record: Any) -> None:

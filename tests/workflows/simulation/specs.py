@@ -67,7 +67,7 @@ class Scenario:
 
     fleet: FleetSpec
     models: dict[str, ModelSpec]
-    minds: int
+    requests: int
     """Changes that people ask for."""
     trouble: float
     """0: nothing fails; 1: something always does."""
@@ -87,7 +87,7 @@ def drawn(random: Random, swaps: Random | None = None) -> Scenario:
     found = Scenario(
         fleet=_fleet(random, regions, hardware, models),
         models=models,
-        minds=random.choice((1, 2, 3, 4, 5, 6)),
+        requests=random.choice((1, 2, 3, 4, 5, 6)),
         trouble=random.choice((0.0, 0.1, 0.3, 0.6)),
     )
     for spec in models.values():

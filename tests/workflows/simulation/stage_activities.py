@@ -16,9 +16,10 @@ from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import CurrentState, ReplicaCount, TrafficShare
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW, ROLLS_OUT
 
-from . import placing, reconciling, transition_plan
+from . import reconciliation, transition_plan
 from .activity_attempts import Attempt
-from .journal import UNDER_WAY, Change, Moving, Placement, Record
+from .journal import UNDER_WAY, Change, Moving, Placement, Record, placed_units
+from .placement import draw_placement
 from .transition_walk import Failed
 
 Steps = Generator[Any, Any, Any]
@@ -49,7 +50,7 @@ class Stages:
         if change.kind is ChangeKind.MOVE and (record.placement is None or record.placement.plan_id != change.plan_id):
             self.world.journal.end(change, ChangeState.SUPERSEDED, "a newer plan places it otherwise")
             if self.world.ends:
-                reconciling.record_repair(self.world, change.model)
+                reconciliation.record_repair(self.world, change.model)
             return Begun(record.serving, ChangeState.SUPERSEDED)
         generation = change.generation
         if change.kind is ChangeKind.APPLY:
@@ -115,7 +116,7 @@ class Stages:
             world.invariants.placed_by(self.change, revision)
             return ""
         left = world.supply_left(but=self.change.model)
-        found = placing.placed(world.random, wishes, left, world.plan_regions(), plan_id=world.journal.new_plan())
+        found = draw_placement(world.random, wishes, left, world.plan_regions(), plan_id=world.journal.new_plan())
         if found is None:
             return "nothing can be placed"
         found.revision = revision
@@ -199,14 +200,14 @@ class Stages:
             self.world.count("parts: none of former ones are kept")
             record.placement = _settled(change, record, self.world, None)
         if self.world.ends and self.run.reason is not None:
-            reconciling.record_again(self.world, change, state, self.run.reason)
+            reconciliation.record_again(self.world, change, state, self.run.reason)
         self.world.journal.end(change, state, message)
         if self.world.manifests.parts:
             if record.placement is not before and is_short(self.world, record.placement):
-                reconciling.replan_shortage(self.world, change)
-            reconciling.replan_stopped_move(self.world, change)
+                reconciliation.replan_shortage(self.world, change)
+            reconciliation.replan_stopped_move(self.world, change)
         if self.world.ends:
-            reconciling.record_repair(self.world, change.model)
+            reconciliation.record_repair(self.world, change.model)
         yield "the end is written down"
         return None
 
@@ -234,7 +235,7 @@ class Stages:
     def _holds(self, placement: Placement) -> bool:
         """Whether a placement in force still fits; its rows have carried its traffic since it was made."""
         left = self.world.supply_left(but=self.change.model)
-        units = placing.placed_units(placement)
+        units = placed_units(placement)
         return bool(placement.replicas) and all(n <= left.get(row, 0.0) + 1e-6 for row, n in units.items())
 
 

@@ -10,19 +10,19 @@ from activities.planning.problem import model_problem
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.wave_state import planned_state, route_share
 
-from . import reconciling
+from . import reconciliation
 from .carrying import Entity, Run
 from .clock import Clock, NeverEnds, Process
-from .endings import Endings
 from .faults import Faults
-from .force import Manifests
 from .infrastructure import Deployment, Infrastructure, Key
 from .invariants import Invariants, Violated
 from .journal import Generation, Journal, Record, Table
-from .minds import Minds
-from .placing import fleet_placements
+from .manifests_in_force import Manifests
+from .placement import draw_fleet_placements
 from .specs import Scenario, drawn
 from .stage_activities import is_short
+from .terminations import Terminations
+from .user_requests import UserRequests
 
 KNOWN = frozenset({"I1 between", "I1 ahead", "I3 unused", "rest supply"})
 """Invariants that the code does not keep yet (docs/simulation.md tells why): counted, not failed."""
@@ -81,8 +81,8 @@ class World:
         self.supply = {(item.region, item.hardware): item.units for item in self.fleet.supply}
         self.infra, self.invariants = Infrastructure(self, self.fleet.regions), Invariants(self)
         self.faults = Faults(self, Random(f"faults {seed}"), scenario.trouble, self.counted, stalls=stalls)
-        self.endings = Endings(self, Random(f"ends {seed}"))
-        self.minds = Minds(self, Random(f"minds {seed}"))
+        self.terminations = Terminations(self, Random(f"ends {seed}"))
+        self.requests = UserRequests(self, Random(f"minds {seed}"))
         self.manifests = Manifests(self, Random(f"manifests {seed}"), counts=manifests)
         if parts:
             self.manifests.change_parts(Random(f"parts {seed}"))
@@ -109,17 +109,17 @@ class World:
         for entity in self.entities.values():
             entity.begin(rebuilt=True)
         if ends:
-            self.clock.spawn("keep reconcile", self.endings.keep("reconcile", lambda: reconciling.passes(self)))
-            self.clock.spawn("resubmission", reconciling.resubmission(self))
+            self.clock.spawn("keep reconcile", self.terminations.keep("reconcile", lambda: reconciliation.passes(self)))
+            self.clock.spawn("resubmission", reconciliation.resubmission(self))
             if parts:
-                self.clock.spawn("schedule", self.minds.schedule())
+                self.clock.spawn("schedule", self.requests.schedule())
 
-    def run(self, minds: int) -> None:
+    def run(self, requests: int) -> None:
         """Changes of mind and faults, then peace until all has ended. Violated."""
-        self.clock.spawn("minds", self.minds.body(minds))
+        self.clock.spawn("minds", self.requests.body(requests))
         self.clock.spawn("faults", self.faults.body())
         if self.ends:
-            self.clock.spawn("endings", self.endings.body())
+            self.clock.spawn("endings", self.terminations.body())
         self.clock.run(HORIZON)
         self.settle()
 
@@ -140,23 +140,23 @@ class World:
         changes = (change for record in self.journal.records.values() for change in record.changes)
         if not all(change.state.final for change in changes) or self.replans or self.replans_due or self.out.regions:
             return False
-        if any(entity.busy or reconciling.drifted(self, entity.model) for entity in self.entities.values()):
+        if any(entity.busy or reconciliation.drifted(self, entity.model) for entity in self.entities.values()):
             return False
-        if any(True for _ in reconciling.unserved(self)):
+        if any(True for _ in reconciliation.unserved(self)):
             return False
         if self.manifests.parts and any(is_short(self, record.placement) for record in self.journal.records.values()):
             return False
         regions, models = self.infra.regions, self.journal.records
         if not all(self.infra.reachable(region) for region in regions):
             return False
-        return not any(reconciling.difference(self, region, model) for region in regions for model in models)
+        return not any(reconciliation.difference(self, region, model) for region in regions for model in models)
 
     def drain(self, name: str, body: Callable[[], Any], *, after: float = 0.0) -> None:
         """A run of workflow `drain`. The API begins one that is terminated again."""
         if not self.ends:
             self.clock.spawn(name, body(), after=after)
         else:
-            self.clock.spawn(f"keep {name}", self.endings.keep(f"drain: {name}", body), after=after)
+            self.clock.spawn(f"keep {name}", self.terminations.keep(f"drain: {name}", body), after=after)
 
     def load_of(self, model: str, generation: int) -> tuple[float, bool]:
         """Seconds until a host has loaded a generation, and whether it fails."""
@@ -190,7 +190,9 @@ class World:
     def _install(self) -> None:
         """Most models serve already, where they are placed; the others have never been published."""
         wishes = {n: model_problem(s.manifest) for n, s in self.scenario.models.items() if self.random.random() < 0.85}
-        found = fleet_placements(self.random, wishes, self.supply, self.fleet.regions, plan_id=self.journal.new_plan())
+        found = draw_fleet_placements(
+            self.random, wishes, self.supply, self.fleet.regions, plan_id=self.journal.new_plan()
+        )
         for model, placement in found.items():
             record = self.journal.records[model]
             parts = tuple(part.name for part in record.in_force.spec.parts)
@@ -262,7 +264,7 @@ def history(
     )
     violated, told = None, ""
     try:
-        world.run(scenario.minds)
+        world.run(scenario.requests)
     except Violated as found:
         violated, told = found.name, found.told
     except NeverEnds as found:

@@ -1,4 +1,4 @@
-"""A seeded stand-in for the planner: where a model runs, on what is left.
+"""Seeded placements in place of the planner's: where a model runs, on what is left.
 
 Whole replicas that carry the traffic they get.
 """
@@ -15,7 +15,7 @@ ROUNDS = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Parts of the demand that are tried where the whole does not fit."""
 
 
-def placed(
+def draw_placement(
     random: Random, wishes: ModelProblem, left: Units, regions: Sequence[str], *, plan_id: str
 ) -> Placement | None:
     """A placement within `left`; None where nothing of the demand can be placed."""
@@ -31,14 +31,14 @@ def placed(
     return None
 
 
-def fleet_placements(
+def draw_fleet_placements(
     random: Random, wishes: Mapping[str, ModelProblem], supply: Units, regions: Collection[str], *, plan_id: str
 ) -> dict[str, Placement]:
     """Every model placed anew, together within the supply."""
     left = dict(supply)
     found: dict[str, Placement] = {}
     for model in sorted(wishes, key=lambda _: random.random()):
-        placement = placed(random, wishes[model], left, sorted(regions), plan_id=plan_id)
+        placement = draw_placement(random, wishes[model], left, sorted(regions), plan_id=plan_id)
         if placement is not None:
             found[model] = placement
             for row, units in placed_units(placement).items():

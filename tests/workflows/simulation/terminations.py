@@ -23,7 +23,7 @@ SCHEDULE_SECONDS = 60.0
 """After this long at most a schedule starts the reconciler again, and the API the replan and a drain."""
 
 
-class Endings:
+class Terminations:
     """All of one history, drawn from its seed."""
 
     def __init__(self, world: Any, random: Random) -> None:
@@ -109,7 +109,7 @@ class Endings:
         self.world.clock.spawn("schedule", self._replan_again(), after=self.random.random() * SCHEDULE_SECONDS)
 
     def _replan_again(self) -> Steps:
-        self.world.minds.replan()
+        self.world.requests.replan()
         return
         yield
 
@@ -134,7 +134,7 @@ def _all(*calls: Callable[[], None]) -> None:
         call()
 
 
-def end(world: Any, process: Any, run: Any = None) -> None:
+def terminate(world: Any, process: Any, run: Any = None) -> None:
     """Terminate a workflow: its process is gone, an activity that it waits for goes on for a moment."""
     if process is None or process.done:
         return

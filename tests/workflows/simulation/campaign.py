@@ -10,8 +10,8 @@ from .world import Outcome, history
 CHUNK = 50
 
 
-def ran(seeds: range, *, parts: bool = False) -> tuple[Counter[str], list[Outcome]]:
-    """Counts of some histories, and those that broke something. `parts`: manifests add and remove parts, too."""
+def run_histories(seeds: range, *, parts: bool = False) -> tuple[Counter[str], list[Outcome]]:
+    """Run some histories: counts, and those that broke something. `parts`: manifests add and remove parts, too."""
     total: Counter[str] = Counter()
     broken = []
     for seed in seeds:
@@ -28,19 +28,19 @@ def _ignore(_outcome: Outcome) -> None:
     """Wait for the end."""
 
 
-def all_of(
+def run_campaign(
     seeds: range, processes: int, *, parts: bool = False, on_broken: Callable[[Outcome], None] = _ignore
 ) -> tuple[Counter[str], list[Outcome]]:
-    """The same of many, in several processes. `on_broken` gets each broken history soon after it ended."""
+    """Run many histories, in several processes. `on_broken` gets each broken history soon after it ended."""
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
-    run = partial(ran, parts=parts)
+    run = partial(run_histories, parts=parts)
     if processes == 1:
-        return _joined(map(run, chunks), on_broken)
+        return _merge(map(run, chunks), on_broken)
     with get_context("spawn").Pool(processes) as pool:
-        return _joined(pool.imap_unordered(run, chunks), on_broken)
+        return _merge(pool.imap_unordered(run, chunks), on_broken)
 
 
-def _joined(
+def _merge(
     parts: Iterable[tuple[Counter[str], list[Outcome]]], on_broken: Callable[[Outcome], None]
 ) -> tuple[Counter[str], list[Outcome]]:
     total: Counter[str] = Counter()

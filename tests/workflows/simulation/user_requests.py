@@ -1,4 +1,4 @@
-"""Changes of mind: what people and schedules ask for, at any time, and how it reaches the entities."""
+"""Requests of users and schedules: what they ask for, at any time, and how it reaches the entities."""
 
 from collections.abc import Generator, Mapping
 from random import Random
@@ -6,8 +6,10 @@ from typing import Any
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 
-from . import force, losing, placing
+from . import region_loss
 from .journal import Change, Generation, Placement, placed_units
+from .manifests_in_force import BEYOND, TOO_LARGE
+from .placement import draw_placement
 from .specs import wished
 
 Steps = Generator[Any, Any, Any]
@@ -23,7 +25,7 @@ PLANS = 3
 """How often a replan is tried that came too late."""
 
 
-class Minds:
+class UserRequests:
     """Asks and submits."""
 
     def __init__(self, world: Any, random: Random) -> None:
@@ -121,8 +123,8 @@ class Minds:
         spec = record.in_force.spec.model_copy(update={})
         spec.demand = [wished(d.region, d.qps * factor) for d in spec.demand]
         self.world.manifests.draw_parts(model, spec)
-        if self.world.manifests.kind(model, record.revision + 1) == force.TOO_LARGE:
-            spec.demand = [wished(d.region, d.qps * force.BEYOND) for d in spec.demand]
+        if self.world.manifests.kind(model, record.revision + 1) == TOO_LARGE:
+            spec.demand = [wished(d.region, d.qps * BEYOND) for d in spec.demand]
         record.applied(record.manifest.model_copy(update={"spec": spec}))
         self.record(model, ChangeKind.APPLY)
 
@@ -149,9 +151,11 @@ class Minds:
         world, region = self.world, self.random.choice(self.world.fleet.regions)
         if region in world.drained | world.lost or len(world.drained | world.lost) + 1 >= len(world.fleet.regions):
             return
-        losing.lose(world, region)
-        world.drain(f"around {region}", lambda: losing.sent_around(world, region))
-        world.drain(f"return {region}", lambda: losing.returned(world, region), after=100 + self.random.random() * 400)
+        region_loss.lose(world, region)
+        world.drain(f"around {region}", lambda: region_loss.sent_around(world, region))
+        world.drain(
+            f"return {region}", lambda: region_loss.returned(world, region), after=100 + self.random.random() * 400
+        )
 
     def abort(self, model: str) -> None:
         """Cancel the run that is under way; a rollback, and a retirement that waits for no freeze, go to their end."""
@@ -236,7 +240,7 @@ class Minds:
                 _take(left, placement)
         for model in sorted(sorted(set(wanted) - found.keys()), key=lambda _: self.random.random()):
             regions = world.plan_regions()
-            placement = placing.placed(self.random, wishes[model], left, regions, plan_id="")
+            placement = draw_placement(self.random, wishes[model], left, regions, plan_id="")
             if placement is None:
                 return {}
             found[model] = placement

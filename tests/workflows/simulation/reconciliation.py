@@ -79,14 +79,14 @@ def difference(world: Any, region: str, model: str) -> str:
 def passes(world: Any) -> Steps:
     """The platform's reconciler: pass after pass."""
     while not world.over:
-        yield world.endings.latency()
+        yield world.terminations.latency()
         for model in sorted({*_astray(world), *_unrepaired(world)}):
             record_repair(world, model)
-            yield world.endings.latency()
+            yield world.terminations.latency()
         for model in unserved(world):
             yield from withdrawn(world, model)
         for region in world.infra.regions:
-            world.clock.spawn(f"reconcile {region}", reconciled(world, region), after=world.endings.latency())
+            world.clock.spawn(f"reconcile {region}", reconciled(world, region), after=world.terminations.latency())
         yield EVERY_SECONDS
 
 
@@ -95,19 +95,19 @@ def reconciled(world: Any, region: str) -> Steps:
     if region in world.out.lost or not world.infra.reachable(region):
         return
     seen = _seen(world, region)
-    yield world.endings.latency()
+    yield world.terminations.latency()
     found = _differences(world, region, seen)
     try:
         for key in found.apply:
             yield from _applied(world, cast("Any", key))
         for model in found.route:
-            yield world.endings.latency()
+            yield world.terminations.latency()
             _routed(world, model, region, seen.routes.get(model, 0))
         for model in found.unroute:
-            yield world.endings.latency()
+            yield world.terminations.latency()
             _unrouted(world, model, region)
         for key in found.delete:
-            yield world.endings.latency()
+            yield world.terminations.latency()
             stored = world.journal.records[key.model].deployments
             if key not in stored and world.journal.is_settled(key.model):
                 world.infra.delete(cast("Any", key))
@@ -142,7 +142,7 @@ def _follow(world: Any, key: Key) -> Steps:
         stored = world.journal.records[key.model].deployments.get(key)
         if stored == told:
             return
-        yield world.endings.latency()
+        yield world.terminations.latency()
         if stored is not None:
             world.infra.apply(stored)
         else:
@@ -164,7 +164,7 @@ def withdrawn(world: Any, model: str) -> Steps:
         if model not in unserved(world) or not world.infra.reachable(region):
             return
         world.infra.regions[region].routes.pop(model, None)
-        yield world.endings.latency()
+        yield world.terminations.latency()
     if model not in unserved(world):
         return
     for found in world.infra.regions.values():
@@ -275,7 +275,7 @@ class _Repository:
         return self.journal.records[model].placement
 
     def record_again(self, change: Any, *, change_id: str) -> Any:
-        return self.world.minds.record(change.model, change.kind, id=change_id, generation=change.generation)
+        return self.world.requests.record(change.model, change.kind, id=change_id, generation=change.generation)
 
     def add_shortage_replan(self, model: str, sequence: int, *, delay_seconds: float = 0.0) -> None:
         if (model, sequence) in self.world.shortages:
@@ -283,9 +283,9 @@ class _Repository:
         self.world.shortages.add((model, sequence))
         self.world.count("a replan for a shortage")
         if delay_seconds:
-            self.world.minds.replan_later(delay_seconds)
+            self.world.requests.replan_later(delay_seconds)
         else:
-            self.world.minds.replan()
+            self.world.requests.replan()
 
     def find_stopped_move(self, model: str) -> Any:
         moves = [c for c in self.journal.records[model].changes if c.kind is ChangeKind.MOVE]
@@ -327,7 +327,7 @@ class _Repository:
 
     def add_change(self, model: str, kind: ChangeKind, *, change_id: str) -> Any:
         self.world.faults.count("a repair is recorded")
-        return self.world.minds.record(model, kind, id=change_id)
+        return self.world.requests.record(model, kind, id=change_id)
 
     def add_event(self, model: str, kind: str, text: str) -> None:
         self.world.tell("event", f"{model} {kind}: {text}")

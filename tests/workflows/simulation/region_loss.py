@@ -8,7 +8,7 @@ from activities.state.failover_shares import Survivor
 from activities.state.replica_sets import shrinking_first
 from activities.state.wave_state import keep_held_shares
 
-from . import reconciling
+from . import reconciliation
 from .infrastructure import Key
 from .journal import Table
 from .moving import around, served_generations, survivors
@@ -41,7 +41,7 @@ def sent_around(world: Any, region: str) -> Steps:
         if not _named(world, region):
             break
         yield LOOK_SECONDS
-    world.minds.replan()
+    world.requests.replan()
 
 
 def returned(world: Any, region: str) -> Steps:
@@ -75,10 +75,10 @@ def returned(world: Any, region: str) -> Steps:
     world.lost.discard(region)
     world.lost_after[region] = world.journal.newest
     for model in sorted({key.model for key in wanted}):
-        reconciling.record_repair(world, model)
+        reconciliation.record_repair(world, model)
     world.invariants.strained.update(world.entities)
     world.invariants.sent.clear()
-    world.minds.replan()
+    world.requests.replan()
 
 
 def _sent_to(record: Any, region: str) -> frozenset[int]:
