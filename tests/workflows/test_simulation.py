@@ -12,7 +12,7 @@ import pytest
 
 from ipnext.model.lifecycle.messages import WaveResult
 from tests.tiers import scaled
-from tests.workflows.simulation import carrying
+from tests.workflows.simulation import lifecycle
 from tests.workflows.simulation.__main__ import main
 from tests.workflows.simulation.activity_attempts import Limits
 from tests.workflows.simulation.campaign import run_campaign
@@ -126,7 +126,7 @@ def begun_again(trace) -> bool:
 
 
 def test_stages_that_no_attempt_has_gone_through_are_gone_through_one_by_one(monkeypatch):
-    monkeypatch.setattr(carrying, "IN_ONE", Limits(tries=1))
+    monkeypatch.setattr(lifecycle, "IN_ONE", Limits(tries=1))
 
     found = [history(seed, prepares=True) for seed in range(40)]
 

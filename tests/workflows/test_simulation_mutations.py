@@ -25,7 +25,8 @@ from ipnext.store.operations import change_end
 from ipnext.store.registry.models import Models
 from tests.workflows.simulation import (
     activity_attempts,
-    carrying,
+    entity,
+    lifecycle_run,
     moving,
     reconciliation,
     region_loss,
@@ -187,7 +188,7 @@ def waves_undone_in_the_wrong_order(patch):
 
 def stop_is_not_heard(patch):
     """What runs is not cut short, and between two steps nobody asks whether it was to stop."""
-    patch.setattr(carrying.Run, "_cancel", lambda _: None)
+    patch.setattr(lifecycle_run.Run, "_cancel", lambda _: None)
     patch.setattr(transition_walk, "_unheld", _goes_on)
     patch.setattr(transition_walk, "_until", _waits)
 
@@ -264,7 +265,7 @@ def fence_off(patch):
 
 def takeover_off(patch):
     """What a run moved that has gone stays as it is."""
-    patch.setattr(takeover, "settled", _nothing_taken)
+    patch.setattr(takeover, "settle", _nothing_taken)
 
 
 def _nothing_taken(_):
@@ -280,7 +281,7 @@ def rebuild_off(patch):
         return
         yield
 
-    patch.setattr(carrying.Entity, "_rebuild", forgetful)
+    patch.setattr(entity.Entity, "_rebuild", forgetful)
 
 
 def resubmission_off(patch):

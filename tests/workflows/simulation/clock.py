@@ -37,7 +37,7 @@ class Gone:
 GONE = Gone()
 
 
-def joined(process: Process) -> Body:
+def join(process: Process) -> Body:
     """Wait for the end of a process; its result."""
     while not process.done:
         yield (None, (process.ended,))

@@ -6,14 +6,16 @@ It does as workflows/stages/takeover.py and activities/transition/takeover.py do
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from ipnext.errors import FenceLost, Unavailable
+from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.planning.transition import TransitionState
 from workflows import policies
 
+from . import transition_run
 from .activity_attempts import Attempt
-from .clock import GONE, joined
+from .clock import GONE, join
 from .journal import UNDER_WAY, Moving
+from .lifecycle_run import Run
 
 Steps = Generator[Any, Any, Any]
 
@@ -30,7 +32,7 @@ class Taken(NamedTuple):
     """Whether it is a retirement that has removed the routes."""
 
 
-def settled(run: Any) -> Generator[Any, Any, Taken]:
+def settle(run: Run) -> Generator[Any, Any, Taken]:
     """Wait until no run moves the model for the change any more, and what it moved is back as far as it can be."""
     wait, reverts = policies.TAKEOVER_LOOK_SOON.total_seconds(), 0
     while True:
@@ -50,12 +52,12 @@ def settled(run: Any) -> Generator[Any, Any, Taken]:
             continue
         run.world.faults.count("a transition is taken over")
         run.token = taken.token
-        run.walk = run.world.clock.spawn(f"revert {run.name}", _reverted(run, taken.reverts))
-        if (yield from joined(run.walk)) is not GONE:
+        run.walk = run.world.clock.spawn(f"revert {run.name}", transition_run.revert(run, taken.reverts))
+        if (yield from join(run.walk)) is not GONE:
             return taken
 
 
-def _take_over(run: Any, attempt: Attempt) -> Steps:
+def _take_over(run: Run, attempt: Attempt) -> Steps:
     journal, change = run.world.journal, run.change
     before = journal.find_transition(change.id)
     retires = change.kind is ChangeKind.RETIRE and journal.is_retiring(change.model)
@@ -78,12 +80,3 @@ def _take_over(run: Any, attempt: Attempt) -> Steps:
         raise Unavailable(msg)
     before.fence += 1
     return Taken(moved=True, reverts=before, token=before.fence)
-
-
-def _reverted(run: Any, planned: Moving) -> Steps:
-    from .carrying import reverted  # noqa: PLC0415 - both know each other
-
-    try:
-        return (yield from reverted(run, planned))
-    except FenceLost:
-        return GONE

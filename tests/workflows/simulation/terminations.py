@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from .activity_attempts import linger
-from .clock import GONE, joined
+from .clock import GONE, join
 
 Steps = Generator[Any, Any, None]
 TRIES = 60
@@ -70,7 +70,7 @@ class Terminations:
         """A run that is started again within a minute if it is terminated, until the history is over."""
         while not self.world.over:
             process = self.world.kept[name] = self.world.clock.spawn(name, body())
-            if (yield from joined(process)) is not GONE:
+            if (yield from join(process)) is not GONE:
                 return
             yield self.random.random() * SCHEDULE_SECONDS
 

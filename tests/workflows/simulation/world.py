@@ -11,12 +11,13 @@ from activities.state.drained_fleet import DrainedFleet
 from activities.state.wave_state import planned_state, route_share
 
 from . import reconciliation
-from .carrying import Entity, Run
 from .clock import Clock, NeverEnds, Process
+from .entity import Entity
 from .faults import Faults
 from .infrastructure import Deployment, Infrastructure, Key
 from .invariants import Invariants, Violated
 from .journal import Generation, Journal, Record, Table
+from .lifecycle_run import Run
 from .manifests_in_force import Manifests
 from .placement import draw_fleet_placements
 from .specs import Scenario, drawn
