@@ -27,11 +27,11 @@ from tests.workflows.simulation import (
     activity_attempts,
     entity,
     lifecycle_run,
-    moving,
     reconciliation,
     region_loss,
     stage_activities,
     takeover,
+    transition_run,
     transition_walk,
     world,
 )
@@ -39,6 +39,8 @@ from tests.workflows.simulation.infrastructure import Deployment, Infrastructure
 from tests.workflows.simulation.invariants import Invariants, Violated
 from tests.workflows.simulation.journal import Journal, Moving
 from tests.workflows.simulation.specs import drawn
+from tests.workflows.simulation.transition_steps import capacity_step, route_updates, wave_deployments, wave_progress
+from tests.workflows.simulation.transition_steps.gateway_tables import GatewayTables
 from tests.workflows.simulation.world import history
 from workflows.entity import change_queue as ordering
 
@@ -90,7 +92,7 @@ def way_back_without_capacity(patch):
         return state if phase == "released" else waves.ModelWaveState(there.counts, state.shares, state.apart)
 
     patch.setattr(waves, "state_back", poor)
-    patch.setattr(moving._Putting, "knows", lambda *_: True)  # else users stay where they are answered
+    patch.setattr(GatewayTables, "knows", lambda *_: True)  # else users stay where they are answered
 
 
 def dead_region_counts(patch):
@@ -100,9 +102,9 @@ def dead_region_counts(patch):
         counts = {held: count for held, count in state.counts.items() if held[0][1] in seen}
         return real(model, waves.ModelWaveState(counts, state.shares, state.apart), seen)
 
-    applied = moving._applied
+    apply = capacity_step._apply
     patch.setattr(regions, "missing_replicas", generous)
-    patch.setattr(moving, "_applied", lambda world, pending: [applied(world, pending), []][1])
+    patch.setattr(capacity_step, "_apply", lambda world, pending: [apply(world, pending), []][1])
 
 
 def newest_is_superseded(patch):
@@ -161,8 +163,10 @@ def gate_ignored(patch):
 
 
 def wait_without_deadline(patch):
-    real = moving.Wave
-    patch.setattr(moving, "Wave", lambda found, index, back, _, *rest: real(found, index, back, math.inf, *rest))
+    real = transition_run.Wave
+    patch.setattr(
+        transition_run, "Wave", lambda found, index, back, _, *rest: real(found, index, back, math.inf, *rest)
+    )
 
 
 def nothing_is_validated(patch):
@@ -183,7 +187,7 @@ def waves_undone_in_the_wrong_order(patch):
     patch.setattr(
         transition_walk, "undone", lambda way, index: range(index + 1) if way.back == "by_waves" else (index,)
     )
-    patch.setattr(moving._Putting, "knows", lambda *_: True)  # else users stay where they are answered
+    patch.setattr(GatewayTables, "knows", lambda *_: True)  # else users stay where they are answered
 
 
 def stop_is_not_heard(patch):
@@ -210,7 +214,7 @@ def late_workers_write(patch):
 
 
 def freed_though_a_gateway_sends_there(patch):
-    patch.setattr(moving, "still_sent", lambda *_: frozenset())
+    patch.setattr(route_updates, "find_still_sent", lambda *_: frozenset())
 
 
 def publish_gives_way_to_anything(patch):
@@ -231,13 +235,13 @@ def back_before_its_gateway_follows(patch):
 
 
 def gateways_follow_by_their_names(patch):
-    real = moving.follow_routes
+    real = route_updates.follow_routes
 
     def by_name(now, then, *given, **more):
         tables = tuple((region, then[region]) for region in sorted(then) if then[region] != now.get(region, ()))
         return real(now, then, *given, **more)._replace(tables=tables)
 
-    patch.setattr(moving, "follow_routes", by_name)
+    patch.setattr(route_updates, "follow_routes", by_name)
 
 
 def routers_do_not_hear_of_swaps(patch):
@@ -245,12 +249,12 @@ def routers_do_not_hear_of_swaps(patch):
         return True
         yield
 
-    patch.setattr(moving, "_announced", told)
+    patch.setattr(capacity_step, "_announce", told)
 
 
 def routers_forget_before_processes_go_back(patch):
-    real = moving.follow
-    patch.setattr(moving, "follow", lambda *given, **_: real(*given))
+    real = route_updates.follow
+    patch.setattr(route_updates, "follow", lambda *given, **_: real(*given))
 
 
 def processes_go_over_one_by_one(patch):
@@ -343,13 +347,13 @@ def parts_are_not_kept(patch):
 
 def parts_end_with_their_manifest(patch):
     """What a manifest no longer names ends, also if the generation that serves has it."""
-    real = moving.wanted_deployments
+    real = wave_deployments.wanted_deployments
 
     def newest(found, wave, state):
         named = {part.name for part in found.journal.records[wave.model].in_force.spec.parts}
         return tuple(wanted for wanted in real(found, wave, state) if wave.back or wanted.key.part in named)
 
-    patch.setattr(moving, "wanted_deployments", newest)
+    patch.setattr(wave_deployments, "wanted_deployments", newest)
 
 
 def rollbacks_are_not_placed(patch):
@@ -484,9 +488,9 @@ def test_users_who_come_to_a_new_generation_too_fast_after_a_loss_are_seen(monke
         (releasing, "is_needed", lambda stored, needed, _then: releasing.answers(stored, needed), 9450, "I1 way back"),
         (undoing, "_is_whole", lambda *_: True, 668, "I2 undemanded"),
         (swapping, "_leaves", lambda *_: False, 2979, "I1 way back"),
-        (moving._Putting, "regains", lambda *_: False, 33586, "I5 dropped"),
-        (moving._Putting, "knows", lambda *_: True, 23247, "I1 way back"),
-        (moving, "_begin_to_undo", lambda _: None, 78660, "I1 way back"),
+        (GatewayTables, "regains", lambda *_: False, 33586, "I5 dropped"),
+        (GatewayTables, "knows", lambda *_: True, 23247, "I1 way back"),
+        (wave_progress, "_begin_to_undo", lambda _: None, 78660, "I1 way back"),
     ],
 )
 def test_a_rule_that_few_histories_need_is_caught(module, rule, broken, seed, invariant, monkeypatch):
@@ -510,14 +514,14 @@ def test_two_transitions_of_a_model_that_are_open_at_once_are_seen():
 
 def test_a_revert_that_begins_again_where_another_one_had_been_further_is_caught(monkeypatch):
     """So rare that the history in which it happens is named."""
-    real = moving._write_progress
+    real = wave_progress.write_progress
 
     def forgetful(wave):
         if not wave.back or wave.last:
             real(wave)
 
-    monkeypatch.setattr(moving, "_write_progress", forgetful)
-    monkeypatch.setattr(moving, "_begin_to_undo", lambda _: None)
+    monkeypatch.setattr(wave_progress, "write_progress", forgetful)
+    monkeypatch.setattr(wave_progress, "_begin_to_undo", lambda _: None)
 
     found = history(1769, prepares=False)
 

@@ -11,7 +11,7 @@ from activities.state.wave_state import keep_held_shares
 from . import reconciliation
 from .infrastructure import Key
 from .journal import Table
-from .moving import around, served_generations, survivors
+from .transition_steps.wave_shares import list_survivors, send_around, served_generations
 
 Steps = Generator[Any, Any, Any]
 LOOK_SECONDS = 5.0
@@ -90,7 +90,7 @@ def _sent_to(record: Any, region: str) -> frozenset[int]:
 def _around(world: Any, model: str) -> None:
     record, lost = world.journal.records[model], world.out.lost
     now = {region: table.shares for region, table in record.tables.items()}
-    new = around(world, model, now, _able(world, model))
+    new = send_around(world, model, now, _able(world, model))
     changed = {region for region, shares in new.items() if shares != now[region]}
     targets = {share.to for region in changed for share in new[region] if share.fraction > 0}
     for region, table in sorted(record.tables.items()):
@@ -112,7 +112,7 @@ def _able(world: Any, model: str) -> Sequence[Survivor]:
     for ready in (_ready(world, model), None):
         found = [
             able
-            for able in survivors(world, model, held, ready)
+            for able in list_survivors(world, model, held, ready)
             if able.region in record.tables and able.generation in record.tables[able.region].served
         ]
         if any(able.qps > 0 for able in found):

@@ -7,15 +7,27 @@ from ipnext.errors import FenceLost
 from ipnext.model.lifecycle.messages import ChangeKind, WaveResult
 from ipnext.model.lifecycle.status import Reason
 
-from . import moving
 from .activity_attempts import Limits
 from .clock import GONE
 from .journal import Moving
 from .lifecycle_run import ENDED_OUTSIDE, Run
 from .transition_plan import way_back
+from .transition_steps.capacity_step import ensure_capacity
+from .transition_steps.gate_step import check_gate
+from .transition_steps.release_step import release_capacity
+from .transition_steps.traffic_step import shift_traffic
+from .transition_steps.wave import Wave
 from .transition_walk import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
 
 Steps = Generator[Any, Any, Any]
+STEPS = {
+    "ensure_capacity": ensure_capacity,
+    "shift_traffic": shift_traffic,
+    "check_gate": check_gate,
+    "release_capacity": release_capacity,
+}
+"""The activities of the commands that do more than wait."""
+
 UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE, ChangeKind.REPAIR})
 
 
@@ -118,10 +130,10 @@ def _perform_command(run: Run, planned: Moving, command: Command) -> Steps:
     if command.name in WAITS:
         return (yield from _wait(run, command))
     deadline = run.world.journal.records[planned.model].in_force.spec.rollout.deadline_seconds
-    wave = moving.Wave(planned, command.index, command.back, deadline, command.early, command.by_waves)
+    wave = Wave(planned, command.index, command.back, deadline, command.early, command.by_waves)
     run.world.tell("wave", f"{planned.model} {command.index + 1} {'back' if command.back else 'on'}")
     limits = Limits(total=deadline, keeps=command.name == "ensure_capacity")
-    body = getattr(moving, command.name)
+    body = STEPS[command.name]
     return (
         yield from run.perform(
             command.name, lambda attempt: body(run.world, wave, attempt), limits, shielded=command.back
