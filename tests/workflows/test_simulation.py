@@ -17,7 +17,7 @@ from tests.workflows.simulation.__main__ import main
 from tests.workflows.simulation.activity_attempts import Limits
 from tests.workflows.simulation.campaign import run_campaign
 from tests.workflows.simulation.infrastructure import Region
-from tests.workflows.simulation.invariants import Invariants
+from tests.workflows.simulation.invariants.invariants import Invariants
 from tests.workflows.simulation.transition_walk import Way, walk
 from tests.workflows.simulation.world import history
 

@@ -36,7 +36,8 @@ from tests.workflows.simulation import (
     world,
 )
 from tests.workflows.simulation.infrastructure import Deployment, Infrastructure, Region
-from tests.workflows.simulation.invariants import Invariants, Violated
+from tests.workflows.simulation.invariants.capacity import Capacity
+from tests.workflows.simulation.invariants.report import Violated
 from tests.workflows.simulation.journal import Journal, Moving
 from tests.workflows.simulation.specs import drawn
 from tests.workflows.simulation.transition_steps import capacity_step, route_updates, wave_deployments, wave_progress
@@ -509,7 +510,7 @@ def test_two_transitions_of_a_model_that_are_open_at_once_are_seen():
     record.transitions += [Moving(name, model, 1, nothing, TransitionState.PLANNED) for name in ("one", "other")]
 
     with pytest.raises(Violated, match="one and other move"):
-        found.invariants.one_mover(model)
+        found.invariants.changes.check_mover(model)
 
 
 def test_a_revert_that_begins_again_where_another_one_had_been_further_is_caught(monkeypatch):
@@ -530,7 +531,7 @@ def test_a_revert_that_begins_again_where_another_one_had_been_further_is_caught
 
 def test_a_process_more_than_its_wave_had_that_a_way_back_which_is_given_up_lets_go_is_caught(monkeypatch):
     """What the wave at hand took may stay missing until the next change has told all processes, no more."""
-    real = Invariants.given_up
+    real = Capacity.give_up
 
     def careless(self, model):
         real(self, model)
@@ -538,7 +539,7 @@ def test_a_process_more_than_its_wave_had_that_a_way_back_which_is_given_up_lets
         next(host for host in region.replicas if host.key.model == model and 1 in host.ready).ready_at.clear()
         region.changed(model)
 
-    monkeypatch.setattr(Invariants, "given_up", careless)
+    monkeypatch.setattr(Capacity, "give_up", careless)
 
     found = history(2742, prepares=False)
 

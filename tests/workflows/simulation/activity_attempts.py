@@ -119,7 +119,7 @@ def perform(
             why, wait, pause = error, pause, min(pause * 2, limits.most_retry)
         else:
             run.at_work.pop(owner, None)
-            world.invariants.in_time(name, clock.now - scheduled, limits)
+            world.invariants.changes.check_deadline(name, clock.now - scheduled, limits)
             return answer
         run.at_work.pop(owner, None)
         if tries == limits.tries:

@@ -106,7 +106,7 @@ class Entity:
     def _enqueue(self, new: QueuedChange) -> None:
         self.seen.add(new.id)
         self.queue, gone = ordering.enqueue(self.queue, new)
-        self.world.invariants.queued(self.model, self.queue)
+        self.world.invariants.changes.check_queue(self.model, self.queue)
         for found in gone:
             mark = self.world.clock.spawn(
                 f"supersede {found.change.id}", self._supersede(found), after=self.world.faults.latency()
@@ -126,7 +126,7 @@ class Entity:
             run = yield from self._carry_out(first)
             self.turned = self.turned + 1 if run.gave_way else 0
             if run.gave_way:
-                self.world.invariants.gave_way(run.change)
+                self.world.invariants.changes.check_superseded(run.change)
             self.world.tell("ended", f"{run.name}: {run.ended}")
             self.begun = tuple(other for other in self.begun if other.id != first.id)
             self.running, self.knows = None, False
@@ -271,6 +271,6 @@ class Entity:
         change, by = self.world.journal.by_id[found.change.id], found.by.sequence
         self.world.tell("superseded", f"{change.id} by {found.by.id}")
         self.world.journal.end(change, ChangeState.SUPERSEDED, "newer", by)
-        self.world.invariants.ended(change, ChangeState.SUPERSEDED)
+        self.world.invariants.changes.check_end(change, ChangeState.SUPERSEDED)
         return
         yield

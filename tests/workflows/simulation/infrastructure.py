@@ -383,7 +383,7 @@ class Infrastructure:
     def _count(self, key: Key, before: float, after: float) -> None:
         row = (key.region, key.hardware)
         self.units[row] = self.units.get(row, 0.0) + after - before
-        self.world.invariants.supply(row, rising=after > before, grower=key.model)
+        self.world.invariants.supply.check(row, rising=after > before, grower=key.model)
 
     def _host(self, key: Key, only: int | None) -> Host:
         self._numbers += 1

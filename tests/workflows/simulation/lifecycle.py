@@ -48,7 +48,7 @@ def finish(run: Run, outcome: tuple[ChangeState, str]) -> Steps:
     """Record how a change ended."""
     run.ended = outcome
     yield from run.perform("finish_change", Stages(run).finish, shielded=True)
-    run.world.invariants.ended(run.change, outcome[0])
+    run.world.invariants.changes.check_end(run.change, outcome[0])
     run.world.entities[run.change.model].forget_ended(run)
 
 

@@ -27,8 +27,8 @@ def lose(world: Any, region: str) -> None:
     world.lost_after[region] = world.journal.newest
     world.faults.count("region lost")
     world.tell("fault", f"{region} is lost")
-    world.invariants.strained.update(world.entities)
-    world.invariants.sent.clear()
+    world.invariants.excuses.strained.update(world.entities)
+    world.invariants.answers.sent.clear()
 
 
 def sent_around(world: Any, region: str) -> Steps:
@@ -76,8 +76,8 @@ def returned(world: Any, region: str) -> Steps:
     world.lost_after[region] = world.journal.newest
     for model in sorted({key.model for key in wanted}):
         reconciliation.record_repair(world, model)
-    world.invariants.strained.update(world.entities)
-    world.invariants.sent.clear()
+    world.invariants.excuses.strained.update(world.entities)
+    world.invariants.answers.sent.clear()
     world.requests.replan()
 
 
@@ -99,10 +99,14 @@ def _around(world: Any, model: str) -> None:
         if not (region in changed or ahead) or not (region in lost or world.infra.reachable(region)):
             continue
         revision = max(table.revision, gateway.routes.get(model, (0, ()))[0]) + 1
-        world.invariants.strained.add(model)  # a transition may have been planned after the loss, and before this
+        world.invariants.excuses.strained.add(
+            model
+        )  # a transition may have been planned after the loss, and before this
         record.tables[region] = Table(region, revision, new[region], table.served)
         if region not in lost:
-            world.invariants.around(model, region, gateway.routes.get(model, (0, ()))[1], table.shares, new[region])
+            world.invariants.pace.check_failover(
+                model, region, gateway.routes.get(model, (0, ()))[1], table.shares, new[region]
+            )
             gateway.routes[model], gateway.served[model] = (revision, new[region]), table.served
 
 

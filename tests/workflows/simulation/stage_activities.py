@@ -113,7 +113,7 @@ class Stages:
         if record.placement is not None and record.placement.wishes == wishes and self._holds(record.placement):
             if self.change.kind in ROLLS_OUT and record.validated != record.accepted:
                 self._go_by(record.placement)
-            world.invariants.placed_by(self.change, revision)
+            world.invariants.manifests.adopt(self.change, revision)
             return ""
         left = world.supply_left(but=self.change.model)
         found = draw_placement(world.random, wishes, left, world.plan_regions(), plan_id=world.journal.new_plan())
@@ -121,9 +121,9 @@ class Stages:
             return "nothing can be placed"
         found.revision = revision
         self._go_by(found)
-        world.invariants.placed_by(self.change, revision)
+        world.invariants.manifests.adopt(self.change, revision)
         record.placement = found
-        world.invariants.planned({self.change.model: found})
+        world.invariants.supply.check_plan({self.change.model: found})
         yield "the plan is adopted"
         return ""
 
@@ -193,7 +193,7 @@ class Stages:
         if state is ChangeState.DONE:
             self._succeeded()
         before, former = record.placement, self.world.manifests.ended(change, done=state is ChangeState.DONE)
-        self.world.invariants.in_force(change, done=state is ChangeState.DONE)
+        self.world.invariants.manifests.end(change, done=state is ChangeState.DONE)
         if deployment._follows_what_runs(change.kind, state):
             record.placement = _settled(change, record, self.world, former)
         elif change.kind in deployment._BRINGS_PARTS and self.world.manifests.places_other_parts(change.model):
@@ -216,13 +216,13 @@ class Stages:
         if self.change.kind is ChangeKind.RETIRE:
             record.serving, record.retired = None, True
         elif generation is not None and self.change.kind in BRINGS_NOTHING_NEW:
-            self.world.invariants.serves_on(self.change, generation)
+            self.world.invariants.changes.check_unchanged(self.change, generation)
         elif generation is not None:
-            self.world.invariants.changed_parts(self.change, generation)
+            self.world.invariants.manifests.count_parts(self.change, generation)
             record.serving, record.observed = generation, record.revision_in_force
             self.world.manifests.keep_parts(self.change.model, generation)
             record.generations[generation].serving_at = self.world.clock.now
-            self.world.invariants.serving(self.change, generation)
+            self.world.invariants.changes.check_publish(self.change, generation)
 
     def _go_by(self, placement: Placement) -> None:
         """In the unit that adopts a placement.

@@ -45,7 +45,7 @@ def settle(run: Run) -> Generator[Any, Any, Taken]:
             return taken
         if reverts == policies.MOST_REVERTS:
             run.world.faults.count("a way back is given up")
-            run.world.invariants.given_up(run.change.model)
+            run.world.invariants.capacity.give_up(run.change.model)
             return taken
         reverts += 1
         if run.walks:

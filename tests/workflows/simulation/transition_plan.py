@@ -49,24 +49,24 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
         refused = f"generation {record.serving} serves by now"
         found = Transition.model_validate({"from": FleetState(), "to": FleetState(), "refused": refused})
     else:
-        world.invariants.goes_by(change, revision)
+        world.invariants.manifests.check_basis(change, revision)
         served = laid_out(manifest, cast("Any", target))
         found = _planned(world, change, served, (origin, to)).model_copy(update={"demand": demand})
         if found.refused and (lacking := draft.explain_lacking(generation, target.parts, placement, manifest)):
-            world.invariants.lacks(change, target, manifest, lacking)
+            world.invariants.manifests.check_lacking(change, target, manifest, lacking)
             found = found.model_copy(update={"refused": lacking})
     state = TransitionState.REFUSED if found.refused else TransitionState.PLANNED
     moving = Moving(change.id, change.model, generation, found, state, before=dict(record.deployments))
     record.transitions.append(moving)
-    world.invariants.one_mover(change.model)
+    world.invariants.changes.check_mover(change.model)
     if world.tracing:
         world.tell("waves", found.refused or " | ".join(_told(wave) for wave in found.waves))
     rollback = change.kind in admitting.AT_ONCE
     ends = {row.region for row in (*origin.replicas, *to.replicas) if row.count}
     passing = frozenset(row.region for wave in found.waves for row in wave.scale_up if row.count) - ends
-    world.invariants.begin(change.model, found.dips, rollback=rollback, manifest=manifest, passing=passing)
+    world.invariants.capacity.begin(change.model, found.dips, rollback=rollback, manifest=manifest, passing=passing)
     if world.out.lost.intersection(row.region for row in to.replicas):
-        world.invariants.strained.add(change.model)
+        world.invariants.excuses.strained.add(change.model)
     return moving
 
 

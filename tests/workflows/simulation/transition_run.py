@@ -89,10 +89,10 @@ def _drive(run: Run, planned: Moving, way: Walk) -> Generator[Any, Any, Walked]:
             try:
                 answer = yield from _perform_command(run, planned, command)
                 if command.back and isinstance(answer, WaveResult) and not answer.ok:
-                    run.world.invariants.left(planned.model)
+                    run.world.invariants.excuses.leave(planned.model)
             except (Failed, Stopped) as error:
                 if command.back:
-                    run.world.invariants.left(planned.model)
+                    run.world.invariants.excuses.leave(planned.model)
                 command = way.throw(error)
             else:
                 command = way.send(answer)
@@ -124,7 +124,7 @@ def _wait(run: Run, command: Command) -> Steps:
 
 
 def _perform_command(run: Run, planned: Moving, command: Command) -> Steps:
-    run.world.invariants.commanded(run, command)
+    run.world.invariants.pace.check_command(run, command)
     run.command = command
     run.step = run.step if command.name == "pause" else command
     if command.name in WAITS:

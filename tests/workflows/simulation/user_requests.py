@@ -249,7 +249,7 @@ class UserRequests:
         world.journal.fleet_plans.add(plan_id)
         for model, placement in found.items():
             if not placement.plan_id:
-                placement.revision = world.invariants.planned_revision(
+                placement.revision = world.invariants.manifests.check_plan(
                     model, world.manifests.planned_by(records[model])
                 )
             placement.plan_id = placement.plan_id or plan_id
@@ -270,7 +270,7 @@ class UserRequests:
             return False
         for model, placement in merged.items():
             journal.records[model].placement = placement
-        self.world.invariants.planned(merged)
+        self.world.invariants.supply.check_plan(merged)
         return True
 
     def _to_move(self) -> list[str]:

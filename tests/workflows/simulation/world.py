@@ -15,7 +15,8 @@ from .clock import Clock, NeverEnds, Process
 from .entity import Entity
 from .faults import Faults
 from .infrastructure import Deployment, Infrastructure, Key
-from .invariants import Invariants, Violated
+from .invariants.invariants import Invariants
+from .invariants.report import Violated
 from .journal import Generation, Journal, Record, Table
 from .lifecycle_run import Run
 from .manifests_in_force import Manifests
@@ -199,7 +200,7 @@ class World:
             parts = tuple(part.name for part in record.in_force.spec.parts)
             record.generations[1] = Generation(1, parts, validated=True, serving_at=0.0)
             record.placement, record.serving = placement, 1
-            self.invariants.published[model] = self.invariants.succeeded[model] = 1
+            self.invariants.changes.published[model] = self.invariants.manifests.succeeded[model] = 1
             self.manifests.served(model)
             self.manifests.keep_parts(model, 1)
             self._start(model, record)
@@ -222,7 +223,7 @@ class World:
             record.tables[region] = Table(region, 1, tuple(shares.get(region, ())), served)
             self.infra.regions[region].routes[model] = (1, record.tables[region].shares)
             self.infra.regions[region].served[model] = served
-        self.invariants.begin(model)
+        self.invariants.capacity.begin(model)
 
 
 def _shares(traffic: Iterable[Any]) -> dict[str, list[Any]]:

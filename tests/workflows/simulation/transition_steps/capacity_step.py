@@ -33,7 +33,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     begin_step(world, wave)
     state = state_of(world, wave, "scaled_up")
     if _is_stuck(world, wave, state):
-        world.invariants.stopped_by_loss.add(wave.moving.id)
+        world.invariants.changes.stopped_by_loss.add(wave.moving.id)
         yield "a lost region is in the way"
         return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message="on its way to a lost region")
     full = find_unfreed(world, wave, state)

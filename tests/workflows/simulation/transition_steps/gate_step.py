@@ -42,6 +42,6 @@ def check_gate(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     if failure is not None:
         return WaveResult(ok=False, reason=failure.reason, message=failure.message)
     verdict = gates.judge(asked, [Pair(new, old)])
-    world.invariants.gate(wave, errors=errors if compared else 0, rate=rate, passed=verdict.ok)
+    world.invariants.pace.check_gate(wave, errors=errors if compared else 0, rate=rate, passed=verdict.ok)
     reason = Reason.SUCCEEDED if verdict.ok else Reason.GATE_FAILED
     return WaveResult(ok=verdict.ok, reason=reason, message=verdict.message)

@@ -51,7 +51,7 @@ class GatewayTables:
             yield from self._save(table)
             self._check_unchanged()
             gateway = world.infra.region(region)
-        world.invariants.routed(model, region, before, shares)
+        world.invariants.pace.check_step(model, region, before, shares)
         if gateway.routes.get(model, (0, ()))[0] < table.revision:
             gateway.routes[model], gateway.served[model] = (table.revision, shares), served
         yield f"traffic of {region} is moved"

@@ -29,7 +29,7 @@ def follow(
     record, held, lost = world.journal.records[model], tuple(deployments), world.out.lost
     reached = [region for region in sorted(shares.keys() - lost) if world.infra.reachable(region)]
     if any(share.to in lost and share.fraction > 0 for region in reached for share in _shares_now(record, region)):
-        world.invariants.strained.add(model)  # these users were answered by nobody, and come on top now
+        world.invariants.excuses.strained.add(model)  # these users were answered by nobody, and come on top now
     served = {region: served_generations(record, region, held) for region in shares}
     tables = GatewayTables(world, model, lost, attempt)
     regaining = [region for region in reached if region not in waits and tables.regains(region, shares[region])]
@@ -45,7 +45,7 @@ def follow(
     following = _order_updates(record, moves, held, lost)
     stays = any(shares[region] != tables.stored(region).shares for region in shares.keys() - moves.keys() - lost)
     if following.beyond > 0 or stays:
-        world.invariants.crossing.add(model)
+        world.invariants.excuses.crossing.add(model)
     for region, found in following.tables:
         yield from tables.put(region, found, served[region] | tables.stored(region).served)
     needed = find_still_sent(record, shares) | {
@@ -73,7 +73,7 @@ def follow(
         msg = f"users of {min(waits)!r} stay where they are"
         raise Unavailable(msg)
     if not keeping:
-        world.invariants.settled(model)
+        world.invariants.excuses.settle(model)
 
 
 def find_still_sent(record: Any, shares: dict[str, tuple[RouteShare, ...]]) -> frozenset[tuple[str, int]]:

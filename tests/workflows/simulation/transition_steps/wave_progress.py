@@ -13,7 +13,7 @@ def begin_step(world: Any, wave: Wave) -> None:
     wave.moving.rests, wave.moving.state = False, TransitionState.RUNNING
     _begin_to_undo(wave)
     if not wave.back:
-        world.invariants.one_mover(wave.model)
+        world.invariants.changes.check_mover(wave.model)
 
 
 def _begin_to_undo(wave: Wave) -> None:
