@@ -49,7 +49,7 @@ PARTS = (
 )  # fmt: skip
 
 
-def told(broken) -> str:
+def describe(broken) -> str:
     return "\n".join(f"--seed {found.seed}: {found.violated}: {found.told}" for found in broken[:5])
 
 
@@ -63,7 +63,7 @@ def daily():
 def test_every_history_holds_every_invariant(daily):
     _, broken = daily
 
-    assert not broken, told(broken)
+    assert not broken, describe(broken)
 
 
 @pytest.mark.deep
@@ -81,7 +81,7 @@ def test_the_histories_have_every_fault_and_every_mind(daily):
 def test_a_hundred_thousand_histories_hold_every_invariant():
     _, broken = run_campaign(range(ALL), 2)
 
-    assert not broken, told(broken)
+    assert not broken, describe(broken)
 
 
 def test_workers_that_stood_still_and_wake_up_late_break_nothing():
@@ -96,8 +96,8 @@ def test_what_is_remembered_of_looks_and_hosts_changes_no_history(monkeypatch):
     seeds = range(scaled(60))
     quick = [history(seed, tracing=True) for seed in seeds]
     anew = []
-    monkeypatch.setattr(Region, "able", lambda region, model, now: region.counted(model, now).qps)
-    monkeypatch.setattr(Invariants, "_seen", lambda *_: anew.append(None) or object())
+    monkeypatch.setattr(Region, "able", lambda region, model, now: region.count_able(model, now).qps)
+    monkeypatch.setattr(Invariants, "_observe", lambda *_: anew.append(None) or object())
 
     assert [history(seed, tracing=True) for seed in seeds] == quick
     assert len(anew) == sum(found.looks for found in quick) > 0
@@ -172,10 +172,10 @@ def test_the_walk_asks_for_what_the_recorded_workflow_asked_for(name):
     started = recorded["events"][0]["workflowExecutionStartedEventAttributes"]
     waves = payload(started["input"])["waves"]
 
-    assert walked(waves, answers) == asked
+    assert list_commands(waves, answers) == asked
 
 
-def walked(waves: int, answers: list) -> list[str]:
+def list_commands(waves: int, answers: list) -> list[str]:
     """The names of a walk's commands when these are its answers."""
     way, names, left = walk(Way(waves)), [], list(answers)
     command = next(way)

@@ -39,7 +39,7 @@ from tests.workflows.simulation.infrastructure import Deployment, Infrastructure
 from tests.workflows.simulation.invariants.capacity import Capacity
 from tests.workflows.simulation.invariants.report import Violated
 from tests.workflows.simulation.journal import Journal, Moving
-from tests.workflows.simulation.specs import drawn
+from tests.workflows.simulation.specs import draw_scenario
 from tests.workflows.simulation.transition_steps import capacity_step, route_updates, wave_deployments, wave_progress
 from tests.workflows.simulation.transition_steps.gateway_tables import GatewayTables
 from tests.workflows.simulation.world import history
@@ -186,7 +186,9 @@ def replicas_are_forgotten(patch):
 def waves_undone_in_the_wrong_order(patch):
     """The way back wave by wave begins with the first one."""
     patch.setattr(
-        transition_walk, "undone", lambda way, index: range(index + 1) if way.back == "by_waves" else (index,)
+        transition_walk,
+        "list_undone_waves",
+        lambda way, index: range(index + 1) if way.back == "by_waves" else (index,),
     )
     patch.setattr(GatewayTables, "knows", lambda *_: True)  # else users stay where they are answered
 
@@ -194,7 +196,7 @@ def waves_undone_in_the_wrong_order(patch):
 def stop_is_not_heard(patch):
     """What runs is not cut short, and between two steps nobody asks whether it was to stop."""
     patch.setattr(lifecycle_run.Run, "_cancel", lambda _: None)
-    patch.setattr(transition_walk, "_unheld", _goes_on)
+    patch.setattr(transition_walk, "_wait_for_resume", _goes_on)
     patch.setattr(transition_walk, "_until", _waits)
 
 
@@ -224,7 +226,7 @@ def publish_gives_way_to_anything(patch):
 
 def back_before_its_gateway_follows(patch):
     """A region that was lost counts again while its gateway goes by what it held."""
-    real = region_loss.returned
+    real = region_loss.return_region
 
     def returned(world, region):
         found = world.infra.regions[region]
@@ -232,7 +234,7 @@ def back_before_its_gateway_follows(patch):
         yield from real(world, region)
         found.routes, found.served = held
 
-    patch.setattr(region_loss, "returned", returned)
+    patch.setattr(region_loss, "return_region", returned)
 
 
 def gateways_follow_by_their_names(patch):
@@ -290,7 +292,7 @@ def rebuild_off(patch):
 
 
 def resubmission_off(patch):
-    patch.setattr(reconciliation, "resubmission", _nothing_done)
+    patch.setattr(reconciliation, "resubmit", _nothing_done)
 
 
 def repair_off(patch):
@@ -299,12 +301,12 @@ def repair_off(patch):
 
 def reconciler_off(patch):
     """Repairs are recorded; no region is told again."""
-    patch.setattr(reconciliation, "reconciled", _nothing_done)
+    patch.setattr(reconciliation, "reconcile", _nothing_done)
 
 
 def withdrawal_off(patch):
     """What a first publish left that was not reverted everywhere stays."""
-    patch.setattr(reconciliation, "withdrawn", _nothing_done)
+    patch.setattr(reconciliation, "withdraw", _nothing_done)
 
 
 def _nothing_done(*_):
@@ -504,7 +506,7 @@ def test_a_rule_that_few_histories_need_is_caught(module, rule, broken, seed, in
 
 
 def test_two_transitions_of_a_model_that_are_open_at_once_are_seen():
-    found = world.World(1, drawn(Random("scenario 1")))
+    found = world.World(1, draw_scenario(Random("scenario 1")))
     model, record = next(iter(found.journal.records.items()))
     nothing = Transition.model_validate({"from": {}, "to": {}})
     record.transitions += [Moving(name, model, 1, nothing, TransitionState.PLANNED) for name in ("one", "other")]
@@ -537,7 +539,7 @@ def test_a_process_more_than_its_wave_had_that_a_way_back_which_is_given_up_lets
         real(self, model)
         region = self.world.infra.regions["ap"]
         next(host for host in region.replicas if host.key.model == model and 1 in host.ready).ready_at.clear()
-        region.changed(model)
+        region.forget_able(model)
 
     monkeypatch.setattr(Capacity, "give_up", careless)
 

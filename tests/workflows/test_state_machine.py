@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.workflows.simulation.specs import drawn
+from tests.workflows.simulation.specs import draw_scenario
 from tests.workflows.simulation.world import World
 
 ASKED = (
@@ -30,7 +30,7 @@ class ChangesOfMind(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 500))
     def begin(self, seed):
-        scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}"))
+        scenario = draw_scenario(Random(f"scenario {seed}"), Random(f"swaps {seed}"))
         scenario.trouble = 0.0
         self.world = World(seed, scenario)
         self.models = sorted(scenario.models)

@@ -109,7 +109,7 @@ def perform(
         try:
             owner = clock.current
             at_work = run.at_work[owner] = AtWork(name, attempt, body(attempt))
-            answer = yield from _attempted(world, run.change.model, *at_work)
+            answer = yield from _run_attempt(world, run.change.model, *at_work)
         except Cancelled:
             raise Stopped from None
         except Crashed:
@@ -135,14 +135,14 @@ def perform(
                 raise Stopped
 
 
-def _attempted(
+def _run_attempt(
     world: Any, model: str, name: str, attempt: Attempt, steps: Generator[Any, Any, Any]
 ) -> Generator[Any, Any, Any]:
     """One attempt, with the faults that are drawn for it. A step is what no crash divides."""
     fate, done = world.faults.fate(), 0
     while True:
         if fate.dies_after == done:
-            yield from _died(world, model, fate, name, attempt, steps)
+            yield from _end_worker(world, model, fate, name, attempt, steps)
         try:
             wish = next(steps)
         except StopIteration as ended:
@@ -167,11 +167,11 @@ def linger(world: Any, run: Any, process: Any) -> None:
     name, attempt, steps = at_work
     heard = world.clock.now + world.terminations.heartbeat()
     attempt.gone = lambda: bool(world.clock.now >= heard)
-    body = _lingering(world, run.change.model, name, (attempt, steps))
+    body = _continue_ended(world, run.change.model, name, (attempt, steps))
     world.clock.spawn(f"lingering {name}", body, after=world.terminations.latency())
 
 
-def _lingering(
+def _continue_ended(
     world: Any, model: str, name: str, at_work: tuple[Attempt, Generator[Any, Any, Any]]
 ) -> Generator[Any, Any, None]:
     attempt, steps = at_work
@@ -189,14 +189,14 @@ def _lingering(
         return
 
 
-def _died(
+def _end_worker(
     world: Any, model: str, fate: Any, name: str, attempt: Attempt, steps: Generator[Any, Any, Any]
 ) -> Generator[Any, Any, Any]:
     """A killed worker does nothing more. One that only stood still goes on, beside the attempt that replaced it."""
     if fate.wakes_after:
         world.faults.count("stalled worker")
         attempt.late = fate.wakes_after > HEARTBEAT_SECONDS
-        world.clock.spawn(f"late {name}", _late(world, model, name, steps), after=fate.wakes_after)
+        world.clock.spawn(f"late {name}", _continue_late(world, model, name, steps), after=fate.wakes_after)
     else:
         world.faults.count("worker killed")
         steps.close()
@@ -204,7 +204,7 @@ def _died(
     yield
 
 
-def _late(world: Any, model: str, name: str, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+def _continue_late(world: Any, model: str, name: str, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
     try:
         for wish in steps:
             if not isinstance(wish, str):

@@ -72,7 +72,7 @@ class Clock:
         if not process.done:
             process.token += 1
             process.body.close()
-            self._ended(process, GONE)
+            self._end(process, GONE)
 
     def fire(self, signal: Signal) -> None:
         """Wake what waits."""
@@ -100,7 +100,7 @@ class Clock:
         try:
             wish = process.body.send(None)
         except StopIteration as ended:
-            self._ended(process, ended.value)
+            self._end(process, ended.value)
             return
         seconds, signals = wish if isinstance(wish, tuple) else (wish, ())
         for signal in signals:
@@ -108,7 +108,7 @@ class Clock:
         if seconds is not None:
             self._wake(process, process.token, self.now + seconds)
 
-    def _ended(self, process: Process, result: Any) -> None:
+    def _end(self, process: Process, result: Any) -> None:
         process.done, process.result = True, result
         self.fire(process.ended)
 

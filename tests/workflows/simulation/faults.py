@@ -56,7 +56,7 @@ class Faults:
             return Fate(dies_after=after, wakes_after=self.random.choice((3.0, 7.0, 20.0)))
         return Fate(dies_after=after)
 
-    def published(self, model: str, generation: int) -> None:
+    def draw_fault(self, model: str, generation: int) -> None:
         """What a new generation is like."""
         if self.random.random() < 0.1 + self.trouble * 0.3:
             kind = self.random.choice(("load failure", "never ready", "bad answers", "bad answers", "invalid"))
@@ -88,16 +88,16 @@ class Faults:
     def on_the_way(self, host: Any, seconds: float) -> None:
         """A process that goes over for so long may end meanwhile."""
         if not self.quiet and self.random.random() < self.trouble * 0.1:
-            self.world.clock.spawn("crash", self._crashed(host), after=self.random.random() * min(seconds, 20.0))
+            self.world.clock.spawn("crash", self._crash_swapping(host), after=self.random.random() * min(seconds, 20.0))
 
-    def _crashed(self, host: Any) -> Steps:
+    def _crash_swapping(self, host: Any) -> Steps:
         if host.goes_over:
             self.count("host crashed while it goes over")
             host.crash(self.world.clock.now + 1 + self.random.random() * 20)
         return
         yield
 
-    def invalid(self, model: str, generation: int) -> bool:
+    def is_invalid(self, model: str, generation: int) -> bool:
         """Whether validation refuses it."""
         return self.bad.get((model, generation)) == "invalid"
 

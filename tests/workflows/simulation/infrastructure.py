@@ -123,7 +123,7 @@ class Host:
     def start(self, generation: int) -> None:
         """It has been ready for a generation from the beginning."""
         self.ready_at[generation] = 0.0
-        self._changed()
+        self._forget_able()
 
     def crash(self, until: float) -> None:
         """Lose all that is loaded; it is loaded again by `until`.
@@ -139,7 +139,7 @@ class Host:
         for generation, at in self.ready_at.items():
             if at <= now:
                 self.lost[generation] = self.ready_at[generation] = until
-        self._changed()
+        self._forget_able()
 
     def recover(self, until: float) -> None:
         """All that it has ever loaded is there again by `until`."""
@@ -150,7 +150,7 @@ class Host:
             elif at == NEVER and generation in self.lost:
                 self.lost[generation] = self.ready_at[generation] = until
         self.interrupted.clear()
-        self._changed()
+        self._forget_able()
 
     def go_over(self, generation: int) -> None:
         """Fetch a generation while the former one answers, then answer for neither until it is loaded.
@@ -195,7 +195,7 @@ class Host:
         self.leaves[self.former] = at
         if self.over_to not in self.failing:
             self.ready_at[self.over_to] = at + self.takes
-        self._changed()
+        self._forget_able()
 
     def _keep(self, *generations: int) -> None:
         """Forget all others; these are kept for good."""
@@ -225,8 +225,8 @@ class Host:
         if until == NEVER and at < NEVER:
             self.interrupted.add(generation)
 
-    def _changed(self) -> None:
-        self.world.infra.regions[self.key.region].changed(self.key.model)
+    def _forget_able(self) -> None:
+        self.world.infra.regions[self.key.region].forget_able(self.key.model)
 
 
 class Able(NamedTuple):
@@ -258,10 +258,10 @@ class Region:
         """What a model's hosts carry now; counted again once one of them has changed."""
         known = self._able.get(model)
         if known is None or now >= known.until:
-            known = self._able[model] = self.counted(model, now)
+            known = self._able[model] = self.count_able(model, now)
         return known.qps
 
-    def changed(self, model: str) -> None:
+    def forget_able(self, model: str) -> None:
         """Hosts of a model are no longer what they were."""
         self._able.pop(model, None)
 
@@ -273,7 +273,7 @@ class Region:
             for host in waiting:
                 host.leave_at(at)
 
-    def counted(self, model: str, now: float) -> Able:
+    def count_able(self, model: str, now: float) -> Able:
         """What a model's hosts carry now, host by host."""
         until, found = NEVER, dict[tuple[str, int | None], float]()
         for key, hosts in self.sets.items():
@@ -336,7 +336,7 @@ class Infrastructure:
         groups = wanted.own or {None: wanted.replicas}
         kept: list[Host] = []
         if wanted.swap:
-            kept, groups = self._swapped(hosts, wanted), {}
+            kept, groups = self._swap(hosts, wanted), {}
         for only, count in groups.items():
             found = sorted((h for h in hosts if h.only == only), key=lambda h: -len(h.ready))[:count]
             found += [self._host(key, only) for _ in range(count - len(found))]
@@ -347,10 +347,10 @@ class Infrastructure:
             _hand_over((host for host in hosts if host not in kept), kept)
         region.sets[key], region.wanted[key] = kept, wanted
         region.together(key.model)
-        region.changed(key.model)
+        region.forget_able(key.model)
         self._count(key, before * former, len(kept) * wanted.units)
 
-    def _swapped(self, hosts: Iterable[Host], wanted: Deployment) -> list[Host]:
+    def _swap(self, hosts: Iterable[Host], wanted: Deployment) -> list[Host]:
         """By the real choice: who stays, who goes over, and who is new; the others end."""
         by_worth = sorted(hosts, key=lambda h: (not h.ready, h.still_answers, h.number))
         staying = [(h, frozenset({h.former if h.still_answers else h.only})) for h in by_worth]
@@ -372,7 +372,7 @@ class Infrastructure:
         """End a replica set."""
         region = self.region(key.region)
         hosts, wanted = region.sets.pop(key, []), region.wanted.pop(key, None)
-        region.changed(key.model)
+        region.forget_able(key.model)
         if wanted is not None:
             self._count(key, len(hosts) * wanted.units, 0.0)
 

@@ -25,7 +25,7 @@ EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """Second 0 of every history, for code that reads dates."""
 
 
-def written(manifest: Any) -> str:
+def format_manifest(manifest: Any) -> str:
     """The document of a model's manifest, with the units of its hardware."""
     parts = manifest.spec.parts
     calls = [{"name": part.name, "part": part.name, "inputs": {"x": "request.x"}} for part in parts]
@@ -179,7 +179,7 @@ class Record:
     def __post_init__(self) -> None:
         self.manifests[self.revision] = self.manifest
 
-    def applied(self, manifest: Any) -> int:
+    def apply_manifest(self, manifest: Any) -> int:
         """Take a newer manifest; return its revision."""
         self.revision += 1
         self.manifest = self.manifests[self.revision] = manifest
@@ -339,7 +339,7 @@ class Journal:
                     records.ModelTransition(
                         model,
                         document(newest.transition),
-                        written(record.manifest),
+                        format_manifest(record.manifest),
                         cut,
                         wishes,
                         newest.document_before,
@@ -366,7 +366,7 @@ class Journal:
         for model, record in self.records.items():
             if model != but:
                 _add(total, placed_units(record.placement) if record.placement else _running_units(record))
-        return _rounded(total)
+        return _round(total)
 
     def units_needed(self, *, but: Collection[str]) -> Units:
         """As the repository answers: of each replica set what is placed or what runs, the larger."""
@@ -380,7 +380,7 @@ class Journal:
                 slots[slot] = max(slots.get(slot, 0.0), d.replicas * d.units)
             for (_, region, hardware), units in slots.items():
                 total[region, hardware] = total.get((region, hardware), 0.0) + units
-        return _rounded(total)
+        return _round(total)
 
 
 def _retires(change: Change) -> bool:
@@ -420,5 +420,5 @@ def _add(total: Units, more: Units) -> None:
         total[row] = total.get(row, 0.0) + units
 
 
-def _rounded(total: Units) -> Units:
+def _round(total: Units) -> Units:
     return {row: round(units, 9) for row, units in total.items()}

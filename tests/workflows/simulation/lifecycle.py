@@ -77,8 +77,8 @@ def _go_through_stages(run: Run, staged: Stages) -> Generator[Any, Any, tuple[Ch
         elif done:
             refused = prepared[stage]
         elif stage == "freeze":
-            run.waits_for_freeze = run.change.frozen = run.frozen()
-            goes_on = yield from _goes_on(run, run.frozen)
+            run.waits_for_freeze = run.change.frozen = run.is_frozen()
+            goes_on = yield from _goes_on(run, run.is_frozen)
             run.waits_for_freeze = run.change.frozen = False
             if not goes_on:
                 return (ChangeState.SUPERSEDED, "frozen, and a newer one waits")

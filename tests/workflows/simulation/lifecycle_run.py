@@ -93,7 +93,7 @@ class Run:
         """Whether no pause holds it."""
         return self.change.kind in ordering.URGENT
 
-    def frozen(self) -> bool:
+    def is_frozen(self) -> bool:
         """Whether a freeze holds it back now."""
         return bool(self.world.clock.now < self.world.frozen.get(self.change.model, 0.0))
 

@@ -141,7 +141,7 @@ class Manifests:
             after += random.choice((0.0, 10.0, 40.0, 200.0)) * random.random()
             yield after, kind
 
-    def served(self, model: str) -> None:
+    def serve_first(self, model: str) -> None:
         """The first manifest serves from the beginning."""
         if self.counts:
             store = self._store
@@ -149,12 +149,12 @@ class Manifests:
             store.put_in_force(model)
             self._record(model).observed = 1
 
-    def validated(self, model: str, revision: int, generation: Generation, *, sound: bool) -> str:
+    def validate(self, model: str, revision: int, generation: Generation, *, sound: bool) -> str:
         """Accept a revision, or tell why it is refused. `sound`: nothing is wrong with the snapshots."""
         if not self.counts:
             return "" if sound else "not finite"
         refused = self.kinds.get((model, revision)) == REFUSED
-        lacking = _lacking(self._record(model).manifests[revision], generation)
+        lacking = _find_lacking(self._record(model).manifests[revision], generation)
         if sound and not refused and not lacking:
             self._store.accept_revision(model, revision)
             return ""
@@ -180,7 +180,7 @@ class Manifests:
             seen = cast("Any", store.model(change.model))
             planning.adopt_manifest(cast("Any", store), stage, seen, cast("Any", placed), plan_id=plan_id)
 
-    def ended(self, change: Change, *, done: bool) -> Placement | None:
+    def end(self, change: Change, *, done: bool) -> Placement | None:
         """By the real function. Return the placement that the change had found, if it was placed."""
         record = self._record(change.model)
         former = record.former if record.former and record.former.change_id == change.id else None
@@ -207,7 +207,7 @@ class Manifests:
         """By the real function: what a plan of the fleet places a model by."""
         record = self._record(model)
         if self.parts is None:
-            return problems.model_problem(self.planned_by(record))
+            return problems.model_problem(self.find_planned(record))
         seen = Plain(
             name=model,
             in_force=record.in_force,
@@ -225,7 +225,7 @@ class Manifests:
             self.world.count("parts: a replan places those of two generations")
         return found
 
-    def planned_by(self, record: Record) -> Any:
+    def find_planned(self, record: Record) -> Any:
         """The manifest that a plan of the fleet takes: while the newest one is refused, that of the placement."""
         if self.counts and record.placement is not None and record.refused is not None:
             return record.manifests[record.placement.revision]
@@ -310,7 +310,7 @@ class _Store:
         return [SimpleNamespace(region=r, holds=True, lost=r in out.lost, force=False) for r in sorted(out.regions)]
 
 
-def _lacking(manifest: Any, generation: Generation) -> str:
+def _find_lacking(manifest: Any, generation: Generation) -> str:
     """By the real check: the part of a manifest that a generation has no snapshot of."""
     torch = SimpleNamespace(manifest=SimpleNamespace(engine="torch"))
     candidate = SimpleNamespace(manifest=manifest, snapshots=dict.fromkeys(generation.parts, torch))

@@ -62,50 +62,50 @@ def replan_stopped_move(world: Any, change: Any) -> None:
     again.replan_stopped_move(cast("Any", _Repository(world)), cast("Any", change))
 
 
-def drifted(world: Any, model: str) -> str:
+def find_drift(world: Any, model: str) -> str:
     """By the real function."""
     return drift.drift_of(cast("Any", _Repository(world)), model)
 
 
-def difference(world: Any, region: str, model: str) -> str:
+def describe_difference(world: Any, region: str, model: str) -> str:
     """What of a model a region has otherwise than the store wants it, in words."""
     if region in world.out.lost:
         return ""
-    found = _differences(world, region, _seen(world, region))
+    found = _differences(world, region, _observe(world, region))
     told = [f"{name} {key}" for name, keys in vars(found).items() for key in keys if model in {key, key[0]}]
     return "; ".join(told)
 
 
-def passes(world: Any) -> Steps:
+def run_passes(world: Any) -> Steps:
     """The platform's reconciler: pass after pass."""
     while not world.over:
         yield world.terminations.latency()
-        for model in sorted({*_astray(world), *_unrepaired(world)}):
+        for model in sorted({*_list_astray(world), *_list_unrepaired(world)}):
             record_repair(world, model)
             yield world.terminations.latency()
-        for model in unserved(world):
-            yield from withdrawn(world, model)
+        for model in list_unserved(world):
+            yield from withdraw(world, model)
         for region in world.infra.regions:
-            world.clock.spawn(f"reconcile {region}", reconciled(world, region), after=world.terminations.latency())
+            world.clock.spawn(f"reconcile {region}", reconcile(world, region), after=world.terminations.latency())
         yield EVERY_SECONDS
 
 
-def reconciled(world: Any, region: str) -> Steps:
+def reconcile(world: Any, region: str) -> Steps:
     """Compare one region with the store, and tell it again what differs."""
     if region in world.out.lost or not world.infra.reachable(region):
         return
-    seen = _seen(world, region)
+    seen = _observe(world, region)
     yield world.terminations.latency()
     found = _differences(world, region, seen)
     try:
         for key in found.apply:
-            yield from _applied(world, cast("Any", key))
+            yield from _apply(world, cast("Any", key))
         for model in found.route:
             yield world.terminations.latency()
-            _routed(world, model, region, seen.routes.get(model, 0))
+            _route(world, model, region, seen.routes.get(model, 0))
         for model in found.unroute:
             yield world.terminations.latency()
-            _unrouted(world, model, region)
+            _unroute(world, model, region)
         for key in found.delete:
             yield world.terminations.latency()
             stored = world.journal.records[key.model].deployments
@@ -119,7 +119,7 @@ def reconciled(world: Any, region: str) -> Steps:
         world.invariants.look(model, f"{region} is reconciled")
 
 
-def resubmission(world: Any) -> Steps:
+def resubmit(world: Any) -> Steps:
     """The API: an entity that does not run though a change of its model is open is begun."""
     while not world.over:
         yield RESUBMIT_SECONDS
@@ -131,7 +131,7 @@ def resubmission(world: Any) -> Steps:
                 world.entities[model].begin()
 
 
-def _applied(world: Any, key: Key) -> Steps:
+def _apply(world: Any, key: Key) -> Steps:
     if world.journal.is_settled(key.model):
         yield from _follow(world, key)
 
@@ -150,22 +150,22 @@ def _follow(world: Any, key: Key) -> Steps:
         told = stored
 
 
-def _unrouted(world: Any, model: str, region: str) -> None:
+def _unroute(world: Any, model: str, region: str) -> None:
     record, gateway = world.journal.records[model], world.infra.region(region)
     if region not in record.tables and world.journal.is_settled(model):
         gateway.routes.pop(model, None)
         gateway.served.pop(model, None)
 
 
-def withdrawn(world: Any, model: str) -> Steps:
+def withdraw(world: Any, model: str) -> Steps:
     """Nothing of a model stays of which no generation serves: out of every gateway first."""
     record = world.journal.records[model]
     for region in sorted(world.infra.regions.keys() - world.out.lost):
-        if model not in unserved(world) or not world.infra.reachable(region):
+        if model not in list_unserved(world) or not world.infra.reachable(region):
             return
         world.infra.regions[region].routes.pop(model, None)
         yield world.terminations.latency()
-    if model not in unserved(world):
+    if model not in list_unserved(world):
         return
     for found in world.infra.regions.values():
         found.served.pop(model, None)
@@ -175,7 +175,7 @@ def withdrawn(world: Any, model: str) -> Steps:
     record.placement = None
 
 
-def _routed(world: Any, model: str, region: str, followed: int) -> None:
+def _route(world: Any, model: str, region: str, followed: int) -> None:
     record = world.journal.records[model]
     table = record.tables.get(region)
     if table is None or not world.journal.is_settled(model):
@@ -188,7 +188,7 @@ def _routed(world: Any, model: str, region: str, followed: int) -> None:
     record.tables[region] = Table(region, revision, table.shares, table.served)
 
 
-def _seen(world: Any, region: str) -> Any:
+def _observe(world: Any, region: str) -> Any:
     found = world.infra.regions[region]
     replicas = tuple(Running(h.key, h.phase, tuple(h.ready), tuple(h.coming)) for h in found.replicas)
     return SimpleNamespace(replicas=replicas, routes={model: revision for model, (revision, _) in found.routes.items()})
@@ -205,12 +205,12 @@ def _differences(world: Any, region: str, seen: Any) -> reconciliation.Differenc
         ),
         tables={m: records[m].tables[region].revision for m in settled if region in records[m].tables},
         settled=settled,
-        astray=frozenset(_astray(world)),
+        astray=frozenset(_list_astray(world)),
     )
     return reconciliation.differences(desired, seen)
 
 
-def _astray(world: Any) -> Iterable[str]:
+def _list_astray(world: Any) -> Iterable[str]:
     """As the repository's `models_astray`."""
     for model, record in sorted(world.journal.records.items()):
         tables = [table for region, table in record.tables.items() if region not in world.out.lost]
@@ -219,7 +219,7 @@ def _astray(world: Any) -> Iterable[str]:
             yield model
 
 
-def _unrepaired(world: Any) -> Iterable[str]:
+def _list_unrepaired(world: Any) -> Iterable[str]:
     """As the repository's `models_unrepaired`."""
     for model, record in world.journal.records.items():
         last = next((change for change in reversed(record.changes) if change.state.final), None)
@@ -229,7 +229,7 @@ def _unrepaired(world: Any) -> Iterable[str]:
             yield model
 
 
-def unserved(world: Any) -> Iterable[str]:
+def list_unserved(world: Any) -> Iterable[str]:
     """As the repository's `models_unserved`."""
     for model, record in sorted(world.journal.records.items()):
         left = record.serving is None and (record.tables or record.deployments)

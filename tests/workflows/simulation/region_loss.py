@@ -31,20 +31,20 @@ def lose(world: Any, region: str) -> None:
     world.invariants.answers.sent.clear()
 
 
-def sent_around(world: Any, region: str) -> Steps:
+def send_users_around(world: Any, region: str) -> Steps:
     """As activities/regions/failover.py, until no gateway names it."""
     yield world.faults.latency()
     while region in world.lost:
         for model in sorted(world.entities):
             if not world.journal.is_retiring(model):
-                _around(world, model)
-        if not _named(world, region):
+                _fail_over(world, model)
+        if not _is_named(world, region):
             break
         yield LOOK_SECONDS
     world.requests.replan()
 
 
-def returned(world: Any, region: str) -> Steps:
+def return_region(world: Any, region: str) -> Steps:
     """As activities/regions/recovery.py: its gateway and its hosts follow the store; then its supply counts again."""
     found, now = world.infra.regions[region], world.clock.now
     found.dead_until = now
@@ -87,10 +87,10 @@ def _sent_to(record: Any, region: str) -> frozenset[int]:
     return frozenset(s.generation for t in others for s in t.shares if s.to == region and s.fraction > 0)
 
 
-def _around(world: Any, model: str) -> None:
+def _fail_over(world: Any, model: str) -> None:
     record, lost = world.journal.records[model], world.out.lost
     now = {region: table.shares for region, table in record.tables.items()}
-    new = send_around(world, model, now, _able(world, model))
+    new = send_around(world, model, now, _list_able(world, model))
     changed = {region for region, shares in new.items() if shares != now[region]}
     targets = {share.to for region in changed for share in new[region] if share.fraction > 0}
     for region, table in sorted(record.tables.items()):
@@ -110,10 +110,10 @@ def _around(world: Any, model: str) -> None:
             gateway.routes[model], gateway.served[model] = (revision, new[region]), table.served
 
 
-def _able(world: Any, model: str) -> Sequence[Survivor]:
+def _list_able(world: Any, model: str) -> Sequence[Survivor]:
     """By what is ready now; where nothing is, by what is wanted; only where the router knows the generation."""
     record, held = world.journal.records[model], tuple(world.journal.records[model].deployments.values())
-    for ready in (_ready(world, model), None):
+    for ready in (_count_ready(world, model), None):
         found = [
             able
             for able in list_survivors(world, model, held, ready)
@@ -124,12 +124,12 @@ def _able(world: Any, model: str) -> Sequence[Survivor]:
     return ()
 
 
-def _ready(world: Any, model: str) -> Mapping[tuple[Key, int], int]:
+def _count_ready(world: Any, model: str) -> Mapping[tuple[Key, int], int]:
     states, _ = world.infra.observe(model, set(world.infra.regions) - world.out.lost)
     return Counter((host.key, number) for state in states.values() for host in state.replicas for number in host.ready)
 
 
-def _named(world: Any, region: str) -> bool:
+def _is_named(world: Any, region: str) -> bool:
     return any(
         share.to == region and share.fraction > 0
         for record in world.journal.records.values()

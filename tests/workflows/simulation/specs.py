@@ -74,7 +74,7 @@ class Scenario:
     counted: dict[str, int] = field(default_factory=dict)
 
 
-def drawn(random: Random, swaps: Random | None = None) -> Scenario:
+def draw_scenario(random: Random, swaps: Random | None = None) -> Scenario:
     """Mostly small worlds, a long tail of large ones.
 
     By `swaps` half of the models that replace go over in place instead.
@@ -117,7 +117,7 @@ def _model(random: Random, name: str, regions: tuple[str, ...], hardware: tuple[
         latency_tolerance_ms=100.0,
         survive="none",
         budget_per_hour=None,
-        demand=[wished(region, float(random.randint(1, 10 * most))) for region in sorted(wishing)],
+        demand=[demand_item(region, float(random.randint(1, 10 * most))) for region in sorted(wishing)],
         parts=tuple(part_of(random, part, hardware) for part in sorted(parts)),
         rollout=SimpleNamespace(
             canary=random.choice((0.05, 0.1, 0.25, 1.0)),
@@ -173,6 +173,6 @@ def _fleet(
     return FleetSpec(regions=regions, rtt_ms=rtt, hardware=hardware, supply=supply)
 
 
-def wished(region: str, qps: float) -> SimpleNamespace:
+def demand_item(region: str, qps: float) -> SimpleNamespace:
     """What users of a region ask for; the model's unit is requests/s."""
     return SimpleNamespace(region=region, qps=qps, amount=qps)

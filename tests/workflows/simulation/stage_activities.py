@@ -68,7 +68,7 @@ class Stages:
         for name in names:
             if name == "freeze":
                 yield "the freezes are read"
-                if self.run.frozen():
+                if self.run.is_frozen():
                     return done
                 done[name] = ""
                 continue
@@ -95,8 +95,8 @@ class Stages:
         """Why the generation is refused; empty where it is not."""
         model, generation, revision = self.change.model, self.run.generation, self.record.revision
         yield self.world.faults.validation_seconds(), ()
-        sound = not self.world.faults.invalid(model, generation)
-        refused = self.world.manifests.validated(model, revision, self.record.generations[generation], sound=sound)
+        sound = not self.world.faults.is_invalid(model, generation)
+        refused = self.world.manifests.validate(model, revision, self.record.generations[generation], sound=sound)
         if refused:
             return refused
         self.record.generations[generation].validated = True
@@ -130,7 +130,7 @@ class Stages:
     def plan_transition(self, attempt: Attempt) -> Steps:
         """The waves, planned once."""
         try:
-            found: Moving = transition_plan.planned(self.world, self.change, self.run.generation)
+            found: Moving = transition_plan.plan_transition(self.world, self.change, self.run.generation)
         except (FenceLost, Unavailable):
             raise
         except IPnextError as error:
@@ -191,14 +191,14 @@ class Stages:
         if change.state.final:
             return None
         if state is ChangeState.DONE:
-            self._succeeded()
-        before, former = record.placement, self.world.manifests.ended(change, done=state is ChangeState.DONE)
+            self._record_success()
+        before, former = record.placement, self.world.manifests.end(change, done=state is ChangeState.DONE)
         self.world.invariants.manifests.end(change, done=state is ChangeState.DONE)
         if deployment._follows_what_runs(change.kind, state):
-            record.placement = _settled(change, record, self.world, former)
+            record.placement = _find_placement(change, record, self.world, former)
         elif change.kind in deployment._BRINGS_PARTS and self.world.manifests.places_other_parts(change.model):
             self.world.count("parts: none of former ones are kept")
-            record.placement = _settled(change, record, self.world, None)
+            record.placement = _find_placement(change, record, self.world, None)
         if self.world.ends and self.run.reason is not None:
             reconciliation.record_again(self.world, change, state, self.run.reason)
         self.world.journal.end(change, state, message)
@@ -211,7 +211,7 @@ class Stages:
         yield "the end is written down"
         return None
 
-    def _succeeded(self) -> None:
+    def _record_success(self) -> None:
         record, generation = self.record, self.run.generation
         if self.change.kind is ChangeKind.RETIRE:
             record.serving, record.retired = None, True
@@ -247,7 +247,7 @@ def is_short(world: Any, placement: Placement | None) -> bool:
     return adoption.is_short(fleet_problem(world.fleet, [placement.wishes]), plan)
 
 
-def _settled(change: Change, record: Record, world: Any, former: Placement | None) -> Placement | None:
+def _find_placement(change: Change, record: Record, world: Any, former: Placement | None) -> Placement | None:
     """What really runs, as activities/planning/adoption.py reads it; the placement in force where that says so already.
 
     By the wishes of the placement that the change had found, if it was placed; of the parts of the generation that
@@ -255,7 +255,7 @@ def _settled(change: Change, record: Record, world: Any, former: Placement | Non
     """
     others = (m for m in reversed(record.transitions) if m.state in UNDER_WAY and m.id != change.id)
     moving = next(others, None) if world.manifests.parts else None
-    options = _running(change, record, world.out.lost) if moving is None else [_led_to(moving)]
+    options = _list_running(change, record, world.out.lost) if moving is None else [_target_of(moving)]
     number = moving.generation if moving else record.serving
     parts = set(record.generations[number].parts) if number else {row.part for row in options[-1][0]}
     options = [(tuple(row for row in rows if row.part in parts), shares) for rows, shares in options]
@@ -279,7 +279,7 @@ def _settled(change: Change, record: Record, world: Any, former: Placement | Non
     return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic, revision)
 
 
-def _running(
+def _list_running(
     change: Change, record: Record, lost: frozenset[str]
 ) -> list[tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]]:
     """What runs, last; before it the same with users where they were, if the change left them elsewhere."""
@@ -313,7 +313,7 @@ def _traffic(model: str, found: Mapping[str, tuple[Any, ...]]) -> tuple[TrafficS
     )
 
 
-def _led_to(moving: Moving) -> tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]:
+def _target_of(moving: Moving) -> tuple[tuple[ReplicaCount, ...], tuple[TrafficShare, ...]]:
     """By the real function: where a transition of another change leads."""
     state = adoption.target_state(moving.transition)
     return state.replicas, state.traffic

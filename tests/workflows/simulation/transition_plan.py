@@ -19,7 +19,7 @@ from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW
 from .journal import Change, Moving
 
 
-def planned(world: Any, change: Change, generation: int) -> Moving:
+def plan_transition(world: Any, change: Change, generation: int) -> Moving:
     """The stored transition of a change, planned once.
 
     Unavailable while only another model's transition is in the way.
@@ -51,7 +51,7 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
     else:
         world.invariants.manifests.check_basis(change, revision)
         served = laid_out(manifest, cast("Any", target))
-        found = _planned(world, change, served, (origin, to)).model_copy(update={"demand": demand})
+        found = _plan_waves(world, change, served, (origin, to)).model_copy(update={"demand": demand})
         if found.refused and (lacking := draft.explain_lacking(generation, target.parts, placement, manifest)):
             world.invariants.manifests.check_lacking(change, target, manifest, lacking)
             found = found.model_copy(update={"refused": lacking})
@@ -60,7 +60,7 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
     record.transitions.append(moving)
     world.invariants.changes.check_mover(change.model)
     if world.tracing:
-        world.tell("waves", found.refused or " | ".join(_told(wave) for wave in found.waves))
+        world.tell("waves", found.refused or " | ".join(_describe(wave) for wave in found.waves))
     rollback = change.kind in admitting.AT_ONCE
     ends = {row.region for row in (*origin.replicas, *to.replicas) if row.count}
     passing = frozenset(row.region for wave in found.waves for row in wave.scale_up if row.count) - ends
@@ -88,7 +88,7 @@ def way_back(world: Any, planned: Moving) -> waves.Back:
     return admitting.way_back(cast("Any", store), stage, planned.transition, in_use, before)
 
 
-def _planned(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, FleetState]) -> Transition:
+def _plan_waves(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, FleetState]) -> Transition:
     """As activities/transition/admission.py `planned_waves`."""
     journal, record, out = world.journal, world.journal.records[change.model], world.out
     origin, to = ends
@@ -106,10 +106,10 @@ def _planned(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, 
     if change.kind in admitting.AT_ONCE:
         wished = carried.within_reach(wished, to)
     now = problems.with_supply_left(fleet, problems.units_in_use(journal, but=change.model))
-    found, admission = _looked(world, (change.id, "now"), (wished, now, (origin, to), policy))
+    found, admission = _ask_planner(world, (change.id, "now"), (wished, now, (origin, to), policy))
     if found.refused:
         later = problems.with_supply_left(fleet, journal.units_entitled(but=change.model))
-        if _looked(world, (change.id, "later"), (wished, later, (origin, to), policy))[1].feasible:
+        if _ask_planner(world, (change.id, "later"), (wished, later, (origin, to), policy))[1].feasible:
             msg = f"waiting for supply that another model is about to free: {found.refused}"
             raise Unavailable(msg)
         if rollout.when_short == "wait" and admission.surge and change.kind not in admitting.AT_ONCE:
@@ -123,14 +123,14 @@ def _planned(world: Any, change: Change, manifest: Any, ends: tuple[FleetState, 
     return found
 
 
-def _looked(world: Any, key: tuple[str, str], inputs: tuple[Any, ...]) -> Any:
+def _ask_planner(world: Any, key: tuple[str, str], inputs: tuple[Any, ...]) -> Any:
     """The planner's answer; a change that waits for supply asks again and again, mostly the same."""
     if key not in world.asked or world.asked[key][0] != inputs:
         world.asked[key] = inputs, admitting._try_admit(*inputs)
     return world.asked[key][1]
 
 
-def _told(wave: Wave) -> str:
+def _describe(wave: Wave) -> str:
     """A wave in one line."""
     counts = [
         [f"{r.part}@{r.region}/{r.hardware} g{r.generation}={r.count}" for r in rows]

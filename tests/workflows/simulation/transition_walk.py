@@ -87,26 +87,26 @@ def _outcome(way: Way, index: int) -> Generator[Command, Any, WaveResult | None]
     try:
         result = yield from _wave(way, index)
     except Failed as error:
-        return _stopped() if way.stopping() else WaveResult(ok=False, reason=error.reason, message=str(error))
+        return _stop_result() if way.stopping() else WaveResult(ok=False, reason=error.reason, message=str(error))
     except Stopped:
-        return _stopped()
+        return _stop_result()
     if result.ok and way.stopping() and index + 1 < way.waves:
-        return _stopped()
+        return _stop_result()
     return None if result.ok else result
 
 
 def _wave(way: Way, index: int) -> Step:
-    stop = yield from _unheld(way, index)
+    stop = yield from _wait_for_resume(way, index)
     if stop is not None:
         return stop
     result = yield Command("ensure_capacity", index)
     if not result.ok:
         return result
-    stop = yield from _unheld(way, index)
+    stop = yield from _wait_for_resume(way, index)
     if stop is not None:
         return stop
     shifted = yield Command("shift_traffic", index)
-    result = (yield from _watched(way, index, shifted)) if shifted.ok else shifted
+    result = (yield from _watch(way, index, shifted)) if shifted.ok else shifted
     if result.ok and index < len(way.asks) and way.asks[index] and not way.promoted():
         result = yield from _approval(way, index, shifted)
     if not result.ok:
@@ -119,15 +119,15 @@ def _wave(way: Way, index: int) -> Step:
         return WaveResult(ok=True)
 
 
-def _unheld(way: Way, index: int) -> Generator[Command, Any, WaveResult | None]:
+def _wait_for_resume(way: Way, index: int) -> Generator[Command, Any, WaveResult | None]:
     if way.stopping():
-        return _stopped()
+        return _stop_result()
     if not way.held() or (yield from _until(way, Command("pause", index, seconds=way.patience))):
         return None
     return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message="paused for too long")
 
 
-def _watched(way: Way, index: int, shifted: WaveResult) -> Step:
+def _watch(way: Way, index: int, shifted: WaveResult) -> Step:
     """Hold, with looks at the answers meanwhile where it is long, and judge them at the end."""
     left = shifted.hold_seconds
     if left >= policies.SHORTEST_WATCHED_SECONDS:
@@ -169,7 +169,7 @@ def _until(way: Way, wait: Command) -> Generator[Command, Any, Any]:
 def walk_back(way: Way, index: int, failed: WaveResult) -> Walk:
     """In one step, or wave by wave where the supply does not hold all of it at once."""
     by_waves, left = way.back == "by_waves", list[str]()
-    for wave in undone(way, index):
+    for wave in list_undone_waves(way, index):
         for name in BACK:
             try:
                 result = yield Command(name, wave, back=True, by_waves=by_waves)
@@ -180,10 +180,10 @@ def walk_back(way: Way, index: int, failed: WaveResult) -> Walk:
     return Walked(done=False, waves_done=index, reason=failed.reason, message=message)
 
 
-def undone(way: Way, index: int) -> Iterable[int]:
+def list_undone_waves(way: Way, index: int) -> Iterable[int]:
     """The waves of a way back, in their order."""
     return range(index, -1, -1) if way.back == "by_waves" else (index,)
 
 
-def _stopped() -> WaveResult:
+def _stop_result() -> WaveResult:
     return WaveResult(ok=False, reason=Reason.ROLLED_BACK, message="stopped")

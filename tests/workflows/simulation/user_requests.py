@@ -10,7 +10,7 @@ from . import region_loss
 from .journal import Change, Generation, Placement, placed_units
 from .manifests_in_force import BEYOND, TOO_LARGE
 from .placement import draw_placement
-from .specs import wished
+from .specs import demand_item
 
 Steps = Generator[Any, Any, Any]
 KINDS = (
@@ -40,7 +40,7 @@ class UserRequests:
             kinds = REPAIRED_KINDS if self.world.ends else KINDS
             self.ask(self.random.choice(kinds), self.random.choice(sorted(self.world.journal.records)))
             for after, kind, model in self.world.manifests.further():
-                self.world.clock.spawn("mind", self._asked(kind, model), after=after)
+                self.world.clock.spawn("mind", self._ask_later(kind, model), after=after)
             yield self.random.choice((0.0, 0.5, 5.0, 20.0, 100.0)) * self.random.random()
 
     def _people(self) -> Steps:
@@ -54,7 +54,7 @@ class UserRequests:
                     run.promote()
             yield 3.0 + self.random.random() * 20
 
-    def _asked(self, kind: str, model: str) -> Steps:
+    def _ask_later(self, kind: str, model: str) -> Steps:
         self.ask(kind, model)
         return
         yield
@@ -103,7 +103,7 @@ class UserRequests:
         number = max(record.generations, default=0) + 1
         parts = tuple(part.name for part in record.manifest.spec.parts)
         record.generations[number] = Generation(number, parts)
-        self.world.faults.published(model, number)
+        self.world.faults.draw_fault(model, number)
         self.record(model, ChangeKind.PUBLISH, generation=number)
 
     def rollback(self, model: str) -> None:
@@ -121,11 +121,11 @@ class UserRequests:
         record = self.world.journal.records[model]
         factor = self.random.choice((0.5, 0.8, 1.25, 2.0))
         spec = record.in_force.spec.model_copy(update={})
-        spec.demand = [wished(d.region, d.qps * factor) for d in spec.demand]
+        spec.demand = [demand_item(d.region, d.qps * factor) for d in spec.demand]
         self.world.manifests.draw_parts(model, spec)
         if self.world.manifests.kind(model, record.revision + 1) == TOO_LARGE:
-            spec.demand = [wished(d.region, d.qps * BEYOND) for d in spec.demand]
-        record.applied(record.manifest.model_copy(update={"spec": spec}))
+            spec.demand = [demand_item(d.region, d.qps * BEYOND) for d in spec.demand]
+        record.apply_manifest(record.manifest.model_copy(update={"spec": spec}))
         self.record(model, ChangeKind.APPLY)
 
     def repair(self, model: str) -> None:
@@ -152,9 +152,9 @@ class UserRequests:
         if region in world.drained | world.lost or len(world.drained | world.lost) + 1 >= len(world.fleet.regions):
             return
         region_loss.lose(world, region)
-        world.drain(f"around {region}", lambda: region_loss.sent_around(world, region))
+        world.drain(f"around {region}", lambda: region_loss.send_users_around(world, region))
         world.drain(
-            f"return {region}", lambda: region_loss.returned(world, region), after=100 + self.random.random() * 400
+            f"return {region}", lambda: region_loss.return_region(world, region), after=100 + self.random.random() * 400
         )
 
     def abort(self, model: str) -> None:
@@ -209,10 +209,10 @@ class UserRequests:
         while self.world.replans:
             self.world.replans = 0
             for _ in range(PLANS):
-                before = self._placed_by()
+                before = self._find_plans()
                 found = self._fleet_plan()
                 yield self.random.random() * 30
-                if self._adopted(found, before):
+                if self._adopt(found, before):
                     break
             for model in self._to_move():
                 placement = self.world.journal.records[model].placement
@@ -221,7 +221,7 @@ class UserRequests:
                 self.record(model, ChangeKind.MOVE, id=f"move-{placement.plan_id}-{model}", plan_id=placement.plan_id)
                 yield self.random.random() * 3
 
-    def _placed_by(self) -> Mapping[str, str]:
+    def _find_plans(self) -> Mapping[str, str]:
         records = self.world.journal.records
         return {m: r.placement.plan_id for m, r in records.items() if r.placement is not None}
 
@@ -250,15 +250,15 @@ class UserRequests:
         for model, placement in found.items():
             if not placement.plan_id:
                 placement.revision = world.invariants.manifests.check_plan(
-                    model, world.manifests.planned_by(records[model])
+                    model, world.manifests.find_planned(records[model])
                 )
             placement.plan_id = placement.plan_id or plan_id
         return found
 
-    def _adopted(self, found: dict[str, Placement], before: Mapping[str, str]) -> bool:
+    def _adopt(self, found: dict[str, Placement], before: Mapping[str, str]) -> bool:
         """Models that were placed meanwhile keep their newer place; False where both together do not fit."""
         journal = self.world.journal
-        now = self._placed_by()
+        now = self._find_plans()
         changed = {m for m in before.keys() | now.keys() if before.get(m) != now.get(m)}
         merged = {m: p for m, p in found.items() if m not in changed and not journal.records[m].retired}
         total: dict[tuple[str, str], float] = {}

@@ -21,7 +21,7 @@ from .journal import Generation, Journal, Record, Table
 from .lifecycle_run import Run
 from .manifests_in_force import Manifests
 from .placement import draw_fleet_placements
-from .specs import Scenario, drawn
+from .specs import Scenario, draw_scenario
 from .stage_activities import is_short
 from .terminations import Terminations
 from .user_requests import UserRequests
@@ -111,8 +111,10 @@ class World:
         for entity in self.entities.values():
             entity.begin(rebuilt=True)
         if ends:
-            self.clock.spawn("keep reconcile", self.terminations.keep("reconcile", lambda: reconciliation.passes(self)))
-            self.clock.spawn("resubmission", reconciliation.resubmission(self))
+            self.clock.spawn(
+                "keep reconcile", self.terminations.keep("reconcile", lambda: reconciliation.run_passes(self))
+            )
+            self.clock.spawn("resubmission", reconciliation.resubmit(self))
             if parts:
                 self.clock.spawn("schedule", self.requests.schedule())
 
@@ -142,16 +144,18 @@ class World:
         changes = (change for record in self.journal.records.values() for change in record.changes)
         if not all(change.state.final for change in changes) or self.replans or self.replans_due or self.out.regions:
             return False
-        if any(entity.busy or reconciliation.drifted(self, entity.model) for entity in self.entities.values()):
+        if any(entity.busy or reconciliation.find_drift(self, entity.model) for entity in self.entities.values()):
             return False
-        if any(True for _ in reconciliation.unserved(self)):
+        if any(True for _ in reconciliation.list_unserved(self)):
             return False
         if self.manifests.parts and any(is_short(self, record.placement) for record in self.journal.records.values()):
             return False
         regions, models = self.infra.regions, self.journal.records
         if not all(self.infra.reachable(region) for region in regions):
             return False
-        return not any(reconciliation.difference(self, region, model) for region in regions for model in models)
+        return not any(
+            reconciliation.describe_difference(self, region, model) for region in regions for model in models
+        )
 
     def drain(self, name: str, body: Callable[[], Any], *, after: float = 0.0) -> None:
         """A run of workflow `drain`. The API begins one that is terminated again."""
@@ -201,7 +205,7 @@ class World:
             record.generations[1] = Generation(1, parts, validated=True, serving_at=0.0)
             record.placement, record.serving = placement, 1
             self.invariants.changes.published[model] = self.invariants.manifests.succeeded[model] = 1
-            self.manifests.served(model)
+            self.manifests.serve_first(model)
             self.manifests.keep_parts(model, 1)
             self._start(model, record)
 
@@ -252,7 +256,7 @@ def history(
     `ends`. `manifests`: whether a manifest has to be accepted and placed before it is in force, and some are refused.
     `parts`: whether some manifests have other parts than those before, too; only with `manifests`.
     """
-    scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
+    scenario = draw_scenario(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
     world = World(
         seed,
         scenario,

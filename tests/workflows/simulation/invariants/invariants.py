@@ -33,7 +33,7 @@ class Invariants:
     def look(self, model: str, where: str, *, between: bool = False) -> None:
         """I1, I2 and I5 of one model. `between`: some of its gateways have moved, others not yet."""
         self.looks += 1
-        seen, breaches = self._seen(model), self.report.breaches
+        seen, breaches = self._observe(model), self.report.breaches
         asked = self.world.draws.random()
         if self.held.get(model) == seen:
             return
@@ -43,7 +43,7 @@ class Invariants:
         if self.report.breaches == breaches:
             self.held[model] = seen
 
-    def _seen(self, model: str) -> tuple[Any, ...]:
+    def _observe(self, model: str) -> tuple[Any, ...]:
         """All that the outcome of a look depends on; which generations are validated, and their parts, only grow."""
         now = self.world.clock.now
         of_model = [

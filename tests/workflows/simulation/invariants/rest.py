@@ -20,7 +20,7 @@ def check_rest(world: Any, report: Report, model: str) -> None:
         if sent - {record.serving}:
             told = f"{region.name} sends {model} to generation {sorted(sent)}; generation {record.serving} serves"
             report.breach("rest supply" if _waits_for_supply(record) else "rest generation", told)
-        if told := reconciliation.difference(world, region.name, model):
+        if told := reconciliation.describe_difference(world, region.name, model):
             raise Violated("rest region", f"{region.name} is not as the store wants it: {told}")
 
 

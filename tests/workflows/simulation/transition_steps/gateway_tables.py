@@ -17,23 +17,23 @@ class GatewayTables:
         self.world, self.model, self.lost, self.attempt = world, model, lost, attempt
         self.record = world.journal.records[model]
 
-    def stored(self, region: str) -> Table:
+    def find(self, region: str) -> Table:
         """The table as stored."""
         return self.record.tables.get(region) or Table(region, 0, (), frozenset())
 
     def knows(self, shares: tuple[RouteShare, ...]) -> bool:
         """Whether every router that users are sent to knows their generation."""
-        return all(share.generation in self.stored(share.to).served for share in shares if share.fraction > 0)
+        return all(share.generation in self.find(share.to).served for share in shares if share.fraction > 0)
 
     def regains(self, region: str, shares: tuple[RouteShare, ...]) -> bool:
         """Whether a gateway is ahead of a stored table that answers fewer of its users than `shares` do."""
-        stored, gateway = self.stored(region), self.world.infra.regions[region]
+        stored, gateway = self.find(region), self.world.infra.regions[region]
         ahead = gateway.routes.get(self.model, (0, ()))[0] > stored.revision
         return ahead and shifting._answered(stored.shares, self.lost) < shifting._answered(shares, self.lost)
 
     def are_known(self, region: str, shares: tuple[RouteShare, ...]) -> bool:
         """Whether routers know the generations that a region is sent to; its own learns of them with the table."""
-        return all(share.to == region or share.generation in self.stored(share.to).served for share in shares)
+        return all(share.to == region or share.generation in self.find(share.to).served for share in shares)
 
     def put(
         self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int], *, forgets: bool = False
@@ -42,7 +42,7 @@ class GatewayTables:
         world, model = self.world, self.model
         self.attempt.check()
         self._check_unchanged()
-        gateway, stored = world.infra.region(region), self.stored(region)
+        gateway, stored = world.infra.region(region), self.find(region)
         revision, before = gateway.routes.get(model, (0, ()))
         if revision == stored.revision and (stored.shares, stored.served) == (shares, served):
             return
@@ -65,7 +65,7 @@ class GatewayTables:
             raise Unavailable(msg)
 
     def _save(self, table: Table) -> Generator[Any, Any, None]:
-        if self.stored(table.region).revision >= table.revision:
+        if self.find(table.region).revision >= table.revision:
             msg = "a later table was written"
             raise Unavailable(msg)
         self.record.tables[table.region] = table
@@ -74,6 +74,6 @@ class GatewayTables:
 
     def store_lost(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> None:
         """What a lost region gets once it is back."""
-        stored = self.stored(region)
+        stored = self.find(region)
         if (stored.shares, stored.served) != (shares, served):
             self.record.tables[region] = Table(region, stored.revision + 1, shares, served)

@@ -37,31 +37,29 @@ def follow(
         now = (
             shares[region]
             if region in regaining and tables.are_known(region, shares[region])
-            else tables.stored(region).shares
+            else tables.find(region).shares
         )
-        yield from tables.put(region, now, served[region] | tables.stored(region).served)
+        yield from tables.put(region, now, served[region] | tables.find(region).served)
     moves = {region: shares[region] for region in reached if region not in waits and tables.knows(shares[region])}
-    staying = {region for region in reached if region not in moves and shares[region] != tables.stored(region).shares}
+    staying = {region for region in reached if region not in moves and shares[region] != tables.find(region).shares}
     following = _order_updates(record, moves, held, lost)
-    stays = any(shares[region] != tables.stored(region).shares for region in shares.keys() - moves.keys() - lost)
+    stays = any(shares[region] != tables.find(region).shares for region in shares.keys() - moves.keys() - lost)
     if following.beyond > 0 or stays:
         world.invariants.excuses.crossing.add(model)
     for region, found in following.tables:
-        yield from tables.put(region, found, served[region] | tables.stored(region).served)
+        yield from tables.put(region, found, served[region] | tables.find(region).served)
     needed = find_still_sent(record, shares) | {
         (share.to, share.generation) for found in shares.values() for share in found
     }
     for region in (name for name in reached if name not in keeping):
-        now = tables.stored(region)
+        now = tables.find(region)
         kept = {number for number in now.served if (region, number) in needed}
         yield from tables.put(region, now.shares, served[region] | kept, forgets=True)
     for region in sorted((shares.keys() & lost) - waits):
         known = [
-            (s.to, s.generation)
-            for s in shares[region]
-            if s.to in reached or s.generation in tables.stored(s.to).served
+            (s.to, s.generation) for s in shares[region] if s.to in reached or s.generation in tables.find(s.to).served
         ]
-        kept = {number for number in tables.stored(region).served if (region, number) in needed}
+        kept = {number for number in tables.find(region).served if (region, number) in needed}
         tables.store_lost(region, waves.keep_held_shares(shares[region], known), served[region] | kept)
     same = {region for region in apart & record.tables.keys() if shares.get(region) == _shares_now(record, region)}
     refusing = {item.region for item in record.in_force.spec.demand if not shares.get(item.region)}
