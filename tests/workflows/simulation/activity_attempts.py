@@ -138,7 +138,7 @@ def perform(
 def _run_attempt(
     world: Any, model: str, name: str, attempt: Attempt, steps: Generator[Any, Any, Any]
 ) -> Generator[Any, Any, Any]:
-    """One attempt, with the faults that are drawn for it. A step is what no crash divides."""
+    """Run one attempt, with the faults that are drawn for it. A step is what no crash divides."""
     fate, done = world.faults.fate(), 0
     while True:
         if fate.dies_after == done:

@@ -27,7 +27,7 @@ COMPLETED = SHIELDED | {"transition"}
 
 
 def carry_out(run: Run) -> Steps:
-    """The stages; then, whatever came of them, the end is recorded."""
+    """Go through the stages; then, whatever came of them, record the end."""
     staged = Stages(run)
     try:
         begun = yield from run.perform("begin_change", staged.begin)

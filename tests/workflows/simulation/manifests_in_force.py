@@ -55,7 +55,7 @@ AFTER_OTHER_PARTS = (
 """The same of manifests that may have other parts."""
 
 REST = 0.4
-"""Of changes of mind: those without a manifest besides."""
+"""Of requests: those without a manifest besides."""
 
 BEYOND = 1e5
 """Times the demand: more than any fleet carries."""

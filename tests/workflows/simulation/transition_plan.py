@@ -20,7 +20,7 @@ from .journal import Change, Moving
 
 
 def plan_transition(world: Any, change: Change, generation: int) -> Moving:
-    """The stored transition of a change, planned once.
+    """Plan the transition of a change, once, and store it.
 
     Unavailable while only another model's transition is in the way.
     """

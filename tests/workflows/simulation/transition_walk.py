@@ -1,4 +1,4 @@
-"""How a transition is walked and gone back on, as a pure generator.
+"""The walk through a transition, and its revert, as a pure generator.
 
 It asks for activities and timers and takes their ends. The order is that of workflows/transition.py; a test holds it to
 the recorded histories.
@@ -181,7 +181,7 @@ def walk_back(way: Way, index: int, failed: WaveResult) -> Walk:
 
 
 def list_undone_waves(way: Way, index: int) -> Iterable[int]:
-    """The waves of a way back, in their order."""
+    """The waves of a revert, in their order."""
     return range(index, -1, -1) if way.back == "by_waves" else (index,)
 
 

@@ -33,7 +33,7 @@ class UserRequests:
         self.outbox: dict[str, float] = {}
 
     def body(self, count: int, begins: float = 0.0) -> Steps:
-        """So many changes of mind, some close together, some far apart."""
+        """Make so many requests, some close together, some far apart."""
         yield begins
         self.world.clock.spawn("people", self._people())
         for _ in range(count):

@@ -119,7 +119,7 @@ class World:
                 self.clock.spawn("schedule", self.requests.schedule())
 
     def run(self, requests: int) -> None:
-        """Changes of mind and faults, then peace until all has ended. Violated."""
+        """Requests and faults, then none until all has ended. Violated."""
         self.clock.spawn("minds", self.requests.body(requests))
         self.clock.spawn("faults", self.faults.body())
         if self.ends:

@@ -85,7 +85,7 @@ class Answers:
     def _waits(self, region: Region, model: str, generation: int) -> bool:
         """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
 
-        In the wave at hand, or left so by a way back, or one that was given up; the region's router has to know both.
+        In the wave at hand, or left so by a revert, or one that was given up; the region's router has to know both.
         They wait for what fetches, too, if a process started anew came to its generation before the others.
         """
         served = region.served.get(model, frozenset())

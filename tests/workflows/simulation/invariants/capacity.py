@@ -48,7 +48,7 @@ class Capacity:
         self.excuses.lacking[model], self.excuses.going_along[model] = lacking, along if rollback else {}
 
     def give_up(self, model: str) -> None:
-        """A way back was ended from outside until no other run took it over.
+        """A revert was ended from outside until no other run took it over.
 
         Its processes may stay where its wave left them. Until the processes of the next transition have all been told:
         it begins with them.

@@ -23,9 +23,9 @@ class Excuses:
     passing: dict[str, frozenset[str]] = field(default_factory=dict)
     """Model -> regions that its transition only passes through: what lacks goes along to them with the users."""
     left_behind: set[str] = field(default_factory=set)
-    """Models whose way back was left half done, until the next one is through."""
+    """Models whose revert was left incomplete, until the next one is through."""
     abandoned: dict[str, dict[tuple[str, str], float]] = field(default_factory=dict)
-    """Model -> (region, part) -> requests/s that may be missing since a way back was given up as processes went
+    """Model -> (region, part) -> requests/s that may be missing since a revert was given up as processes went
     over."""
     strained: set[str] = field(default_factory=set)
     """Models that lack what a lost region took, until their next transition is planned."""
@@ -49,5 +49,5 @@ class Excuses:
         self.crossing.discard(model)
 
     def leave(self, model: str) -> None:
-        """A step of a way back could not be done: what is short for it may stay so until a transition is through."""
+        """A step of a revert could not be done: what is short for it may stay so until a transition is through."""
         self.left_behind.add(model)

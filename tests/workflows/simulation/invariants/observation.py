@@ -20,7 +20,7 @@ def find_moving_run(world: Any, model: str) -> Any:
 
 
 def is_reverting(world: Any, model: str) -> bool:
-    """Whether a model's transition is on its way back, capacity first."""
+    """Whether a model's transition is being reverted, capacity first."""
     run = find_moving_run(world, model)
     return run is not None and run.command.back
 

@@ -16,7 +16,7 @@ class Supply:
     def __init__(self, world: Any, report: Report) -> None:
         self.world, self.report = world, report
         self.overrun: dict[tuple[str, str], bool] = {}
-        """Rows in which more runs than there is since a way back."""
+        """Rows in which more runs than there is since a revert."""
 
     def check(self, row: tuple[str, str], *, rising: bool, grower: str | None = None) -> None:
         """I3: what runs of all models together, whenever it grows."""

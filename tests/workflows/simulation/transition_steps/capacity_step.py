@@ -27,7 +27,7 @@ POLL_SECONDS = 2.0
 
 
 def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
-    """The wave's replicas, ready, at most until the deadline."""
+    """Bring up the replicas of a wave, and wait until they are ready, at most until the deadline."""
     record = world.journal.records[wave.model]
     attempt.check()
     begin_step(world, wave)
@@ -105,7 +105,7 @@ def _is_stuck(world: Any, wave: Wave, state: waves.ModelWaveState) -> bool:
 def _lower(
     world: Any, record: Any, fewer: Iterable[Deployment], attempt: Attempt
 ) -> Generator[Any, Any, list[Deployment]]:
-    """Replica sets that shrink do so before anything starts in their region; those that could not are returned."""
+    """Shrink replica sets before anything starts in their region. Return those that could not be reached."""
     left = []
     for deployment in fewer:
         try:
@@ -127,7 +127,7 @@ def _tell(
 
 
 def _apply(world: Any, deployments: Iterable[Deployment]) -> list[Deployment]:
-    """Tell the regions; what could not be told is returned."""
+    """Apply deployments in their regions. Return those that could not be reached."""
     untold = []
     for deployment in deployments:
         try:

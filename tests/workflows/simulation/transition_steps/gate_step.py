@@ -19,7 +19,7 @@ Steps = Generator[Any, Any, WaveResult]
 
 
 def check_gate(world: Any, wave: Wave, attempt: Attempt) -> Steps:
-    """Whether the target generation answers well enough."""
+    """Judge whether the target generation answers well enough."""
     state = state_of(world, wave, "routed")
     states, silent = world.infra.observe(wave.model, {region for _, region, _ in state.slots} - world.out.lost)
     if silent and wave.early:

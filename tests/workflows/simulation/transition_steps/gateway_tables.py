@@ -38,7 +38,7 @@ class GatewayTables:
     def put(
         self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int], *, forgets: bool = False
     ) -> Generator[Any, Any, None]:
-        """Infrastructure first, then the store; one by which a router forgets generations is stored first."""
+        """Update the gateway, then the store; a table by which a router forgets generations is stored first."""
         world, model = self.world, self.model
         self.attempt.check()
         self._check_unchanged()
@@ -73,7 +73,7 @@ class GatewayTables:
         self.attempt.check()
 
     def store_lost(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> None:
-        """What a lost region gets once it is back."""
+        """Store the table that a lost region gets once it is back."""
         stored = self.find(region)
         if (stored.shares, stored.served) != (shares, served):
             self.record.tables[region] = Table(region, stored.revision + 1, shares, served)

@@ -20,7 +20,7 @@ Steps = Generator[Any, Any, WaveResult]
 
 
 def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
-    """What the wave no longer needs goes: out of the routers first, then the replicas."""
+    """Release what the wave no longer needs: out of the routers first, then the replicas."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "released")
     last = wave.last
     target, counted_on = wave_deployments.wanted_deployments(world, wave, state), regions_counted_on(world, wave, state)

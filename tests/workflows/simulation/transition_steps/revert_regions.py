@@ -13,14 +13,14 @@ from .wave import Wave, origin_of, peak_of
 
 
 def find_uninvolved(world: Any, wave: Wave) -> frozenset[str]:
-    """By the real function: regions that a way back gives neither replicas nor users of others."""
+    """By the real function: regions that a revert gives neither replicas nor users of others."""
     if not wave.back or _brings_manifest(world, wave):
         return frozenset()
     return frozenset(world.infra.regions) - undoing.find_needed(wave.moving.transition, wave.model, _count_begun(wave))
 
 
 def find_unchanged(world: Any, wave: Wave) -> frozenset[str]:
-    """By the real function: silent regions that are no part of a way back."""
+    """By the real function: silent regions that are no part of a revert."""
     if not wave.back or _brings_manifest(world, wave):
         return frozenset()
     origin = origin_of(wave)
@@ -32,7 +32,7 @@ def find_unchanged(world: Any, wave: Wave) -> frozenset[str]:
 
 
 def find_unfreed(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozenset[str]:
-    """By the real function: regions that a way back wave by wave could not undo so far."""
+    """By the real function: regions that a revert wave by wave could not undo so far."""
     if not (wave.back and wave.by_waves):
         return frozenset()
     record = world.journal.records[wave.model]
@@ -45,7 +45,7 @@ def find_unfreed(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozens
 
 
 def find_not_reverted(world: Any, wave: Wave, state: waves.ModelWaveState) -> frozenset[str]:
-    """By the real function: on a way back from a swap, regions whose routers forget nothing."""
+    """By the real function: in the revert of a swap, regions whose routers forget nothing."""
     if not wave.back or wave.moving.transition.refresh != "swap":
         return frozenset()
     states, _ = world.infra.observe(wave.model, {region for _, region, _ in state.slots} - world.out.lost)

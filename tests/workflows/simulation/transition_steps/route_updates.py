@@ -25,7 +25,7 @@ def follow(
     keeping: frozenset[str] = frozenset(),
     apart: frozenset[str] = frozenset(),
 ) -> Generator[Any, Any, None]:
-    """Every gateway that answers learns what its region holds, then sends by `shares`. Unavailable at the end."""
+    """Update every gateway that answers: first what its region holds, then its shares. Unavailable at the end."""
     record, held, lost = world.journal.records[model], tuple(deployments), world.out.lost
     reached = [region for region in sorted(shares.keys() - lost) if world.infra.reachable(region)]
     if any(share.to in lost and share.fraction > 0 for region in reached for share in _shares_now(record, region)):
@@ -75,7 +75,7 @@ def follow(
 
 
 def find_still_sent(record: Any, shares: dict[str, tuple[RouteShare, ...]]) -> frozenset[tuple[str, int]]:
-    """As activities/transition/traffic_shift.py has it."""
+    """(Region, generation) pairs that gateways still send to, as activities/transition/traffic_shift.py has it."""
     return frozenset(
         (share.to, share.generation)
         for region, table in record.tables.items()

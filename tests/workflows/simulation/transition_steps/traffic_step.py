@@ -22,7 +22,7 @@ Steps = Generator[Any, Any, WaveResult]
 
 
 def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
-    """The traffic by the wave's shares, in every gateway."""
+    """Send traffic by the shares of the wave, in every gateway."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "routed")
     deployments = list_routable(world, wave, tuple(record.deployments.values()))
     if wave.back and world.out.lost:

@@ -8,7 +8,7 @@ from tests.workflows.simulation.journal import Moving
 
 
 class Wave(NamedTuple):
-    """One wave of one transition, on the way there or back."""
+    """One wave of one transition, forward or in its revert."""
 
     moving: Moving
     index: int
@@ -19,7 +19,7 @@ class Wave(NamedTuple):
 
     @property
     def last(self) -> bool:
-        """Whether nothing follows: the last wave, all of a way back in one step, the first wave undone."""
+        """Whether nothing follows: the last wave, all of a revert in one step, the first wave undone."""
         if self.back:
             return self.index == 0 or not self.by_waves
         return self.index + 1 == len(self.moving.transition.waves)

@@ -90,7 +90,7 @@ def list_strays(world: Any, wave: Wave) -> list[Deployment]:
 def release(
     world: Any, record: Any, deployment: Deployment, end: tuple[bool, frozenset[str]], attempt: Attempt
 ) -> Generator[Any, Any, None]:
-    """The region first, then the store. Unavailable where a region that was lost has come back in between."""
+    """Release in the region, then in the store. Unavailable if a lost region has returned in between."""
     keep, lost = end
     attempt.check()
     if world.out.lost != lost:
