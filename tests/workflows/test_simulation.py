@@ -22,9 +22,9 @@ from tests.workflows.simulation.transition_walk import Way, walk
 from tests.workflows.simulation.world import history
 
 HISTORIES = Path(__file__).parent / "builds" / "histories"
-EVERY_DAY = 1000
+EVERY_DAY = 400
 """Histories of each `make test-all`; `make test` runs a tenth."""
-WITH_PARTS = 300
+WITH_PARTS = 120
 """Those whose manifests add and remove parts besides; docs/simulation.md has the seeds that still break something."""
 ALL = 100_000
 FAULTS = (
