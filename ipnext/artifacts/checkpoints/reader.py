@@ -8,14 +8,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
+from ipnext.artifacts.checkpoints import tokenizer_files
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places, size_fault
+from ipnext.artifacts.checkpoints.tokenizer_files import ChatTemplate, MalformedTemplates
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
 from ipnext.model.value import digest_of
@@ -105,6 +107,10 @@ class ReadCheckpoint:
     """Files with its tensors."""
     adapter: AdapterConfig | None = None
     """Configuration of an adapter."""
+    templates: tuple[ChatTemplate, ...] = ()
+    """Its chat templates."""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Name -> text of the special tokens that templates get."""
 
 
 def is_checkpoint(directory: Path) -> bool:
@@ -121,6 +127,7 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
     if adapter is None and CONFIG_FILE not in files.sizes:
         msg = f"{CONFIG_FILE}: missing; a checkpoint is a directory as transformers' save_pretrained writes it"
         raise _fault(msg)
+    _check_sizes(files)
     _check_own_content(files)
     weights, told = _weight_files(files, adapter=adapter is not None)
     tensors: dict[str, TensorPlace] = {}
@@ -140,10 +147,44 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
     if absent:
         msg = f"{told[absent[0]]}: has no tensor {absent[0]!r}, which {INDEX_FILE} says is in it"
         raise _fault(msg)
+    templates, tokens = _chat_templates(files), _special_tokens(files)
     if adapter is not None:
-        return ReadCheckpoint(_adapter_facts(adapter, tensors), CheckpointConfig(), tensors, weights, adapter)
+        facts = _adapter_facts(adapter, tensors)
+        return ReadCheckpoint(facts, CheckpointConfig(), tensors, weights, adapter, templates, tokens)
     config = _config(files, CONFIG_FILE, CheckpointConfig)
-    return ReadCheckpoint(_facts(config, tensors), config, tensors, weights)
+    return ReadCheckpoint(_facts(config, tensors), config, tensors, weights, None, templates, tokens)
+
+
+def _check_sizes(files: CheckpointFiles) -> None:
+    for path, size in files.sizes.items():
+        if fault := tokenizer_files.size_fault(path, size):
+            raise _fault(fault)
+
+
+def _chat_templates(files: CheckpointFiles) -> tuple[ChatTemplate, ...]:
+    try:
+        found = tuple(_each_template(files))
+        tokenizer_files.check_number(found)
+    except MalformedTemplates as error:
+        raise _fault(str(error)) from error
+    return found
+
+
+def _each_template(files: CheckpointFiles) -> Iterator[ChatTemplate]:
+    for path in sorted(filter(tokenizer_files.is_template_file, files.sizes)):
+        with files.open(path) as stream:
+            yield tokenizer_files.parse_template_file(path, stream.read())
+    for name in tokenizer_files.TEMPLATE_DOCUMENTS:
+        if name in files.sizes:
+            yield from tokenizer_files.templates_in(name, _json(files, name).get(tokenizer_files.TEMPLATE_FIELD))
+
+
+def _special_tokens(files: CheckpointFiles) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for name in tokenizer_files.TOKEN_DOCUMENTS:
+        if name in files.sizes:
+            found |= tokenizer_files.special_tokens_in(_json(files, name))
+    return found
 
 
 def _check_own_content(files: CheckpointFiles) -> None:
