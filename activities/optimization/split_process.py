@@ -6,39 +6,27 @@ The process runs the program of the snapshot, which a publisher exported. It con
 reading the snapshot and writing one directory, and has none of the worker's credentials.
 """
 
-import contextlib
-import ctypes
 import json
 import os
 import resource
 import signal
 import stat
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-import structlog
-
-from ipnext.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, IPnextError
-from ipnext.infra.process.parent_death import PR_SET_PDEATHSIG
+from activities.runtime.child_process import ChildFiles, begin_child, child_environment, confine_child, run_child
+from ipnext.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.split import SplitPolicy
-from ipnext.process.inherited_environment import inherited_environment
-from serving.confinement.landlock import Confinement, confine
-from serving.confinement.privileges import drop_capabilities
+from serving.confinement.landlock import Confinement
 from serving.splitting.report import SplitReport
 
-POLL_SECONDS = 0.1
-NICENESS = 5
 LEAST_MEMORY_BYTES = 8 << 30
 MEMORY_SHARE = 6
 """Memory that a cut may take: so many bytes, and so many for each byte of the snapshot. It runs what a stranger
 exported."""
-FIRST_TO_GO = b"1000"
-"""`oom_score_adj`: the kernel ends this process before the worker."""
 LAST_WORDS = 600
 """Characters of a failed process's errors that are reported."""
 
@@ -83,7 +71,13 @@ def cut_in_process(
     rights = [str(os.getpid()), str(limit), confinement, str(snapshot), str(workspace)]
     process = [sys.executable, "-m", "activities.optimization.split_process", *rights]
     answer, errors = out.parent / "answer.json", out.parent / "errors.txt"
-    status = _run([*process, *split], answer, errors, beat, environment=_environment(workspace))
+    own = {name: str(workspace) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
+    status = run_child(
+        [*process, *split],
+        ChildFiles(answer, errors),
+        lambda seconds: beat(f"cutting for {seconds:.0f} s"),
+        environment=child_environment(own),  # one thread for each operation, as in hosts: compared as it will be served
+    )
     if status != EXIT_OK:
         raise _failure(status, answer, _read(errors).decode("utf-8", "replace").strip())
     draft.rename(out)  # out of reach of the process, if it left another one behind
@@ -109,33 +103,6 @@ def _read(file: Path) -> bytes:
     return content
 
 
-def _run(command: Sequence[str], answer: Path, errors: Path, beat: Beat, *, environment: Mapping[str, str]) -> int:
-    """Run the process and return its exit status. It and all its children are gone when this returns or raises."""
-    started = time.monotonic()
-    with answer.open("wb") as stdout, errors.open("wb") as stderr:
-        process = subprocess.Popen(  # noqa: S603 - our own program
-            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True, env=environment
-        )
-    try:
-        while (status := process.poll()) is None:
-            beat(f"cutting for {time.monotonic() - started:.0f} s")
-            time.sleep(POLL_SECONDS)
-        return status
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _environment(workspace: Path) -> Mapping[str, str]:
-    """Return listed variables only.
-
-    One thread for each operation, as in hosts: the program is compared as it will be served.
-    """
-    own = {name: str(workspace) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
-    return {"OMP_NUM_THREADS": "1", **inherited_environment(os.environ), **own}
-
-
 def _failure(status: int, answer: Path, errors: str) -> Exception:
     told = errors.splitlines()[-1].removeprefix("error: ") if errors else "it said nothing"
     if status == EXIT_BAD_INPUT:
@@ -158,26 +125,11 @@ def _differences(answer: Path) -> tuple[str, ...]:
 def main(arguments: Sequence[str]) -> None:
     """Become `ipnext ...` within a limit of memory, confined, and end with the parent."""
     parent, memory, confinement, snapshot, workspace, *command = arguments
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(parent):
-        sys.exit(EXIT_FAILURE)
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_bytes(FIRST_TO_GO)
+    begin_child(int(parent))
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
-    _confine(Confinement(confinement), Path(snapshot), Path(workspace))
+    confine_child(Confinement(confinement), readable=[Path(snapshot)], writable=[Path(workspace)])
     sys.argv = ["ipnext", *command]
     import_module("ipnext.cli.app").main()  # after the confinement, which starts no program
-
-
-def _confine(mode: Confinement, snapshot: Path, workspace: Path) -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is for the report
-    if mode is not Confinement.OFF:
-        drop_capabilities()
-    try:
-        confine(mode, readable=[snapshot], writable=[workspace])
-    except IPnextError as error:
-        sys.exit(f"error: {error.message}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Variables that processes which run programs of snapshots inherit.
 
 An allow list, as the environment may hold credentials. For hosts (from the agent), engines (from their host) and the
-process that splits a snapshot (from the worker).
+processes that a worker starts (from it).
 """
 
 from collections.abc import Collection, Mapping

@@ -68,12 +68,12 @@ def test_a_policy_that_does_not_fit_is_refused_in_the_words_of_the_command(whole
 
 
 def test_a_difference_is_refused_and_named(whole, tmp_path, monkeypatch):
-    def differs(command, answer, errors, beat, *, environment):
-        answer.write_text(json.dumps({"differences": ["batch 1: output 'output' differs in 1 of 1 values"]}))
-        errors.write_text("error: the split differs from the snapshot; nothing was written")
+    def differs(command, files, beat, *, environment):
+        files.answer.write_text(json.dumps({"differences": ["batch 1: output 'output' differs in 1 of 1 values"]}))
+        files.errors.write_text("error: the split differs from the snapshot; nothing was written")
         return 1
 
-    monkeypatch.setattr(cutting, "_run", differs)
+    monkeypatch.setattr(cutting, "run_child", differs)
     with pytest.raises(CutRefused, match="output 'output' differs in 1 of 1 values") as error:
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)
     assert error.value.reason is Reason.SPLIT_DIFFERS
@@ -158,17 +158,17 @@ def probed(whole, tmp_path, monkeypatch):
         monkeypatch.setenv(name, "of-the-worker")
     found = {}
 
-    def probe(command, answer, errors, beat, *, environment):
+    def probe(command, files, beat, *, environment):
         words = [sys.executable, "-c", PROBE.replace("SECRET", repr(str(tmp_path / "secret"))), *command[3:]]
         ran = subprocess.run(
             words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
         )
         assert ran.returncode == 0, ran.stderr
-        errors.touch()
+        files.errors.touch()
         found.update(json.loads(ran.stdout))
         return -signal.SIGKILL
 
-    monkeypatch.setattr(cutting, "_run", probe)
+    monkeypatch.setattr(cutting, "run_child", probe)
     with pytest.raises(CutEnded):
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None, confinement=Confinement.REQUIRED)
     return found
@@ -211,13 +211,13 @@ def written_by(monkeypatch):
     """Stand for a process that a snapshot took over: `write` gets its output directory and its standard output."""
 
     def stand_for(write):
-        def taken_over(command, answer, errors, beat, *, environment):
+        def taken_over(command, files, beat, *, environment):
             draft = Path(command[command.index("--out") + 1])
             draft.mkdir()
-            write(draft, answer)
+            write(draft, files.answer)
             return 0
 
-        monkeypatch.setattr(cutting, "_run", taken_over)
+        monkeypatch.setattr(cutting, "run_child", taken_over)
 
     return stand_for
 
