@@ -236,10 +236,10 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     authentication."""
     authentication: Literal["required", "none"] = "required"
     """`none`: the API requires no credential, and any caller may do everything."""
-    split_confinement: Literal["off", "available", "required"] = "available"
-    """Whether the process in which a worker splits a snapshot confines itself, as hosts do: it runs the program of the
-    snapshot. `available`: as far as the kernel can; `required`: nothing is split on a kernel without seccomp, or
-    whose Landlock is older than version 4 (Linux 6.7)."""
+    worker_confinement: Literal["off", "available", "required"] = "available"
+    """Whether the processes in which a worker splits a snapshot, or renders chat templates, confine themselves, as
+    hosts do: they run programs of the snapshot. `available`: as far as the kernel can; `required`: nothing is split or
+    rendered on a kernel without seccomp, or whose Landlock is older than version 4 (Linux 6.7)."""
     policies_file: Path | None = None
     """Cedar policies of the operator, added to the built-in ones; a `forbid` overrides every role."""
     access_settings_version: int = Field(default=0, ge=0, lt=2**53)

@@ -134,6 +134,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     validators: Sequence[Validator] = (),
     pause: Callable[[float], None] = time.sleep,
     cutter: Cutter = cut_in_process,
+    confinement: Confinement = Confinement.AVAILABLE,
     native_library_keys_file: Path | None = None,
     solver: Solver | None = None,
     policy: PlanningPolicy | None = None,
@@ -141,11 +142,16 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
 ) -> Activities:
     """Return the activities of the lifecycle and of the urgent queue.
 
-    `pause` replaces `time.sleep` between two polls of regions. `solver`: for replans of the fleet; default: threads.
+    `pause` replaces `time.sleep` between two polls of regions. `confinement`: of processes that run programs of
+    snapshots, besides that of `cutter`. `solver`: for replans of the fleet; default: threads.
     """
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
     validation = ValidationActivities(
-        store, artifacts, validators=validators, native_library_keys_file=native_library_keys_file
+        store,
+        artifacts,
+        validators=validators,
+        native_library_keys_file=native_library_keys_file,
+        confinement=confinement,
     )
     transition = TransitionActivities(store, infrastructure, pause=pause)
     placing = PlanningActivities(store, ThreadSolver(), policy)  # it never solves for the fleet
@@ -290,7 +296,8 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             infrastructure,
             engine,
             validators=discover_validators(),
-            cutter=partial(cut_in_process, confinement=Confinement(settings.split_confinement)),
+            cutter=partial(cut_in_process, confinement=Confinement(settings.worker_confinement)),
+            confinement=Confinement(settings.worker_confinement),
             native_library_keys_file=settings.native_library_keys_file,
             solver=solver,
             policy=PlanningPolicy.of(settings),

@@ -33,6 +33,7 @@ from ipnext.model.registry.registry import Generation, GenerationState, PartGrap
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
+from serving.confinement.landlock import Confinement
 
 BUILT_IN: Sequence[Validator] = (
     FunctionValidator(PATHS, check_paths, required=True),
@@ -80,6 +81,7 @@ class ValidationActivities:
     """Validation activities, on the store and the artifact store. `validators` run after the built-in ones.
 
     `native_library_keys_file` has the keys of signers whose native code the operator lets run (see `check_formats`).
+    `confinement`: of the process that renders chat templates.
     """
 
     def __init__(
@@ -89,10 +91,12 @@ class ValidationActivities:
         *,
         validators: Sequence[Validator] = (),
         native_library_keys_file: Path | None = None,
+        confinement: Confinement = Confinement.AVAILABLE,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._native_library_keys_file = native_library_keys_file
+        self._confinement = confinement
         self._validators = (*BUILT_IN, *validators)
         self._parsing = ParsingThread()
 
@@ -156,6 +160,7 @@ class ValidationActivities:
             parse=self._parsing.of(say, owner=record.manifest.metadata.owner),
             native_signers=_native_signers(self._native_library_keys_file),
             published=ancestors(repository, snapshots.values()),
+            confinement=self._confinement,
         )
 
 

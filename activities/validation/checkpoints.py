@@ -1,14 +1,16 @@
 """Validator of checkpoints.
 
-Refuses by the headers of the weights whatever vLLM would fail on, before any engine loads it.
+Refuses by the headers of the weights whatever vLLM would fail on, before any engine loads it, and chat templates that
+would hold an engine up.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, TypeVar
 
+from activities.validation.template_process import find_template_fault
 from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
-from ipnext.artifacts.checkpoints.reader import read_checkpoint
+from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, read_checkpoint
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.lifecycle.messages import CheckResult
@@ -44,21 +46,36 @@ class StoredFiles:
 def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:
     """Check that a checkpoint is complete and consistent.
 
-    Shards are complete, names and shapes match `config.json`, the manifest's facts are true and settings fit them.
+    Shards are complete, names and shapes match `config.json`, the manifest's facts are true and settings fit them. Chat
+    templates render sample conversations within limits.
     """
+    judged: dict[str, str | None] = {}
     for part in candidate.manifest.spec.hosted_parts:
         snapshot = candidate.snapshots.get(part.name)
         if snapshot is None or part.engine not in SERVING_ENGINES:
             continue
         candidate.beat(f"reading the headers of {part.name}")
-        fault = next(_faults(candidate, part, snapshot), None)
-        facts = snapshot.manifest.checkpoint
-        if fault:
-            yield fail_check(CHECKPOINT, part.name, Reason.SCHEMA_MISMATCH, f"part {part.name!r}: {fault}")
-        else:
-            told = f"{facts.architecture}, {facts.parameters:,} parameters" if facts else ""
-            yield pass_check(CHECKPOINT, part.name, told)
+        yield _check_part(candidate, part, snapshot, judged)
     yield from _apart(candidate)
+
+
+def _check_part(candidate: Candidate, part: PartSpec, snapshot: Snapshot, judged: dict[str, str | None]) -> CheckResult:
+    """Check the checkpoint of one part. `judged` caches faults of templates by snapshot: parts may share one."""
+    try:
+        checkpoint = read_checkpoint(StoredFiles(candidate, snapshot))
+        fault = next(_faults(part, snapshot, checkpoint), None)
+    except (InvalidInput, ValueError) as error:
+        fault = str(error)
+    if fault:
+        return fail_check(CHECKPOINT, part.name, Reason.SCHEMA_MISMATCH, f"part {part.name!r}: {fault}")
+    if snapshot.digest not in judged:
+        judged[snapshot.digest] = find_template_fault(
+            checkpoint.templates, checkpoint.special_tokens, candidate.beat, confinement=candidate.confinement
+        )
+    if fault := judged[snapshot.digest]:
+        return fail_check(CHECKPOINT, part.name, Reason.UNSAFE_FORMAT, f"part {part.name!r}: {fault}")
+    facts = snapshot.manifest.checkpoint
+    return pass_check(CHECKPOINT, part.name, f"{facts.architecture}, {facts.parameters:,} parameters" if facts else "")
 
 
 def _apart(candidate: Candidate) -> Iterator[CheckResult]:
@@ -73,13 +90,8 @@ def _apart(candidate: Candidate) -> Iterator[CheckResult]:
         yield fail_check(CHECKPOINT, handoff.decode, Reason.SCHEMA_MISMATCH, message)
 
 
-def _faults(candidate: Candidate, part: PartSpec, snapshot: Snapshot) -> Iterator[str]:
-    try:
-        settings = vllm_settings(part.settings)
-        checkpoint = read_checkpoint(StoredFiles(candidate, snapshot))
-    except (InvalidInput, ValueError) as error:
-        yield str(error)
-        return
+def _faults(part: PartSpec, snapshot: Snapshot, checkpoint: ReadCheckpoint) -> Iterator[str]:
+    settings = vllm_settings(part.settings)
     told = snapshot.manifest.checkpoint
     if told is None:
         yield "snapshot.json tells nothing of the checkpoint; make the snapshot with `ipnext import-checkpoint`"

@@ -19,6 +19,7 @@ from ipnext.model.manifest.part_tensors import graph_of_one
 from ipnext.model.registry.registry import PartGraph, Snapshot
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.plugins import Plugins
+from serving.confinement.landlock import Confinement
 
 CHUNK_BYTES = 4 << 20
 
@@ -47,6 +48,8 @@ class Candidate:
     """Name the files that snapshots of other engines may have."""
     parse: Parse = parse_at_once
     """Runs functions that build objects from a document."""
+    confinement: Confinement = Confinement.AVAILABLE
+    """Of processes that run what the snapshots hold."""
 
     @property
     def graph(self) -> PartGraph:

@@ -175,7 +175,7 @@ def make_ruleset(mode: Confinement, allowed: LandlockRights) -> Ruleset | None:
     if mode is Confinement.REQUIRED and version < REQUIRED_VERSION:
         found = f"Landlock of this kernel is of version {version}" if version else "this kernel has no Landlock"
         msg = (
-            f"{found}, and IPNEXT_AGENT_HOST_CONFINEMENT=required or IPNEXT_SPLIT_CONFINEMENT=required needs "
+            f"{found}, and IPNEXT_AGENT_HOST_CONFINEMENT=required or IPNEXT_WORKER_CONFINEMENT=required needs "
             f"{_NEEDED}; "
             "allowed: a later kernel with `landlock` among lsm=, or available"
         )

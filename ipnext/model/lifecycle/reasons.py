@@ -26,7 +26,8 @@ ADVICE: Mapping[Reason, str] = {
         "publish one, or change the manifest."
     ),
     Reason.UNSAFE_FORMAT: (
-        "The snapshot holds a file that runs code when it is loaded: export it with ipnext, as safetensors."
+        "The snapshot holds a file that runs code when it is loaded: export it with ipnext, as safetensors. "
+        "If the message names a chat template, repair that."
     ),
     Reason.SCHEMA_MISMATCH: (
         "Tensors, settings or parts do not fit each other: repair what the message names, then publish again."

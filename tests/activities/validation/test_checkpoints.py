@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from activities.validation import checkpoints
 from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.checkpoints import check_checkpoints
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
@@ -15,6 +16,8 @@ from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.checkpoint import Checkpoint
 from ipnext.model.registry.registry import SnapshotSource
+from serving.confinement.landlock import Confinement
+from tests.activities.validation.chat_templates import CHATML
 from tests.genai.support.checkpoints import llama_tensors, stored, write_llama
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
@@ -140,3 +143,65 @@ def test_a_snapshot_that_tells_nothing_of_its_checkpoint_is_refused(house, judge
     silent = source.manifest.model_copy(update={"checkpoint": None})
     result = judged(SnapshotSource(manifest=silent, uri=house.artifacts.commit(silent)))
     assert "ipnext import-checkpoint" in result.message
+
+
+@pytest.fixture
+def with_template(house, tmp_path):
+    """Publish a checkpoint with this chat template."""
+
+    def publish(text):
+        directory = write_llama(tmp_path / "hf")
+        (directory / "chat_template.jinja").write_text(text)
+        return stored(house.artifacts, directory)
+
+    return publish
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_a_chat_template_within_the_limits_passes(judged, with_template):
+    result = judged(with_template(CHATML))
+    assert (result.passed, "LlamaForCausalLM" in result.message) == (True, True)
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_a_chat_template_beyond_the_limits_is_refused_with_its_file_and_line(judged, with_template):
+    result = judged(with_template("a\n{% include 'other.jinja' %}"))
+    assert (result.passed, result.reason) == (False, Reason.UNSAFE_FORMAT)
+    assert result.message == (
+        "part 'llm': chat_template.jinja: line 2: include of another template; allowed: macros of its own"
+    )
+
+
+def test_templates_are_rendered_once_for_parts_of_one_checkpoint(candidate, with_template, monkeypatch):
+    seen = []
+
+    def judge(templates, special_tokens, beat, *, confinement):
+        seen.append(([template.place for template in templates], confinement))
+        return "is refused"
+
+    monkeypatch.setattr(checkpoints, "find_template_fault", judge)
+    one = with_template("a")
+    found = replace(candidate(spec=pair_of(), prefill=one, decode=one), confinement=Confinement.REQUIRED)
+    results = list(check_checkpoints(found))
+    assert [result.message for result in results] == ["part 'prefill': is refused", "part 'decode': is refused"]
+    assert seen == [(["chat_template.jinja"], Confinement.REQUIRED)]
+
+
+def test_templates_of_a_checkpoint_that_is_refused_anyway_are_not_rendered(judged, with_template, monkeypatch):
+    monkeypatch.setattr(checkpoints, "find_template_fault", lambda *_, **__: pytest.fail("rendered"))
+    result = judged(with_template("a"), maxModelLen=65)
+    assert result.reason is Reason.SCHEMA_MISMATCH
+
+
+def test_a_tokenizer_file_that_is_too_large_is_refused(house, judged, tmp_path):
+    directory = write_llama(tmp_path / "hf")
+    manifest = describe_checkpoint(directory).manifest
+    files = tuple(
+        file.model_copy(update={"size_bytes": 65 << 20}) if file.path == "tokenizer.json" else file
+        for file in manifest.files
+    )
+    source = stored(house.artifacts, directory, manifest)
+    grown = source.model_copy(update={"manifest": manifest.model_copy(update={"files": files})})
+    result = judged(grown)
+    assert (result.passed, result.reason) == (False, Reason.SCHEMA_MISMATCH)
+    assert result.message == "part 'llm': tokenizer.json: 68157440 bytes are too many; allowed: 67108864"

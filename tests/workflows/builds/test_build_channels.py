@@ -114,6 +114,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "activities/optimization/split_process.py": ONE_BUILD,
     "activities/validation/deltas.py": DIGEST,
     "activities/validation/files.py": DIGEST,
+    "activities/validation/template_process.py": ONE_BUILD,
     "activities/planning/problem.py": ONE_BUILD,
     "activities/planning/solver.py": ONE_BUILD,
     "ipnext/access/oidc.py": OTHERS,
