@@ -28,6 +28,7 @@ from serving.metrics.in_flight import InFlight
 from serving.openai.adapters import alias_of
 from serving.openai.answer_headers import from_engine
 from serving.openai.chat_batch import BATCH_PATH, check_batch
+from serving.openai.conversation_size import check_conversation
 from serving.openai.disaggregated_prefill import Prefill, Prompt
 from serving.openai.engine_fields import check_fields, filter_headers
 from serving.openai.engine_request import EngineRequest, hint_of, model_of, read_body
@@ -219,6 +220,7 @@ class OpenAIEdge:
         model = generative(routes, name)
         context.model = model.model
         check_fields(body)
+        check_conversation(body, request.content)
         if path == BATCH_PATH:
             check_batch(body)
         check_media(body, request.content)
