@@ -79,13 +79,13 @@ def judge_end(status: int, places: Sequence[str], answer: str, errors: str) -> s
     """
     lines = [_parse(line) for line in answer.splitlines()]
     last = lines[-1] if lines else {}
-    number, step = last.get("template"), last.get("step")
-    begun = isinstance(number, int) and 0 <= number < len(places)
+    number = last.get("template")
+    place = places[number] if isinstance(number, int) and 0 <= number < len(places) else None
     if status == EXIT_OK and "fault" in last:
         fault = last["fault"]
-        return None if fault is None else f"{places[number] if begun else places[0]}: {_shown(fault)}"
-    if begun and -status in _LIMITS:
-        return f"{places[number]}: {_shown(step)} {_LIMITS[-status]}"
+        return None if fault is None else f"{place or places[0]}: {_shown(fault)}"
+    if place is not None and -status in _LIMITS:
+        return f"{place}: {_shown(last.get('step'))} {_LIMITS[-status]}"
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     if status == EXIT_NO_MEMORY:
         how = "for want of the machine's memory"

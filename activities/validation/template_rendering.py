@@ -12,10 +12,11 @@ from itertools import accumulate
 from typing import Any, Final
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 LARGEST_OUTPUT: Final = 4 << 20
 """Most characters of a prompt. The sample conversations have up to 64 Ki."""
