@@ -45,6 +45,7 @@ TEMPLATE_DOCUMENTS: Final = ("chat_template.json", "processor_config.json", "tok
 TOKEN_DOCUMENTS: Final = ("special_tokens_map.json", "tokenizer_config.json")
 """Documents with special tokens, which transformers gives to a template under their names."""
 
+
 class MalformedTemplates(ValueError):
     """Chat templates in another form than transformers reads, too large, or too many."""
 

@@ -9,7 +9,7 @@ from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint, 
 from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.artifacts.checkpoints.tokenizer_files import LARGEST_TEMPLATE_BYTES, MOST_TEMPLATES, size_fault
 from ipnext.errors import InvalidInput
-from tests.genai.checkpoints import write_adapter, write_llama
+from tests.genai.support.checkpoints import write_adapter, write_llama
 
 MIB = 1 << 20
 
