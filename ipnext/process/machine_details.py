@@ -40,11 +40,17 @@ def shorten_text(text: str) -> str:
         return text
     text = _DATABASE.sub(rf"\1://{CUT}", text)
     text = _URI.sub(rf"\1://{CUT}/\2", text)
+    text = cut_home(text, _HOME)
     text = _PATH.sub(rf"{CUT}/\1", text)
-    if len(_HOME) > 1:
-        text = re.sub(rf"{re.escape(_HOME)}(?![\w.-])", CUT, text)
     text = _PROCESS.sub(rf"\1\2{CUT}", text)
     return _PORT.sub(rf"\g<1>{CUT}", text)
+
+
+def cut_home(text: str, home: str) -> str:
+    """Return the text without this directory, whose last step is the name of a user; paths below it stay."""
+    if len(home) < 2:
+        return text
+    return re.sub(rf"(?<![\w./~-])/*{re.escape(home)}/*(?!/|{_LETTERS}*[\w@+=%~-])", CUT, text)
 
 
 def shorten(value: Any, name: str = "") -> Any:

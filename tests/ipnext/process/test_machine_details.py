@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.process.machine_details import shorten, shorten_text
+from ipnext.process.machine_details import cut_home, shorten, shorten_text
 
 HOME = str(Path("~").expanduser())
 
@@ -31,6 +31,13 @@ HOME = str(Path("~").expanduser())
 def test_paths_process_ids_and_inner_addresses_are_cut(text, shown):
     assert shorten_text(text) == shown
     assert shorten_text(shown) == shown, "once more it stays"
+
+
+@pytest.mark.parametrize("home", ["/root", "/home/alice", "/srv/users/alice"])
+def test_the_name_of_a_user_is_cut_as_well(home):
+    others = f"But {home}/x, {home}2, {home}.d and /var{home} are below it or others"
+    assert cut_home(f"in {home}, '{home}/' and //{home.lstrip('/')}. {others}", home) == f"in …, '…' and …. {others}"
+    assert cut_home("/x", "/") == "/x"
 
 
 @pytest.mark.parametrize(
