@@ -4,15 +4,12 @@ On a CPU vLLM ignores VLLM_WORKER_MULTIPROC_METHOD, which IPnext sets to `fork`,
 worker as fresh interpreters; another one inspects the class of the model. Each imports what the server has imported:
 three quarters of the processor time of a start. A plugin of vLLM, which this environment has, puts the variable back,
 and inspects the class in place. With one OpenMP thread there is no pool of threads that a fork would lose.
-
-Core and worker look for each other's messages in a loop for a second after each one: while tokens are generated, both
-take a whole processor. With the plugin they wait for the notification that vLLM sends in any case.
 """
 
 import subprocess
 
 PLUGIN = '''
-"""Let an engine on a CPU use what its server has imported, and no processor while it waits."""
+"""Let an engine on a CPU use what its server has imported."""
 
 import gc
 import os
@@ -21,7 +18,6 @@ METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 def share_imports():
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
     from vllm.model_executor.models import registry
     from vllm.platforms.cpu import CpuPlatform
 
@@ -35,7 +31,6 @@ def share_imports():
 
     CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
     registry._run_in_subprocess = lambda inspect: inspect()
-    SpinCondition.__init__.__defaults__ = (0.0,)  # busy_loop_s
     gc.freeze()
     gc.enable()
 '''
