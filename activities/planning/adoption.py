@@ -185,8 +185,8 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
 def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelProblem | None = None) -> bool:
     """Set the plan in force to the observed state of a model, after a change that failed.
 
-    Return whether the plan changes and the running replicas carry less than they receive, as after a disaster: the plan
-    that would have fixed it may be the one that is replaced now.
+    Return whether the plan changes and the running replicas carry less than they receive, as after a disaster, or users
+    of a model that serves are refused: the plan that would have fixed it may be the one that is replaced now.
 
     `wishes` are those that the model was placed by before the change; None: those that it is placed by stay. They are
     computed again if they have other parts than the generation that serves, or that a transition leads to. Replicas of
@@ -234,7 +234,17 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
         created_at=datetime.now(UTC),
     )
     repository.adopt_plan(PreparedPlan.of(record), expected=in_force)
-    return is_short(problem, plan)
+    return is_short(problem, plan) or (bool(known.serving_generation) and _serves_fewer(actual, planned))
+
+
+def _serves_fewer(state: CurrentState, planned: CurrentState) -> bool:
+    """Return whether a state refuses users of a region whom a plan serves."""
+    served: defaultdict[str, float] = defaultdict(float)
+    for share in state.traffic:
+        served[share.origin] += share.fraction
+    for share in planned.traffic:
+        served[share.origin] -= share.fraction
+    return min(served.values(), default=0.0) < -NOISE
 
 
 def _list_observed(

@@ -80,6 +80,20 @@ def test_a_change_that_fails_and_leaves_the_model_short_requests_a_plan(house, a
         assert unit.replan(of(change)).trigger == "shortage"
 
 
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_change_that_fails_and_leaves_users_whom_its_plan_served_requests_a_plan(house, kit, end, pauses, serves):
+    """Users of both regions are refused, as a drain left them: there are replicas, and nothing else plans anew."""
+    serve(house, kit, BASE)
+    with house.store.begin(M) as unit:
+        for table in unit.routes(M) if not serves else ():
+            unit.put_route(table.model_copy(update={"shares": (), "revision": table.revision + 1}))
+    change = house.ask(M, ChangeKind.APPLY, "change-1")
+
+    end(change)
+
+    assert pauses == ({} if serves else {of(change): 0})
+
+
 def test_the_replan_waits_longer_after_each_move_that_failed_in_a_row(asked, end, pauses):
     for number in range(1, 9):
         end(asked(ChangeKind.MOVE, number))

@@ -7,30 +7,21 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
-from activities.planning.activities import PlanningActivities
-from activities.planning.solver import ThreadSolver
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.registry.registry import GenerationState
 from ipnext.names import shortage_replan_id
+from tests.activities.planning.test_parts import BASE, serve
 
-M = "m"
+M = "ranker"
 STOPPED = LifecycleResult(state=ChangeState.SUPERSEDED, reason=Reason.SUPERSEDED, message="stopped")
 DONE = LifecycleResult(state=ChangeState.DONE)
 MANY = 12
 
 
 @pytest.fixture
-def served(house):
+def served(house, kit):
     """Generation 1 serves by a plan."""
-    house.apply(M)
-    first = house.publish(M, 1)
-    stage = StageInput(model=M, change_id=first.id, kind=ChangeKind.PUBLISH, generation=1)
-    ActivityEnvironment().run(PlanningActivities(house.store, ThreadSolver()).place_model, stage)
-    with house.store.begin(M) as unit:
-        unit.update_change(first.id, state=ChangeState.DONE)
-        unit.set_generation_state(M, 1, GenerationState.SERVING)
-        unit.update_model(M, serving_generation=1)
+    serve(house, kit, BASE)
 
 
 @pytest.fixture
