@@ -186,7 +186,7 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
     """Set the plan in force to the observed state of a model, after a change that failed.
 
     Return whether the plan changes and the running replicas carry less than they receive, as after a disaster, or users
-    of a model that serves are refused: the plan that would have fixed it may be the one that is replaced now.
+    of a model that serves are refused and the replaced plan served them: it may be the plan that would have fixed it.
 
     `wishes` are those that the model was placed by before the change; None: those that it is placed by stay. They are
     computed again if they have other parts than the generation that serves, or that a transition leads to. Replicas of
@@ -199,8 +199,8 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
         return False
     known, moving = repository.model(model), _moving(repository, model)
     manifest = known.in_force
-    demanding = {item.region for item in manifest.spec.demand}
-    tables = [table for table in repository.routes(model) if table.region in demanding]
+    origins = {item.region for item in manifest.spec.demand}
+    tables = [table for table in repository.routes(model) if table.region in origins]
     number = moving.generation if moving else known.serving_generation
     parts = set(repository.generation(model, number).parts) if number else set[str]()
     if moving:
@@ -234,17 +234,19 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
         created_at=datetime.now(UTC),
     )
     repository.adopt_plan(PreparedPlan.of(record), expected=in_force)
-    return is_short(problem, plan) or (bool(known.serving_generation) and _serves_fewer(actual, planned))
+    demanding = {item.region for item in wishes.demand}
+    refuses = bool(known.serving_generation) and bool(list_refused(actual, planned) & demanding)
+    return is_short(problem, plan) or refuses
 
 
-def _serves_fewer(state: CurrentState, planned: CurrentState) -> bool:
-    """Return whether a state refuses users of a region whom a plan serves."""
-    served: defaultdict[str, float] = defaultdict(float)
-    for share in state.traffic:
-        served[share.origin] += share.fraction
+def list_refused(state: CurrentState, planned: CurrentState) -> set[str]:
+    """Return the regions of which a plan of one model serves more users than a state does."""
+    missing: defaultdict[str, float] = defaultdict(float)
     for share in planned.traffic:
-        served[share.origin] -= share.fraction
-    return min(served.values(), default=0.0) < -NOISE
+        missing[share.origin] += share.fraction
+    for share in state.traffic:
+        missing[share.origin] -= share.fraction
+    return {region for region, fraction in missing.items() if fraction > NOISE}
 
 
 def _list_observed(

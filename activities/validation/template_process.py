@@ -83,14 +83,14 @@ def judge_end(status: int, places: Sequence[str], answer: str, errors: str) -> s
     place = places[number] if isinstance(number, int) and 0 <= number < len(places) else None
     if status == EXIT_OK and "fault" in last:
         fault = last["fault"]
-        return None if fault is None else f"{place or places[0]}: {_shown(fault)}"
+        return None if fault is None else f"{place or places[0]}: {_cut(fault)}"
     if place is not None and -status in _LIMITS:
-        return f"{place}: {_shown(last.get('step'))} {_LIMITS[-status]}"
+        return f"{place}: {_cut(last.get('step'))} {_LIMITS[-status]}"
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     if status == EXIT_NO_MEMORY:
         how = "for want of the machine's memory"
     told = errors.strip().splitlines()
-    msg = f"the process that renders chat templates ended {how}: {_shown(told[-1] if told else 'it said nothing')}"
+    msg = f"the process that renders chat templates ended {how}: {_cut(told[-1] if told else 'it said nothing')}"
     raise Unavailable(msg)
 
 
@@ -113,7 +113,7 @@ def _parse(line: str) -> Step:
     return found if isinstance(found, dict) else {}
 
 
-def _shown(text: object) -> str:
+def _cut(text: object) -> str:
     return cut_text(str(text), _MESSAGE_CHARACTERS)
 
 

@@ -163,17 +163,15 @@ def _check_sizes(files: CheckpointFiles) -> None:
 
 def _chat_templates(files: CheckpointFiles) -> tuple[ChatTemplate, ...]:
     try:
-        found = tuple(_each_template(files))
-        tokenizer_files.check_number(found)
+        return tokenizer_files.take_templates(_each_template(files))
     except MalformedTemplates as error:
         raise _fault(str(error)) from error
-    return found
 
 
 def _each_template(files: CheckpointFiles) -> Iterator[ChatTemplate]:
     for path in sorted(filter(tokenizer_files.is_template_file, files.sizes)):
         with files.open(path) as stream:
-            yield tokenizer_files.parse_template_file(path, stream.read())
+            yield tokenizer_files.parse_template_file(path, stream.read(tokenizer_files.LARGEST_TEMPLATE_BYTES + 1))
     for name in tokenizer_files.TEMPLATE_DOCUMENTS:
         if name in files.sizes:
             yield from tokenizer_files.templates_in(name, _json(files, name).get(tokenizer_files.TEMPLATE_FIELD))

@@ -4,9 +4,10 @@ Names and forms are those that transformers reads. Pure: `ipnext.artifacts.check
 validator `checkpoint` compiles and renders the templates (`activities.validation.template_process`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -76,6 +77,8 @@ def is_template_file(path: str) -> bool:
 
 def parse_template_file(path: str, content: bytes) -> ChatTemplate:
     """Return the template of a file of its own. Raises MalformedTemplates."""
+    if fault := size_fault(path, len(content)):
+        raise MalformedTemplates(fault)
     try:
         return ChatTemplate(path, content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -107,27 +110,29 @@ def _named(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         case str():
             yield "", value
         case dict():
-            yield from ((_shown(name), text) for name, text in value.items())
+            yield from ((_quote_start(name), text) for name, text in value.items())
         case list():
             for number, entry in enumerate(value):
                 if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or "template" not in entry:
                     msg = f"{place}: entry {number} must be an object with the texts `name` and `template`"
                     raise MalformedTemplates(msg)
-                yield _shown(entry["name"]), entry["template"]
+                yield _quote_start(entry["name"]), entry["template"]
         case _:
             msg = f"{place}: must be a text, a list of {{name, template}} or an object, got a {type(value).__name__}"
             raise MalformedTemplates(msg)
 
 
-def _shown(name: str) -> str:
+def _quote_start(name: str) -> str:
     return f" {name[:100]!r}"
 
 
-def check_number(templates: tuple[ChatTemplate, ...]) -> None:
-    """Raise MalformedTemplates if a checkpoint has too many templates."""
-    if len(templates) > MOST_TEMPLATES:
-        msg = f"{templates[-1].place}: with it the checkpoint has {len(templates)} chat templates; "
-        raise MalformedTemplates(msg + f"allowed: {MOST_TEMPLATES}")
+def take_templates(templates: Iterable[ChatTemplate]) -> tuple[ChatTemplate, ...]:
+    """Return all templates of a checkpoint. MalformedTemplates if they are too many; no more than that are read."""
+    found = tuple(islice(templates, MOST_TEMPLATES + 1))
+    if len(found) > MOST_TEMPLATES:
+        msg = f"{found[-1].place}: with it the checkpoint has more chat templates than allowed: {MOST_TEMPLATES}"
+        raise MalformedTemplates(msg)
+    return found
 
 
 def special_tokens_in(document: Mapping[str, Any]) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
+from activities.planning.adoption import settle
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.names import shortage_replan_id
@@ -82,7 +83,7 @@ def test_a_change_that_fails_and_leaves_the_model_short_requests_a_plan(house, a
 
 @pytest.mark.parametrize("serves", [True, False])
 def test_a_change_that_fails_and_leaves_users_whom_its_plan_served_requests_a_plan(house, kit, end, pauses, serves):
-    """Users of both regions are refused, as a drain left them: there are replicas, and nothing else plans anew."""
+    """Users of both regions are refused, as a drain left them: replicas run, and no other event requests a replan."""
     serve(house, kit, BASE)
     with house.store.begin(M) as unit:
         for table in unit.routes(M) if not serves else ():
@@ -92,6 +93,30 @@ def test_a_change_that_fails_and_leaves_users_whom_its_plan_served_requests_a_pl
     end(change)
 
     assert pauses == ({} if serves else {of(change): 0})
+
+
+def test_a_retirement_requests_no_plan_for_the_users_that_it_refuses(house, kit, end, pauses):
+    serve(house, kit, BASE)
+    with house.store.begin(M) as unit:
+        for table in unit.routes(M):
+            unit.put_route(table.model_copy(update={"shares": (), "revision": table.revision + 1}))
+
+    end(house.ask(M, ChangeKind.RETIRE, "change-1"), LifecycleResult(state=ChangeState.DONE))
+
+    assert pauses == {}
+
+
+@pytest.mark.parametrize(("demand", "requested"), [((EAST, WEST), True), ((EAST,), False)])
+def test_users_whom_only_the_failed_manifest_names_request_no_plan(house, kit, demand, requested):
+    """The manifest in force names the regions in `demand`; the plan of the failed change serves both."""
+    serve(house, kit, BASE)
+    with house.store.begin(M) as unit:
+        [table] = [found for found in unit.routes(M) if found.region == WEST]
+        unit.put_route(table.model_copy(update={"shares": (), "revision": table.revision + 1}))
+        wishes = unit.placement(M).wishes
+        fewer = wishes.model_copy(update={"demand": tuple(d for d in wishes.demand if d.region in demand)})
+
+        assert settle(unit, M, change_id="change-1", wishes=fewer) is requested
 
 
 def test_the_replan_waits_longer_after_each_move_that_failed_in_a_row(asked, end, pauses):

@@ -153,7 +153,7 @@ class Entity:
         return moving is not None and moving.state is not TransitionState.REFUSED
 
     def _let_pass(self, run: Run) -> Steps:
-        """Let a repair pass a run that waits; the run is told afterwards what it missed."""
+        """Let a repair pass a run that waits; afterwards the run gets the signals that it missed."""
         waiting = next((c for c in self.queue if self._is_unweighed(c, run)), None)
         if waiting is None:
             return
@@ -227,7 +227,7 @@ class Entity:
             yield (policies.FOLLOWED_LOOK_SOON.total_seconds(), (*ended, self.news))
 
     def _end_failed(self, run: Run) -> Steps:
-        """A run that could not record its own end: what it moved goes back, then the entity does."""
+        """End a run that could not record its own end: revert what it moved, then record its end."""
         taken = yield from takeover.settle(run)
         if taken.withdrawn:
             self.world.faults.count("a retirement is completed")

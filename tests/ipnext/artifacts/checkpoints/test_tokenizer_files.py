@@ -136,7 +136,7 @@ def test_special_tokens_are_read_in_both_forms(checkpoint):
         ),
         (
             dict.fromkeys(map(str, range(MOST_TEMPLATES + 1)), "x"),
-            r"chat_template '32': with it the checkpoint has 33 chat templates; allowed: 32",
+            r"chat_template '32': with it the checkpoint has more chat templates than allowed: 32",
         ),
     ],
 )
@@ -150,3 +150,21 @@ def test_a_template_that_is_no_utf8_is_refused(checkpoint):
     (directory / tokenizer_files.TEMPLATE_FILE).write_bytes(b"hello \xff")
     with pytest.raises(InvalidInput, match=r"chat_template.jinja: is not UTF-8: invalid start byte at byte 6"):
         describe_checkpoint(directory)
+
+
+def test_no_more_templates_are_read_than_allowed(checkpoint):
+    """A snapshot may have ten thousand files, and a worker reads many snapshots at once."""
+    directory, opened = checkpoint({}), []
+    folder = directory / tokenizer_files.TEMPLATE_FOLDER
+    folder.mkdir()
+    for number in range(MOST_TEMPLATES + 100):
+        (folder / f"{number:03}.jinja").write_text("x")
+
+    class Counted(LocalFiles):
+        def open(self, path):
+            opened.append(path)
+            return super().open(path)
+
+    with pytest.raises(InvalidInput, match=r"/032.jinja: with it the checkpoint has more"):
+        read_checkpoint(Counted(directory))
+    assert sum(path.endswith(".jinja") for path in opened) == MOST_TEMPLATES + 1

@@ -70,7 +70,7 @@ class Answers:
             )
 
     def _ends_for(self, model: str, origin: str) -> bool:
-        """Whether nobody is to answer these users.
+        """Return whether no region has to answer these users.
 
         The model is retired, its first generation is reverted, or none has served and it is withdrawn.
         """
@@ -86,7 +86,7 @@ class Answers:
         """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
 
         In the wave at hand, or left so by a revert, or one that was given up; the region's router has to know both.
-        They wait for what fetches, too, if a process started anew came to its generation before the others.
+        They also wait for processes that fetch, if a restarted process reached its generation before the others.
         """
         served = region.served.get(model, frozenset())
         goes_over = (

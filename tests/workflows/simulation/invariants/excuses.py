@@ -33,7 +33,7 @@ class Excuses:
     """Model -> what was more than is carried while its gateways followed one by one: it stays so while one can't be
     reached."""
     crossing: set[str] = field(default_factory=set)
-    """Models whose gateways are told to send a region too much: no order sends less, or one of them stays as it is
+    """Models whose gateways get tables that send a region too much: no order sends less, or one of them stays as it is
     for now."""
     unanswered: set[tuple[str, str]] = field(default_factory=set)
     """(Users' region, model) of users whom only a lost region answered, until the wave at hand has moved its
