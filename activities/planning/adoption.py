@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from activities.planning.problem import fleet_problem, model_as_served, model_problem, running
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.wave_state import route_share, state_of
+from ipnext import names
 from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable
 from ipnext.model.planning.plan import (
     CurrentState,
@@ -193,9 +194,12 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
     parts that it lacks, which a revert may have spared, are not in the plan. Users whom a revert could not take back
     are in it where they were before, if that is carried: a repair leads them there. If another change moves the model,
     set it to the state that its transition leads to. The placements of all other models stay.
+
+    A plan of the fleet that was adopted during the change stays if its move of the model is recorded and open: else
+    changes that follow each other and fail would take back each plan that would serve refused users.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
-    if in_force is None:
+    if in_force is None or (placed and _awaits_move(repository, placed, change_id)):
         return False
     known, moving = repository.model(model), _moving(repository, model)
     manifest = known.in_force
@@ -237,6 +241,19 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
     demanding = {item.region for item in wishes.demand}
     refuses = bool(known.serving_generation) and bool(list_refused(actual, planned) & demanding)
     return is_short(problem, plan) or refuses
+
+
+def _awaits_move(repository: Repository, placed: ModelPlacement, change_id: str) -> bool:
+    """Check whether another change than this one is open that moves the model to its placement.
+
+    Not if the generation that serves has other parts than the placement: the move could not bring it there.
+    """
+    move = repository.find_change(names.move_id(placed.plan_id, placed.model))
+    known = repository.model(placed.model)
+    if move is None or move.id == change_id or move.state.final or known.serving_generation is None:
+        return False
+    parts = repository.generation(placed.model, known.serving_generation).parts
+    return _fit(placed.wishes, set(parts), exactly=known.former is None)
 
 
 def list_refused(state: CurrentState, planned: CurrentState) -> set[str]:

@@ -7,7 +7,7 @@ from activities.deployment.activities import DeploymentActivities
 from activities.planning.adoption import settle
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, WaveInput
 from ipnext.model.lifecycle.status import Reason
-from ipnext.names import shortage_replan_id
+from ipnext.names import move_id, shortage_replan_id
 from ipnext.store.repository import Repository
 from tests.activities.planning.test_parts import BASE, publish, serve
 
@@ -117,6 +117,34 @@ def test_users_whom_only_the_failed_manifest_names_request_no_plan(house, kit, d
         fewer = wishes.model_copy(update={"demand": tuple(d for d in wishes.demand if d.region in demand)})
 
         assert settle(unit, M, change_id="change-1", wishes=fewer) is requested
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_plan_of_the_fleet_survives_a_failed_change_if_its_move_is_recorded(house, short, end, pauses, is_recorded):
+    """The change began before the plan was adopted, and fails after it: the move serves whom the change left refused."""
+    change = house.ask(M, ChangeKind.APPLY, "change-1")
+    short.replan(1)
+    with house.store.read() as unit:
+        plan_id = unit.placement(M).plan_id
+    if is_recorded:
+        house.ask(M, ChangeKind.MOVE, move_id(plan_id, M), plan_id=plan_id)
+
+    end(change)
+
+    with house.store.read() as unit:
+        assert (unit.placement(M).plan_id == plan_id) is is_recorded
+    assert list(pauses) == ([] if is_recorded else [of(change)])
+
+
+def test_the_plan_of_a_move_that_fails_does_not_stay(house, short, end):
+    short.replan(1)
+    with house.store.read() as unit:
+        plan_id = unit.placement(M).plan_id
+
+    end(house.ask(M, ChangeKind.MOVE, move_id(plan_id, M), plan_id=plan_id))
+
+    with house.store.read() as unit:
+        assert unit.placement(M).plan_id != plan_id
 
 
 def test_the_replan_waits_longer_after_each_move_that_failed_in_a_row(asked, end, pauses):
