@@ -12,13 +12,13 @@ import pytest
 
 from ipnext.model.lifecycle.messages import WaveResult
 from tests.tiers import scaled
-from tests.workflows.simulation import lifecycle
 from tests.workflows.simulation.__main__ import main
-from tests.workflows.simulation.activity_attempts import Limits
 from tests.workflows.simulation.campaign import run_campaign
 from tests.workflows.simulation.infrastructure import Region
 from tests.workflows.simulation.invariants.invariants import Invariants
-from tests.workflows.simulation.transition_walk import Way, walk
+from tests.workflows.simulation.runs import lifecycle
+from tests.workflows.simulation.runs.activity_attempts import Limits
+from tests.workflows.simulation.transitions.walk import Way, walk
 from tests.workflows.simulation.world import history
 
 HISTORIES = Path(__file__).parent / "builds" / "histories"

@@ -23,25 +23,24 @@ from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store.operations import change_end
 from ipnext.store.registry.models import Models
-from tests.workflows.simulation import (
-    activity_attempts,
-    entity,
-    lifecycle_run,
-    reconciliation,
-    region_loss,
-    stage_activities,
-    takeover,
-    transition_run,
-    transition_walk,
-    world,
-)
+from tests.workflows.simulation import region_loss, world
 from tests.workflows.simulation.infrastructure import Deployment, Infrastructure, Region
 from tests.workflows.simulation.invariants.capacity import Capacity
 from tests.workflows.simulation.invariants.report import Violated
 from tests.workflows.simulation.journal import Journal, Moving
+from tests.workflows.simulation.runs import (
+    activity_attempts,
+    entity,
+    lifecycle_run,
+    reconciliation,
+    stage_activities,
+    takeover,
+)
 from tests.workflows.simulation.specs import draw_scenario
-from tests.workflows.simulation.transition_steps import capacity_step, route_updates, wave_deployments, wave_progress
-from tests.workflows.simulation.transition_steps.gateway_tables import GatewayTables
+from tests.workflows.simulation.transitions import run as transition_run
+from tests.workflows.simulation.transitions import walk as transition_walk
+from tests.workflows.simulation.transitions.steps import capacity_step, route_updates, wave_deployments, wave_progress
+from tests.workflows.simulation.transitions.steps.gateway_tables import GatewayTables
 from tests.workflows.simulation.world import history
 from workflows.entity import change_queue as ordering
 

@@ -121,7 +121,7 @@ def test_users_whom_only_the_failed_manifest_names_request_no_plan(house, kit, d
 
 @pytest.mark.parametrize("is_recorded", [True, False])
 def test_a_plan_of_the_fleet_survives_a_failed_change_if_its_move_is_recorded(house, short, end, pauses, is_recorded):
-    """The change began before the plan was adopted, and fails after it: the move serves whom the change left refused."""
+    """The change began before the plan was adopted and fails after it: the move serves users whom it left refused."""
     change = house.ask(M, ChangeKind.APPLY, "change-1")
     short.replan(1)
     with house.store.read() as unit:

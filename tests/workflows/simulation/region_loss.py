@@ -7,11 +7,11 @@ from typing import Any, cast
 from activities.state.failover_shares import Survivor
 from activities.state.replica_sets import shrinking_first
 from activities.state.wave_state import keep_held_shares
+from tests.workflows.simulation.runs import reconciliation
+from tests.workflows.simulation.transitions.steps.wave_shares import list_survivors, send_around, served_generations
 
-from . import reconciliation
 from .infrastructure import Key
 from .journal import Table
-from .transition_steps.wave_shares import list_survivors, send_around, served_generations
 
 Steps = Generator[Any, Any, Any]
 LOOK_SECONDS = 5.0

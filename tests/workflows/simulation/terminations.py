@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator
 from random import Random
 from typing import Any
 
-from .activity_attempts import linger
+from tests.workflows.simulation.runs.activity_attempts import linger
+
 from .clock import GONE, join
 
 Steps = Generator[Any, Any, None]

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 from activities.planning.problem import model_problem
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.wave_state import planned_state, route_share
+from tests.workflows.simulation.runs import reconciliation
+from tests.workflows.simulation.runs.entity import Entity
+from tests.workflows.simulation.runs.lifecycle_run import Run
+from tests.workflows.simulation.runs.stage_activities import is_short
 
-from . import reconciliation
 from .clock import Clock, NeverEnds, Process
-from .entity import Entity
 from .faults import Faults
 from .infrastructure import Deployment, Infrastructure, Key
 from .invariants.invariants import Invariants
 from .invariants.report import Violated
 from .journal import Generation, Journal, Record, Table
-from .lifecycle_run import Run
 from .manifests_in_force import Manifests
 from .placement import draw_fleet_placements
 from .specs import Scenario, draw_scenario
-from .stage_activities import is_short
 from .terminations import Terminations
 from .user_requests import UserRequests
 

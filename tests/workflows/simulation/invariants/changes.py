@@ -4,8 +4,8 @@ from typing import Any
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
-from tests.workflows.simulation.activity_attempts import HEARTBEAT_SECONDS, Limits
 from tests.workflows.simulation.journal import UNDER_WAY
+from tests.workflows.simulation.runs.activity_attempts import HEARTBEAT_SECONDS, Limits
 
 from .excuses import Excuses
 from .report import Violated

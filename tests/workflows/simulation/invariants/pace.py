@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from activities.transition import admission as admitting
-from tests.workflows.simulation.transition_walk import WAITS, Command
+from tests.workflows.simulation.transitions.walk import WAITS, Command
 
 from .answers import Answers
 from .excuses import Excuses

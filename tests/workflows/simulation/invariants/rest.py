@@ -3,8 +3,8 @@
 from typing import Any
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
-from tests.workflows.simulation import reconciliation
 from tests.workflows.simulation.journal import UNDER_WAY
+from tests.workflows.simulation.runs import reconciliation
 
 from .report import Report, Violated
 

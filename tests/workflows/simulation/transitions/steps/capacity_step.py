@@ -13,8 +13,8 @@ from activities.transition import scale_down as releasing
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import WaveResult
 from ipnext.model.lifecycle.status import Reason
-from tests.workflows.simulation.activity_attempts import Attempt, Cancelled
 from tests.workflows.simulation.infrastructure import Deployment
+from tests.workflows.simulation.runs.activity_attempts import Attempt, Cancelled
 
 from . import route_updates, wave_deployments
 from .revert_regions import find_unfreed, find_uninvolved

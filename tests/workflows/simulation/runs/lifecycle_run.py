@@ -5,13 +5,13 @@ from typing import Any
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
+from tests.workflows.simulation.clock import Process, Signal
+from tests.workflows.simulation.journal import Change
+from tests.workflows.simulation.terminations import terminate
+from tests.workflows.simulation.transitions.walk import Command, Way
 from workflows.entity import change_queue as ordering
 
 from .activity_attempts import Attempt, AtWork, Limits, perform
-from .clock import Process, Signal
-from .journal import Change
-from .terminations import terminate
-from .transition_walk import Command, Way
 
 Steps = Generator[Any, Any, Any]
 QUICK = Limits(first_retry=0.2, most_retry=10.0)

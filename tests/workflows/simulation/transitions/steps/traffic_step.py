@@ -9,7 +9,7 @@ from activities.transition import step_limit as pacing
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.lifecycle.messages import WaveResult
-from tests.workflows.simulation.activity_attempts import Attempt
+from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from . import route_updates
 from .revert_regions import find_not_reverted, find_unchanged, find_waiting

@@ -11,7 +11,7 @@ from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, RegionTraffic
 from ipnext.model.lifecycle.messages import WaveResult
 from ipnext.model.lifecycle.status import Reason
-from tests.workflows.simulation.activity_attempts import Attempt
+from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from .wave import Wave, order_by_region, state_of
 

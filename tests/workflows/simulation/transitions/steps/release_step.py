@@ -7,7 +7,7 @@ from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import WaveResult
-from tests.workflows.simulation.activity_attempts import Attempt
+from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from . import route_updates, wave_deployments, wave_progress
 from .revert_regions import find_not_reverted, find_unchanged, find_waiting

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from ipnext.devfile import read_devfile
 from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.lifecycle.status import Reason
-
-from .transition_walk import Failed, Stopped
+from tests.workflows.simulation.transitions.walk import Failed, Stopped
 
 HEARTBEAT_SECONDS = read_devfile().timing.heartbeat_seconds
 """After this long a dead worker's activity is given to another one."""

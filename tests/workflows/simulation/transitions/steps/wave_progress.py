@@ -3,7 +3,7 @@
 from typing import Any
 
 from ipnext.model.planning.transition import TransitionState
-from tests.workflows.simulation.activity_attempts import Attempt
+from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from .wave import Wave
 

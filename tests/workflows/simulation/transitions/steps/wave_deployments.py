@@ -9,8 +9,8 @@ from activities.state import wave_state as waves
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from ipnext.errors import Unavailable
-from tests.workflows.simulation.activity_attempts import Attempt
 from tests.workflows.simulation.infrastructure import Deployment, Key
+from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from .wave import Wave, peak_of, state_of
 

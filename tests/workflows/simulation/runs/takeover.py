@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.planning.transition import TransitionState
+from tests.workflows.simulation.clock import GONE, join
+from tests.workflows.simulation.journal import UNDER_WAY, Moving
+from tests.workflows.simulation.transitions import run as transition_run
 from workflows import policies
 
-from . import transition_run
 from .activity_attempts import Attempt
-from .clock import GONE, join
-from .journal import UNDER_WAY, Moving
 from .lifecycle_run import Run
 
 Steps = Generator[Any, Any, Any]

@@ -6,18 +6,18 @@ from typing import Any
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle.messages import ChangeKind, WaveResult
 from ipnext.model.lifecycle.status import Reason
+from tests.workflows.simulation.clock import GONE
+from tests.workflows.simulation.journal import Moving
+from tests.workflows.simulation.runs.activity_attempts import Limits
+from tests.workflows.simulation.runs.lifecycle_run import ENDED_OUTSIDE, Run
+from tests.workflows.simulation.transitions.steps.capacity_step import ensure_capacity
+from tests.workflows.simulation.transitions.steps.gate_step import check_gate
+from tests.workflows.simulation.transitions.steps.release_step import release_capacity
+from tests.workflows.simulation.transitions.steps.traffic_step import shift_traffic
+from tests.workflows.simulation.transitions.steps.wave import Wave
 
-from .activity_attempts import Limits
-from .clock import GONE
-from .journal import Moving
-from .lifecycle_run import ENDED_OUTSIDE, Run
-from .transition_plan import way_back
-from .transition_steps.capacity_step import ensure_capacity
-from .transition_steps.gate_step import check_gate
-from .transition_steps.release_step import release_capacity
-from .transition_steps.traffic_step import shift_traffic
-from .transition_steps.wave import Wave
-from .transition_walk import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
+from .plan import way_back
+from .walk import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
 
 Steps = Generator[Any, Any, Any]
 STEPS = {

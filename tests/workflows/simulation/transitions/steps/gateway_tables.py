@@ -6,8 +6,8 @@ from typing import Any
 from activities.transition import traffic_shift as shifting
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RouteShare
-from tests.workflows.simulation.activity_attempts import Attempt
 from tests.workflows.simulation.journal import Table
+from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 
 class GatewayTables:

@@ -5,15 +5,15 @@ from typing import Any
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.planning.transition import TransitionState
+from tests.workflows.simulation.clock import GONE, Process, Signal
+from tests.workflows.simulation.journal import Change
+from tests.workflows.simulation.terminations import terminate
 from workflows import policies
 from workflows.entity import change_queue as ordering
 
 from . import lifecycle, reconciliation, takeover
-from .clock import GONE, Process, Signal
-from .journal import Change
 from .lifecycle_run import ENDED_OUTSIDE, Run
 from .stage_activities import Stages
-from .terminations import terminate
 
 Steps = Generator[Any, Any, Any]
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})

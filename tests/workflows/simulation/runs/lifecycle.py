@@ -7,17 +7,18 @@ from typing import Any
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
+from tests.workflows.simulation.clock import GONE, join
+from tests.workflows.simulation.journal import Moving
+from tests.workflows.simulation.transitions import run as transition_run
+from tests.workflows.simulation.transitions.walk import Failed, Stopped, Walked
 from workflows import policies
 from workflows.entity import change_queue as ordering
 from workflows.stages import preparation
 
-from . import takeover, transition_run
+from . import takeover
 from .activity_attempts import Limits, OutOfTries
-from .clock import GONE, join
-from .journal import Moving
 from .lifecycle_run import ENDED_OUTSIDE, Run
 from .stage_activities import Prepared, Stages
-from .transition_walk import Failed, Stopped, Walked
 
 Steps = Generator[Any, Any, Any]
 WAITING_FOR_SUPPLY = Limits(total=600.0, first_retry=1.0, most_retry=15.0)

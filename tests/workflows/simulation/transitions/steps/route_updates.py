@@ -7,8 +7,8 @@ from activities.state import wave_state as waves
 from activities.transition.route_updates import RouteUpdates, follow_routes
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import RouteShare
-from tests.workflows.simulation.activity_attempts import Attempt
 from tests.workflows.simulation.infrastructure import Deployment
+from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from .gateway_tables import GatewayTables
 from .wave_shares import served_generations

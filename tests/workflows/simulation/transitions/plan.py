@@ -15,8 +15,7 @@ from ipnext.model.manifest.layout import laid_out
 from ipnext.model.planning.plan import RegionDemand
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW
-
-from .journal import Change, Moving
+from tests.workflows.simulation.journal import Change, Moving
 
 
 def plan_transition(world: Any, change: Change, generation: int) -> Moving:

@@ -15,9 +15,8 @@ from activities.regions import reconciliation
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult
 from ipnext.model.lifecycle.status import Reason
-
-from .infrastructure import Key
-from .journal import Table
+from tests.workflows.simulation.infrastructure import Key
+from tests.workflows.simulation.journal import Table
 
 Steps = Generator[Any, Any, None]
 EVERY_SECONDS = 15.0

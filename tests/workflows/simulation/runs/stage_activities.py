@@ -15,12 +15,13 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import CurrentState, ReplicaCount, TrafficShare
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW, ROLLS_OUT
+from tests.workflows.simulation.journal import UNDER_WAY, Change, Moving, Placement, Record, placed_units
+from tests.workflows.simulation.placement import draw_placement
+from tests.workflows.simulation.transitions import plan as transition_plan
+from tests.workflows.simulation.transitions.walk import Failed
 
-from . import reconciliation, transition_plan
+from . import reconciliation
 from .activity_attempts import Attempt
-from .journal import UNDER_WAY, Change, Moving, Placement, Record, placed_units
-from .placement import draw_placement
-from .transition_walk import Failed
 
 Steps = Generator[Any, Any, Any]
 Prepared = dict[str, Any]

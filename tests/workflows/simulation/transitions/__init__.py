@@ -1,0 +1,1 @@
+"""The plan of a transition, the order of its steps, and its run."""
