@@ -7,8 +7,7 @@ import pytest
 
 from ipnext.errors import InvalidInput
 from serving.openai.media_urls import check_media
-
-from .conftest import raw_engine
+from tests.serving.openai.conftest import raw_engine
 
 INLINE = "data:image/png;base64,iVBORw0KGgo="
 AWAY = "http://169.254.169.254/latest/meta-data"

@@ -13,8 +13,7 @@ from serving.openai.conversation_size import (
     MOST_VALUES,
     check_conversation,
 )
-
-from .conftest import raw_engine
+from tests.serving.openai.conftest import raw_engine
 
 MESSAGE = {"role": "user", "content": "hello"}
 

@@ -15,9 +15,8 @@ from serving.http.messages import Request
 from serving.openai.engines import connection
 from serving.openai.weighted_choice import ForwardedRequest, directed
 from serving.routing.table import compile_routes
+from tests.serving.openai.conftest import REGION, endpoint, raw_engine, served
 from tests.waiting import eventually
-
-from .conftest import REGION, endpoint, raw_engine, served
 
 CHAT = "/v1/chat/completions"
 ANSWER = b'{"choices": []}'

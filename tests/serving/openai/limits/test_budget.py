@@ -18,10 +18,9 @@ from serving.openai.engine_request import hint_of
 from serving.protocol import json_size
 from serving.protocol.json_size import MAX_ELEMENTS, MAX_MEMBERS, MAX_STRUCTURES, check_elements, parsed_bytes
 from serving.router.router import RouterLimits
+from tests.serving.openai.conftest import endpoint, raw_engine, running_edge, served
 from tests.serving.openai.test_routes import CHAT, ask
 from tests.waiting import eventually
-
-from .conftest import endpoint, raw_engine, running_edge, served
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: application/json\r\n\r\n{}"
 JSON = {"content-type": "application/json"}

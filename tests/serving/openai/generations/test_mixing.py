@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import pytest
 
 from ipnext.model.registry.registry import SyncPolicy
+from tests.serving.openai.conftest import mock_engine
+from tests.serving.openai.mixed import COMPLETIONS, MODEL, PARTS, completion, routed
 from tests.waiting import eventually
-
-from .conftest import mock_engine
-from .mixed import COMPLETIONS, MODEL, PARTS, completion, routed
 
 CLIENTS = 4
 STAMPS = re.compile(r"embedder=(\d+) question=(\d+) ranker=(\d+)")

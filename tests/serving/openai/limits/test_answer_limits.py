@@ -13,10 +13,9 @@ from serving.openai.engines import registry
 from serving.openai.engines.connection import EngineConnectionPool
 from serving.openai.engines.response import AHEAD_BYTES, PIECE_BYTES, EngineAnswer, EngineLost
 from serving.router.router import RouterLimits
+from tests.serving.openai.conftest import raw_engine, running_edge
 from tests.serving.openai.test_routes import CHAT, ask
 from tests.waiting import eventually
-
-from .conftest import raw_engine, running_edge
 
 NAME = "llm@0000000000000001"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -6,8 +6,7 @@ import pytest
 
 from ipnext.model.deployment.deployment import RoutedModel
 from serving.openai.routes import PATHS
-
-from .conftest import endpoint, raw_engine, served
+from tests.serving.openai.conftest import endpoint, raw_engine, served
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "llm", "messages": [{"role": "user", "content": "hello"}]}
