@@ -195,11 +195,12 @@ def settle(repository: Repository, model: str, *, change_id: str, wishes: ModelP
     are in it where they were before, if that is carried: a repair leads them there. If another change moves the model,
     set it to the state that its transition leads to. The placements of all other models stay.
 
-    A plan of the fleet that was adopted during the change stays if its move of the model is recorded and open: else
-    changes that follow each other and fail would take back each plan that would serve refused users.
+    A plan of the fleet that was adopted during the change stays if it goes by those wishes and its move of the model is
+    recorded and open. Else changes that follow each other and fail would take back each plan that would serve refused
+    users.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
-    if in_force is None or (placed and _awaits_move(repository, placed, change_id)):
+    if in_force is None or (placed and wishes in (None, placed.wishes) and _awaits_move(repository, placed, change_id)):
         return False
     known, moving = repository.model(model), _moving(repository, model)
     manifest = known.in_force

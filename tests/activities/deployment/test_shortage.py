@@ -136,6 +136,19 @@ def test_a_plan_of_the_fleet_survives_a_failed_change_if_its_move_is_recorded(ho
     assert list(pauses) == ([] if is_recorded else [of(change)])
 
 
+def test_a_plan_of_the_fleet_by_other_wishes_than_those_before_the_change_does_not_stay(house, short):
+    """The change brought a manifest that the plan goes by; it failed, and the former manifest is in force."""
+    short.replan(1)
+    with house.store.begin() as unit:
+        placed = unit.placement(M)
+        unit.add_change(M, ChangeKind.MOVE, change_id=move_id(placed.plan_id, M), plan_id=placed.plan_id)
+        demand = tuple(item.model_copy(update={"qps": item.qps / 2}) for item in placed.wishes.demand)
+
+        settle(unit, M, change_id="change-1", wishes=placed.wishes.model_copy(update={"demand": demand}))
+
+        assert unit.placement(M).plan_id != placed.plan_id
+
+
 def test_the_plan_of_a_move_that_fails_does_not_stay(house, short, end):
     short.replan(1)
     with house.store.read() as unit:

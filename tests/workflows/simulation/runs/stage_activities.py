@@ -252,8 +252,11 @@ def _find_placement(change: Change, record: Record, world: Any, former: Placemen
     """What really runs, as activities/planning/adoption.py reads it; the placement in force where that says so already.
 
     By the wishes of the placement that the change had found, if it was placed; of the parts of the generation that
-    serves, or that another change leads to.
+    serves, or that another change leads to. A plan of the fleet stays whose move of the model is recorded and open.
     """
+    if _awaits_move(change, record, former):
+        world.count("settle: a plan of the fleet awaits its move")
+        return record.placement
     others = (m for m in reversed(record.transitions) if m.state in UNDER_WAY and m.id != change.id)
     moving = next(others, None) if world.manifests.parts else None
     options = _list_running(change, record, world.out.lost) if moving is None else [_target_of(moving)]
@@ -278,6 +281,16 @@ def _find_placement(change: Change, record: Record, world: Any, former: Placemen
     if not replicas:
         return None
     return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic, revision)
+
+
+def _awaits_move(change: Change, record: Record, former: Placement | None) -> bool:
+    placed = record.placement
+    if placed is None or record.serving is None or (former and former.wishes != placed.wishes):
+        return False
+    move_id = f"move-{placed.plan_id}-{change.model}"
+    if not any(other.id == move_id and other is not change and not other.state.final for other in record.changes):
+        return False
+    return adoption._fit(placed.wishes, set(record.generations[record.serving].parts), exactly=record.former is None)
 
 
 def _list_running(
