@@ -21,7 +21,7 @@ import psycopg
 from sqlalchemy import text
 
 from ipnext.store.store import Store
-from ipnext.store.tables import METADATA
+from ipnext.store.tables.row import METADATA
 
 ENGINES = ("SQLite", "PostgreSQL")
 

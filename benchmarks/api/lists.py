@@ -41,7 +41,7 @@ from ipnext.model.lifecycle.status import ConditionType
 from ipnext.process.garbage_collection import collect_rarely
 from ipnext.settings import PlatformSettings
 from ipnext.store.store import Store
-from ipnext.store.tables import METADATA
+from ipnext.store.tables.row import METADATA
 
 GENERATIONS = 4
 NOT_READY = 200

@@ -62,7 +62,8 @@ from ipnext.model.value import canonical_json
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
-from ipnext.store.tables import DeploymentRow, DrainRow, GenerationRow, ModelRow, RouteRow, RouteShareRow, SnapshotRow
+from ipnext.store.tables.changes import DeploymentRow, DrainRow, RouteRow, RouteShareRow
+from ipnext.store.tables.registry import GenerationRow, ModelRow, SnapshotRow
 
 REGIONS, LOST, PART = ("a", "b", "c"), "c", "part"
 COUNTS = (10, 1_000, 5_000)

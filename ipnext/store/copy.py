@@ -6,7 +6,8 @@ from sqlalchemy import Connection, Table, func, insert, select, text
 
 from ipnext.errors import Conflict
 from ipnext.store.store import Store
-from ipnext.store.tables import METADATA, SchemaCompatRow
+from ipnext.store.tables.database import SchemaCompatRow
+from ipnext.store.tables.row import METADATA
 
 BATCH_ROWS = 500
 

@@ -13,7 +13,8 @@ from sqlmodel import Session
 from ipnext.errors import NotFound
 from ipnext.model.value import canonical_json
 from ipnext.store.database import dialects
-from ipnext.store.tables import METADATA, ModelRow, Row
+from ipnext.store.tables.registry import ModelRow
+from ipnext.store.tables.row import METADATA, Row
 
 Key = TypeVar("Key", bound=str | int | tuple[Any, ...])
 """Key of a statement for many keys."""

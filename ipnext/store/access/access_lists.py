@@ -18,13 +18,8 @@ from ipnext.model.access.predictions import (
     listed_access,
 )
 from ipnext.model.wire import decode, decode_plain
-from ipnext.store.tables import (
-    AccessListRow,
-    KeyRow,
-    ModelRow,
-    RegionAccessRow,
-    RoleBindingRow,
-)
+from ipnext.store.tables.access import AccessListRow, KeyRow, RegionAccessRow, RoleBindingRow
+from ipnext.store.tables.registry import ModelRow
 from ipnext.store.unit_of_work import UnitOfWork, batches, plain
 
 THE_LIST: Final = 1

@@ -26,7 +26,8 @@ from ipnext.store.database import dialects
 from ipnext.store.database.columns import storable
 from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
 from ipnext.store.registry.models import Models
-from ipnext.store.tables import METADATA, AuditRow
+from ipnext.store.tables.access import AuditRow
+from ipnext.store.tables.row import METADATA
 
 _ENTRIES: Final = METADATA.tables[str(AuditRow.__tablename__)]
 _HEAD: Final = select(_ENTRIES.c.sequence, _ENTRIES.c.hash).order_by(_ENTRIES.c.sequence.desc()).limit(1)

@@ -12,7 +12,8 @@ from ipnext.errors import Conflict, NotFound, RateLimited
 from ipnext.model.access.rights import ApiKey, Grant
 from ipnext.model.wire import decode_plain
 from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
-from ipnext.store.tables import METADATA, KeyRow
+from ipnext.store.tables.access import KeyRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import UnitOfWork, batches, document, plain
 
 KEPT_AFTER_EXPIRY: Final = timedelta(days=1)

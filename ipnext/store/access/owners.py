@@ -16,14 +16,9 @@ from ipnext.store.database import dialects
 from ipnext.store.paging import Page, clamp_limit, page_of
 from ipnext.store.records import OwnerRecord, OwnerUse
 from ipnext.store.registry.artifacts import Artifacts
-from ipnext.store.tables import (
-    ModelRow,
-    OwnerClaimRow,
-    OwnerRow,
-    PlacedReplicasRow,
-    PlacementRow,
-    RoleBindingRow,
-)
+from ipnext.store.tables.access import OwnerClaimRow, OwnerRow, RoleBindingRow
+from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
+from ipnext.store.tables.registry import ModelRow
 from ipnext.store.unit_of_work import NAMED_IN_ERRORS, batches, document, format_known
 
 

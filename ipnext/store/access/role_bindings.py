@@ -8,7 +8,7 @@ from ipnext.errors import NotFound
 from ipnext.model.access.rights import Grant
 from ipnext.model.access.roles import RoleBinding
 from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
-from ipnext.store.tables import RoleBindingRow
+from ipnext.store.tables.access import RoleBindingRow
 from ipnext.store.unit_of_work import UnitOfWork, batches
 
 

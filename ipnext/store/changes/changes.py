@@ -15,7 +15,9 @@ from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.changes.retirements import RETIRES
 from ipnext.store.registry.snapshots import Snapshots
-from ipnext.store.tables import METADATA, ChangeRow, PauseRow, PlanRow
+from ipnext.store.tables.changes import ChangeRow, PauseRow
+from ipnext.store.tables.planning import PlanRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import batches, rows
 
 CHANGES = METADATA.tables[ChangeRow.__tablename__]

@@ -12,7 +12,9 @@ from sqlmodel import col, delete, func, select, tuple_
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.wire import decode_frozen
-from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, RouteRow, RouteShareRow
+from ipnext.store.tables.changes import DeploymentRow, RouteRow, RouteShareRow
+from ipnext.store.tables.registry import ModelRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import UnitOfWork, batches, document
 
 DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]

@@ -11,17 +11,9 @@ from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.lifecycle.drain import Drain, DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import TransitionState
-from ipnext.store.tables import (
-    METADATA,
-    ChangeRow,
-    DeploymentRow,
-    DrainRow,
-    PlacedReplicasRow,
-    PlacementRow,
-    RouteRow,
-    RouteShareRow,
-    TransitionRow,
-)
+from ipnext.store.tables.changes import ChangeRow, DeploymentRow, DrainRow, RouteRow, RouteShareRow, TransitionRow
+from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import UnitOfWork, batches
 
 LONGEST_REASON = 500

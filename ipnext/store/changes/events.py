@@ -9,7 +9,8 @@ from sqlmodel import col, select
 
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready
 from ipnext.store.records import Event
-from ipnext.store.tables import METADATA, ConditionRow, EventRow
+from ipnext.store.tables.changes import ConditionRow, EventRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, document, plain, rows
 
 CONDITIONS = METADATA.tables[ConditionRow.__tablename__]

@@ -12,7 +12,8 @@ from ipnext.model.manifest.freeze import FreezeManifest, Frozen, Override
 from ipnext.model.wire import decode
 from ipnext.store.changes.changes import Changes, _change
 from ipnext.store.records import FreezeRecord
-from ipnext.store.tables import METADATA, ChangeRow, FreezeOverrideRow, FreezeRow
+from ipnext.store.tables.changes import ChangeRow, FreezeOverrideRow, FreezeRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import document, format_known, plain
 
 _ALL = sa_select(METADATA.tables[FreezeRow.__tablename__])

@@ -2,7 +2,7 @@
 
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
-from ipnext.store.tables import WorkflowNamespaceRow
+from ipnext.store.tables.database import WorkflowNamespaceRow
 from ipnext.store.unit_of_work import UnitOfWork
 
 _ONLY = 1

@@ -11,7 +11,8 @@ from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.registry import GenerationState, SnapshotSource, SplitLayout
 from ipnext.model.wire import decode
 from ipnext.store.changes.changes import Changes, _change
-from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
+from ipnext.store.tables.changes import ChangeRow
+from ipnext.store.tables.registry import GenerationRow, ModelRow, SnapshotRow
 from ipnext.store.unit_of_work import bytes_of, document, plain
 
 _OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED})

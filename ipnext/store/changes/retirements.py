@@ -7,7 +7,8 @@ from sqlalchemy import and_, func
 
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
-from ipnext.store.tables import METADATA, ChangeRow
+from ipnext.store.tables.changes import ChangeRow
+from ipnext.store.tables.row import METADATA
 
 CHANGES = METADATA.tables[ChangeRow.__tablename__]
 

@@ -15,19 +15,18 @@ from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.wire import decode_frozen
 from ipnext.store.changes.retirements import NOT_FROZEN, RETIRES
 from ipnext.store.records import ModelTransition, StateBefore, TransitionRecord
-from ipnext.store.tables import (
+from ipnext.store.tables.changes import (
     FAILED,
-    METADATA,
     ChangeRow,
     DeploymentRow,
-    GenerationRow,
-    ModelRow,
     PauseRow,
-    PlacementRow,
     RouteRow,
     RouteShareRow,
     TransitionRow,
 )
+from ipnext.store.tables.planning import PlacementRow
+from ipnext.store.tables.registry import GenerationRow, ModelRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import UnitOfWork, batches, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)

@@ -21,7 +21,10 @@ from ipnext.store.paging import clamp_limit
 from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.registry.models import _model
 from ipnext.store.registry.snapshots import _generation
-from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow, RouteRow
+from ipnext.store.tables.changes import DeploymentRow, RouteRow
+from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
+from ipnext.store.tables.registry import ModelRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import UnitOfWork, batches, plain
 
 Item = TypeVar("Item")

@@ -25,20 +25,10 @@ from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, Tr
 from ipnext.store.registry.models import Models, _model
 from ipnext.store.registry.profiles import Profiles, _profile
 from ipnext.store.registry.snapshots import _generation, _snapshot
-from ipnext.store.tables import (
-    METADATA,
-    ChangeRow,
-    DrainRow,
-    EventRow,
-    FreezeRow,
-    GenerationRow,
-    ModelRow,
-    PlanRow,
-    ProfileRow,
-    ReplanRow,
-    SnapshotRow,
-    TransitionRow,
-)
+from ipnext.store.tables.changes import ChangeRow, DrainRow, EventRow, FreezeRow, TransitionRow
+from ipnext.store.tables.planning import PlanRow, ReplanRow
+from ipnext.store.tables.registry import GenerationRow, ModelRow, ProfileRow, SnapshotRow
+from ipnext.store.tables.row import METADATA
 
 _OPEN = tuple(state.value for state in ChangeState if not state.final)
 

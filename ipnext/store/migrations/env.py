@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from ipnext.store.tables import METADATA
+from ipnext.store.tables.row import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],

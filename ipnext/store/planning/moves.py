@@ -11,7 +11,7 @@ from sqlalchemy import insert, update
 from sqlmodel import col, func, select
 
 from ipnext.model.lifecycle.replan_moves import MovesPause, MoveTrouble, PlannedMove
-from ipnext.store.tables import MovesPauseRow, ReplanMoveRow
+from ipnext.store.tables.planning import MovesPauseRow, ReplanMoveRow
 from ipnext.store.unit_of_work import UnitOfWork, batches, rows
 
 THE_PAUSE = 1

@@ -17,7 +17,9 @@ from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare,
 from ipnext.model.value import canonical_json
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FormerBasis, HeldSlot, ModelPlacement, PlanDocuments, PlanRecord
-from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
+from ipnext.store.tables.changes import DeploymentRow
+from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, document, plain
 
 Units = dict[tuple[str, str], float]

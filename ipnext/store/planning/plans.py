@@ -15,7 +15,8 @@ from ipnext.model.wire import decode
 from ipnext.store.database import dialects
 from ipnext.store.planning.placements import Placements, PreparedPlan
 from ipnext.store.records import PlanDocuments, PlanEntry, PlanOutcome, PlanRecord, SolveUse
-from ipnext.store.tables import METADATA, PlanInForceRow, PlanRow
+from ipnext.store.tables.planning import PlanInForceRow, PlanRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import batches, rows
 
 IN_FORCE = 1

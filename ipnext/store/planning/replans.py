@@ -14,7 +14,7 @@ from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import canonical_json
 from ipnext.model.wire import decode
 from ipnext.store.planning.moves import Moves
-from ipnext.store.tables import ReplanRow
+from ipnext.store.tables.planning import ReplanRow
 from ipnext.store.unit_of_work import MOST_ROWS, document, plain, rows
 
 LONGEST_ID = 200

@@ -19,7 +19,8 @@ from ipnext.model.registry.registry import GenerationState, Signature, SnapshotM
 from ipnext.model.wire import decode
 from ipnext.store.database import dialects
 from ipnext.store.registry.snapshots import REPORT, REPORT_IS, REPORTS, SNAPSHOTS, Snapshots
-from ipnext.store.tables import METADATA, ArtifactRow, ModelRow
+from ipnext.store.tables.registry import ArtifactRow, ModelRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import batches, bytes_of, document
 
 ARTIFACTS = METADATA.tables[ArtifactRow.__tablename__]

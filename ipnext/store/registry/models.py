@@ -16,7 +16,8 @@ from ipnext.model.manifest.manifest import DemandItem, ModelManifest, ModelSpec
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelPlacement, ModelRecord
-from ipnext.store.tables import METADATA, FleetRow, ModelRow
+from ipnext.store.tables.registry import FleetRow, ModelRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import (
     MODELS,
     NAMED_IN_ERRORS,

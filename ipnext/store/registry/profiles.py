@@ -11,7 +11,7 @@ from ipnext.model.manifest.profiled import apply_profiles, wants_profiles
 from ipnext.model.registry.profile import Profile, StoredProfile, architecture_of
 from ipnext.model.wire import decode
 from ipnext.store.registry.snapshots import Snapshots
-from ipnext.store.tables import ProfileRow, SnapshotRow
+from ipnext.store.tables.registry import ProfileRow, SnapshotRow
 from ipnext.store.unit_of_work import batches, bytes_of, document
 
 

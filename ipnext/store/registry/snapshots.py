@@ -21,7 +21,8 @@ from ipnext.model.registry.registry import (
     SplitLayout,
 )
 from ipnext.model.wire import decode, decode_frozen
-from ipnext.store.tables import METADATA, GenerationRow, ReportRow, SnapshotRow
+from ipnext.store.tables.registry import GenerationRow, ReportRow, SnapshotRow
+from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, bytes_of, document, format_known, plain
 
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]

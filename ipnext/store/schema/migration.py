@@ -19,7 +19,8 @@ from sqlalchemy import Connection, Engine, delete, insert, inspect, select, text
 
 from ipnext.errors import Conflict
 from ipnext.store.database import dialects
-from ipnext.store.tables import METADATA, SchemaCompatRow
+from ipnext.store.tables.database import SchemaCompatRow
+from ipnext.store.tables.row import METADATA
 
 SCRIPTS = Path(__file__).parents[1] / "migrations"
 MIGRATION_SECONDS = 120

@@ -16,7 +16,7 @@ from activities.planning.solver import ThreadSolver
 from ipnext.model.lifecycle.messages import ReplanInput, ReplanResult, ReplanState
 from ipnext.model.lifecycle.replan_moves import MoverState, MoveTurn
 from ipnext.store.records import PlanEntry
-from ipnext.store.tables import METADATA
+from ipnext.store.tables.row import METADATA
 
 MODELS = 100_000
 MOST_BYTES = 64 * 1024

@@ -33,7 +33,7 @@ from ipnext.model.registry.registry import (
 )
 from ipnext.store.records import TransitionRecord
 from ipnext.store.registry import snapshots
-from ipnext.store.tables import GenerationRow, SnapshotRow
+from ipnext.store.tables.registry import GenerationRow, SnapshotRow
 
 FEW, MANY = 10, 500
 PART, MODEL = "table", "ranker"

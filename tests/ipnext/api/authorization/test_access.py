@@ -20,7 +20,7 @@ from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.store.access import keys
-from ipnext.store.tables import PlanRow
+from ipnext.store.tables.planning import PlanRow
 from tests.ipnext.api.surface import HIDDEN, OWNER, SHOWN, routes
 from tests.waiting import eventually
 

@@ -16,7 +16,7 @@ from sqlmodel import update
 
 from ipnext.api.requests import guarded_route
 from ipnext.model.access.rights import Role
-from ipnext.store.tables import PlanRow
+from ipnext.store.tables.planning import PlanRow
 from tests.ipnext.api.surface import HIDDEN, OWNER, SHOWN, freeze_document, routes
 
 MISSING = "abs-ranker"

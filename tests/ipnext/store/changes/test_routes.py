@@ -4,7 +4,7 @@ import pytest
 
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
-from ipnext.store.tables import METADATA
+from ipnext.store.tables.row import METADATA
 
 
 def table(model, region, revision, *shares):

@@ -23,7 +23,7 @@ from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import canonical_json
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
-from ipnext.store.tables import METADATA
+from ipnext.store.tables.row import METADATA
 from tests.ipnext.store.conftest import model_manifest, snapshot_source
 
 MODELS, NUMBERS = 60, 30

@@ -18,7 +18,7 @@ from ipnext.store.database import dialects
 from ipnext.store.schema import migration
 from ipnext.store.schema.alembic_scripts import alembic_config
 from ipnext.store.store import Store
-from ipnext.store.tables import METADATA
+from ipnext.store.tables.row import METADATA
 from tests.waiting import PATIENCE_SECONDS
 
 MIGRATES = "import sys; from ipnext.store.store import Store; store = Store.open(sys.argv[1]); store.migrate()"

@@ -18,7 +18,7 @@ from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.model.access.rights import Role
 from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.value import canonical_json, digest_of
-from ipnext.store.tables import ArtifactRow
+from ipnext.store.tables.registry import ArtifactRow
 
 
 async def test_only_missing_blobs_are_named(world):

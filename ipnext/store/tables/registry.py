@@ -1,0 +1,153 @@
+"""Tables of the fleet, of models, and of snapshots, generations and their files."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint
+
+from ipnext.store.tables.row import Row, model_key, number_field, ordinal_field, packed_field, text_field, time_field
+
+
+class FleetRow(Row, table=True):
+    """The one fleet (id 1)."""
+
+    __tablename__ = "fleet"
+
+    id: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    spec: str = text_field()
+    version: int = number_field()
+    updated_at: datetime = time_field()
+
+
+class ModelRow(Row, table=True):
+    """A model as applied. `owner` and `ready` repeat its manifest and its condition, for filters and counts."""
+
+    __tablename__ = "models"
+    __table_args__ = (
+        Index("ix_models_owner", "owner", "name"),
+        Index("ix_models_ready", "retired", "ready", "name"),
+        Index("ix_models_documents", "owner", "document_bytes"),
+        Index("ix_models_access_bytes", "access_bytes"),
+    )
+
+    name: str = text_field(primary_key=True)
+    manifest: str = text_field()
+    generation: int = number_field()
+    observed_generation: int = number_field()
+    version: int = number_field()
+    serving_generation: int | None = number_field(default=None)
+    target_generation: int | None = number_field(default=None)
+    owner: str = text_field(default="")
+    ready: bool = False
+    """Whether the condition Ready is recorded as true; set with the condition."""
+    retired: bool = False
+    created_at: datetime = time_field()
+    updated_at: datetime = time_field()
+    document_bytes: int = number_field(default=0)
+    """Bytes of its manifest, and of the manifests and reports of its published snapshots."""
+    access_bytes: int = number_field(default=0)
+    """Bytes of its entry in the access lists."""
+    refused_generation: int | None = number_field(default=None)
+    """The revision of the manifest that a validation refused, if none was accepted since."""
+    validated: str | None = text_field(default=None)
+    """The newest revision that a validation accepted, with its spec if the manifest has another one."""
+    accepted: str | None = text_field(default=None)
+    """The one in force, likewise."""
+    former: str | None = text_field(default=None)
+    """What was in force before the open change that put `accepted` in force."""
+
+
+class SnapshotRow(Row, table=True):
+    """One version of one part; its number has one winner."""
+
+    __tablename__ = "snapshots"
+    __table_args__ = (model_key(), Index("ix_snapshots_digest", "model", "part", "digest"))
+
+    model: str = text_field(primary_key=True)
+    part: str = text_field(primary_key=True)
+    number: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    digest: str = text_field()
+    uri: str = text_field()
+    manifest: str = text_field()
+    created_at: datetime = time_field()
+    collected_at: datetime | None = time_field(default=None)
+    """When its bytes were released because nothing can need them any more; None: they are kept."""
+
+
+class ArtifactRow(Row, table=True):
+    """A blob or the manifest of a snapshot in the artifact store: its account, and when it was last in use."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (Index("ix_artifacts_account", "account"), Index("ix_artifacts_touched", "touched_at"))
+
+    digest: str = text_field(primary_key=True)
+    size_bytes: int = number_field()
+    account: str = text_field(default="")
+    uploads: int = number_field(default=0)
+    """Uploads of it that are under way."""
+    stored: bool = False
+    """Whether an upload has succeeded; until then its size is the announced one."""
+    touched_at: datetime = time_field()
+
+
+class ProfileRow(Row, table=True):
+    """One measurement of one snapshot; never changed."""
+
+    __tablename__ = "profiles"
+    __table_args__ = (
+        ForeignKeyConstraint(["model", "part", "snapshot"], ["snapshots.model", "snapshots.part", "snapshots.number"]),
+        UniqueConstraint("id"),
+        Index("ix_profiles_snapshot", "model", "part", "snapshot", "ordinal"),
+        Index("ix_profiles_architecture", "model", "part", "architecture", "hardware", "measured_at", "ordinal"),
+    )
+
+    ordinal: int | None = ordinal_field()
+    id: str = text_field()
+    model: str = text_field()
+    part: str = text_field()
+    snapshot: int = number_field()
+    hardware: str = text_field()
+    architecture: str = text_field()
+    """Architecture of the snapshot (`model.profile.architecture_of`): the profile applies to all snapshots of the
+    part that share it."""
+    profile: str = packed_field()
+    measured_at: datetime = time_field()
+    created_at: datetime = time_field()
+
+
+class GenerationRow(Row, table=True):
+    """One snapshot for every part of a model; its number has one winner."""
+
+    __tablename__ = "generations"
+    __table_args__ = (
+        model_key(),
+        Index("ix_generations_state", "model", "state"),
+        Index("ix_generations_serving_at", "model", "serving_at"),
+    )
+
+    model: str = text_field(primary_key=True)
+    number: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    snapshots: str = text_field()
+    layout: str | None = packed_field(default=None)
+    """NULL if the generation is not cut."""
+    graph: str | None = packed_field(default=None)
+    """The graph by which it served last; NULL before it served, and if no manifest gave it one."""
+    hosting: str | None = packed_field(default=None)
+    """The hosted parts that it served with last; NULL before it served."""
+    adapters: str | None = text_field(default=None)
+    """JSON; NULL if it has none."""
+    state: str = text_field()
+    reason: str | None = text_field(default=None)
+    message: str | None = text_field(default=None)
+    created_at: datetime = time_field()
+    serving_at: datetime | None = time_field(default=None)
+
+
+class ReportRow(Row, table=True):
+    """The validation report of one generation."""
+
+    __tablename__ = "reports"
+    __table_args__ = (ForeignKeyConstraint(["model", "generation"], ["generations.model", "generations.number"]),)
+
+    model: str = text_field(primary_key=True)
+    generation: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    report: str = text_field()
