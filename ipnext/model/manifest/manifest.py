@@ -32,7 +32,6 @@ from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Throughput, Unit
 from ipnext.model.validation_errors import fault_text
 from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, EngineName, Name, Value, WrittenValue
 
-API_VERSION = "ipnext/v1"
 MOST_PARTS: Final = 256
 """Adapters included, which no plan has. The limit of other parts is MOST_HOSTED_PARTS."""
 MOST_OPTIONS: Final = 64
@@ -429,14 +428,6 @@ class ModelManifest(WrittenValue):
     def name(self) -> str:
         """The model's name."""
         return self.metadata.name
-
-
-class _Header(Value):
-    """The fields that determine the parser."""
-
-    model_config = Value.model_config | {"extra": "ignore"}
-    apiVersion: str  # noqa: N815 - the written name
-    kind: str
 
 
 Manifest: TypeAlias = ModelManifest | FleetManifest | FreezeManifest | OwnerManifest
