@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.manifest.manifest import invalid_input
 from ipnext.model.manifest.yaml_documents import read_documents
+from ipnext.model.validation_errors import invalid_input
 from ipnext.model.value import Value
 from ipnext.timing import Timing
 

@@ -14,7 +14,7 @@ from ipnext.model.deployment.deployment import (
 )
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest.layout import laid_out
-from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.settings.routing import host_settings

@@ -11,7 +11,7 @@ from ipnext.model.deployment.deployment import (
     SnapshotFacts,
 )
 from ipnext.model.manifest.layout import laid_out
-from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.part_tensors import graph_of_one, request_tensors, signatures
 from ipnext.model.registry.adapter import ServedAdapter, engine_name
 from ipnext.model.registry.registry import Generation, PartGraph, Snapshot, TensorSpec

@@ -23,7 +23,7 @@ from activities.transition.rollback_target import on_what_is_left, within_reach
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
-from ipnext.model.manifest.manifest import RolloutSpec
+from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.planning.admission import Admission
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.model.planning.transition import FleetState, Refresh, Swap, Transition, Wave

@@ -18,7 +18,8 @@ from activities.transition.admission import not_swapped, planned_waves, price_of
 from activities.transition.dropped_users import explain_drop
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
-from ipnext.model.manifest.manifest import ModelManifest, RolloutSpec
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.planning.plan import RegionDemand
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW

@@ -11,7 +11,7 @@ from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.messages import WaveResult
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.manifest import RolloutSpec
+from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.planning.transition import Transition
 
 ROUNDING = 1e-6

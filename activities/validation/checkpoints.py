@@ -15,7 +15,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.registry.checkpoint import unfit_settings
 from ipnext.model.registry.registry import Snapshot
 from ipnext.model.settings.engine import vllm_settings

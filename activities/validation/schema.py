@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
 from ipnext.model.registry.registry import (
     NAMED,

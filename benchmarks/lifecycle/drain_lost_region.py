@@ -33,7 +33,8 @@ from ipnext.model.deployment.deployment import (
     ServedGeneration,
 )
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.registry.registry import (
     GenerationState,
     Signature,

@@ -55,7 +55,8 @@ from ipnext.model.deployment.deployment import (
 )
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput, WaveInput
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Transition, Wave
 from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec, single_part_graph
 from ipnext.model.value import canonical_json

@@ -27,7 +27,7 @@ from ipnext.errors import (
 from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ErrorBody
 from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
-from ipnext.model.manifest.manifest import first_fault, invalid_input
+from ipnext.model.validation_errors import first_fault, invalid_input
 from ipnext.model.value import Value, WrittenValue
 
 MAX_VALUE_CHARACTERS = 500

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid, TooLarge
-from ipnext.model.manifest.manifest import invalid_input
 from ipnext.model.registry.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.registry.signing import MOST_KEPT, SignatureEnvelope, read_envelope
+from ipnext.model.validation_errors import invalid_input
 from ipnext.model.value import canonical_json
 
 CHUNK_BYTES = 1 << 20

@@ -65,7 +65,8 @@ from ipnext.model.lifecycle.messages import ReplanState, ValidationReport
 from ipnext.model.lifecycle.replan_moves import MoverAction, ReplanProgress, SteerRequest
 from ipnext.model.lifecycle.status import ConditionStatus, ConditionType
 from ipnext.model.manifest.freeze import FreezeManifest, FreezeNow, FreezeView, Override, OverrideRequest
-from ipnext.model.manifest.manifest import Manifest, ModelManifest, parse_manifests
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import Manifest, parse_manifests
 from ipnext.model.planning.plan import PlanDiff
 from ipnext.model.registry.profile import Profile, ProfileView
 from ipnext.model.registry.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest

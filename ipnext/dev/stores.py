@@ -11,7 +11,7 @@ from ipnext.artifacts.stores.locations import open_store
 from ipnext.errors import ArtifactMissing, Conflict, InvalidInput, NotFound
 from ipnext.infra.process.atomic_file import replace_file
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest.manifest import parse_manifests
+from ipnext.model.manifest.parser import parse_manifests
 from ipnext.settings import DevSettings
 from ipnext.store.store import Store
 

@@ -1,9 +1,14 @@
 """Errors of pydantic in the words of YAML, for a person who wrote a manifest and knows no Python."""
 
-from collections.abc import Mapping
-from typing import Final
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from ipnext.errors import InvalidInput
 
 _WORDS: Final[Mapping[str, str]] = {
     "Value error, ": "",
@@ -20,3 +25,64 @@ def fault_text(fault: ErrorDetails) -> str:
     for python, yaml in _WORDS.items():
         text = text.replace(python, yaml)
     return text
+
+
+def invalid_input(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
+    """Return the first fault of a pydantic error as one line: path, value, allowed values."""
+    return first_fault(error.errors(include_url=False), model)
+
+
+def first_fault(found: Sequence[ErrorDetails], model: type[BaseModel]) -> InvalidInput:
+    """Return the first of a model's faults as one line: path, value, allowed values."""
+    faults = _own_faults(found)
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    location = first["loc"]
+    field = ".".join(str(step) for step in location)
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed_fields(model, location[:-1])
+        msg = f"{field}: unknown field; allowed here: {', '.join(allowed)}"
+        return InvalidInput(msg, field=field, value=first["input"], allowed=allowed)
+    value = first["input"]
+    given = "" if first["type"] in {"missing", "value_error"} else f" (got {value!r:.200})"
+    text = fault_text(first)
+    more = len(faults) - 1
+    msg = f"{field}: {text}{given}" if field else f"{text}{given}"
+    return InvalidInput(msg + (f" (and {more} more)" if more else ""), field=field, value=value)
+
+
+def _own_faults(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Return the faults without those of lists that are too short because their items have faults."""
+    at_or_below = Counter(fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]) + 1))
+    return [fault for fault in faults if fault["type"] != "too_short" or at_or_below[fault["loc"]] == 1]
+
+
+@functools.lru_cache
+def _schema_of(model: Any) -> dict[str, Any]:
+    """Return a pydantic model's JSON schema, which is made once: that takes as long as ten refusals."""
+    found: dict[str, Any] = model.model_json_schema(by_alias=True)
+    return found
+
+
+def _allowed_fields(model: Any, location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Return the allowed fields of a pydantic model at an error's location."""
+    schema = _schema_of(model)
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        while True:
+            if "$ref" in node:
+                node = definitions[node["$ref"].rsplit("/", 1)[1]]
+            elif "anyOf" in node:
+                node = next((n for n in node["anyOf"] if n.get("type") != "null"), {})
+            elif "allOf" in node:
+                node = node["allOf"][0]
+            else:
+                return node
+
+    node = resolve(schema)
+    for step in location:
+        if isinstance(step, int):
+            node = resolve(node.get("items", {}))
+        else:
+            node = resolve(node.get("properties", {}).get(step) or node.get("additionalProperties") or {})
+    return tuple(sorted(node.get("properties", {})))

@@ -7,8 +7,10 @@ import yaml
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import ModelManifest, invalid_input, parse_manifest
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.split import SplitPolicy
+from ipnext.model.validation_errors import invalid_input
 
 
 def read_policy(path: Path) -> SplitPolicy:

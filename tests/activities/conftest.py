@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from activities.validation.validator import Candidate
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.registry.registry import Snapshot
 from ipnext.model.registry.signing import SignerPolicy
 

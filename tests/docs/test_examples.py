@@ -9,7 +9,8 @@ from activities.planning.problem import fleet_problem, model_problem
 from ipnext.api.services.manifest_checks import check_against_fleet
 from ipnext.dev.stores import EMBEDDED_FLEET
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifests
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifests
 from planner.solve import solve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

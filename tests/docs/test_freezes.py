@@ -9,7 +9,7 @@ import pytest
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import next_windows
 from ipnext.model.manifest.freeze import FreezeSpec, FreezeWindow
-from ipnext.model.manifest.manifest import parse_manifests
+from ipnext.model.manifest.parser import parse_manifests
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "freezes.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from activities.transition.gate.window import MAX_WINDOW_BYTES
 from ipnext.model.gate.distributions import _Z
 from ipnext.model.gate.gate import ENOUGH_REQUESTS, GateSpec
 from ipnext.model.gate.sketch import PREDICTION_BOUNDS
-from ipnext.model.manifest.manifest import parse_manifests
+from ipnext.model.manifest.parser import parse_manifests
 from serving.metrics.prediction_sketches import MAX_OUTPUTS, MAX_VALUES, SAMPLE_SECONDS
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from ipnext.errors import InvalidInput, SignatureInvalid, Unauthenticated, Unava
 from ipnext.model.access.audit import GENESIS, AuditEntry, AuditObject, AuditWho, seal
 from ipnext.model.access.audit_chain import read_anchors, read_entries, verify
 from ipnext.model.access.predictions import AccessList
-from ipnext.model.manifest.manifest import parse_manifests
+from ipnext.model.manifest.parser import parse_manifests
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.wire import decode
 from serving.access.access_list import Callers

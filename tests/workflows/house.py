@@ -20,7 +20,7 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.lifecycle.messages import Change, ChangeKind, Replan
 from ipnext.model.lifecycle.status import Condition, ConditionType
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.split import SplitPolicy
 from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
 from ipnext.store.store import Store

@@ -27,7 +27,7 @@ from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
 from ipnext.errors import InvalidInput
 from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
-from ipnext.model.manifest.manifest import invalid_input
+from ipnext.model.validation_errors import invalid_input
 from ipnext.model.value import Value, WrittenValue
 
 AT_ONCE: Final = 40

@@ -14,7 +14,7 @@ from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
 from ipnext.model.access.rights import ANY, KeyRequest, KeyView, Role
 from ipnext.model.access.roles import RoleView
-from ipnext.model.manifest.manifest import invalid_input
+from ipnext.model.validation_errors import invalid_input
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _ID = re.compile(r"[a-z2-7]{16}")

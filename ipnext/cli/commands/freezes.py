@@ -14,7 +14,7 @@ from ipnext.cli.output import Form, Output, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.freeze import FreezeManifest, FreezePeriod, FreezeView
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 
 _LENGTH = re.compile(r"^([1-9][0-9]{0,4})([mhdw])$")
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}

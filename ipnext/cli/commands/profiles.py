@@ -18,7 +18,8 @@ from ipnext.cli.tables.profiles import ProfileAnswer, answer_tables
 from ipnext.client import Client
 from ipnext.errors import EXIT_FAILURE, Forbidden, InvalidInput, NotFound, Unavailable
 from ipnext.model.api.resources import ModelView
-from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.registry.profile import (
     MOST_STEPS,
     Conditions,

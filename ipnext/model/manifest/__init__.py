@@ -1,4 +1,5 @@
 """Manifests, as people write them, and all that follows from one without I/O.
 
-For API, command line, activities and planner. Begin with `manifest`; `layout` and `profiled` derive parts and figures.
+For API, command line, activities and planner. Begin with `manifest` and `parser`;
+`layout` and `profiled` derive parts and figures.
 """

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest.manifest import ModelManifest, ModelSpec, PartSpec
+from ipnext.model.manifest.manifest import ModelManifest, ModelSpec
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.split import options_of
 from ipnext.model.registry.registry import Generation, HostedPart, Hosting, LayoutPart, SplitLayout
 

@@ -1,132 +1,32 @@
-"""Documents that a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike.
+"""`kind: Model`: the document that describes a model, strict, for ranking and generative models alike.
 
-Other modules have all other kinds.
+`part`, `rollout` and `split` have its sections, `parser` reads it and the other kinds from YAML.
 """
 
-import functools
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, Self, TypeAlias
+from collections.abc import Mapping
+from typing import Final, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
-from ipnext.errors import InvalidInput
-from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
-from ipnext.model.fleet import FleetManifest, HardwareOption, check_kinds_differ
-from ipnext.model.gate.gate import GateSpec
-from ipnext.model.manifest.freeze import FreezeManifest
+from ipnext.model.manifest.part import PartSpec
+from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
-from ipnext.model.manifest.yaml_documents import read_documents
 from ipnext.model.metadata import Metadata
 from ipnext.model.registry.disaggregated import check_graph, handoff_graph, handoff_of
-from ipnext.model.registry.mixed_graph import Role, check_pair_alone, check_roles
-from ipnext.model.registry.profile import LatencyTarget
+from ipnext.model.registry.mixed_graph import check_pair_alone, check_roles
 from ipnext.model.registry.registry import REQUEST, PartGraph, SyncPolicy, source_node
 from ipnext.model.registry.signing import SignerPolicy
-from ipnext.model.settings.engine import torch_settings, vllm_settings
+from ipnext.model.settings.engine import vllm_settings
 from ipnext.model.settings.kv_transfer import Handoff
 from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Throughput, Unit
-from ipnext.model.validation_errors import fault_text
-from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, EngineName, Name, Value, WrittenValue
+from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, Name, WrittenValue
 
 MOST_PARTS: Final = 256
 """Adapters included, which no plan has. The limit of other parts is MOST_HOSTED_PARTS."""
-MOST_OPTIONS: Final = 64
-"""Hardware options of one part."""
 MOST_REGIONS: Final = 1024
 """Regions with users of one model."""
-MOST_REPLICAS: Final = 100_000
-MOST_KEPT_WARM: Final = 100
-"""Former generations."""
-MOST_BYTES: Final = 1 << 50
-
-
-class PartSpec(WrittenValue):
-    """One part of a model: hosted apart, or an adapter (LoRA) in the processes of another one."""
-
-    name: Name
-    engine: EngineName = "torch"
-    """`torch`, `vllm`, or an entry point of the group `ipnext.engines`; an apply refuses one that is not registered."""
-    adapter_of: Name | None = None
-    """The part whose engines load this one beside their model. It has no hardware, demand or settings of its own."""
-    hardware: tuple[HardwareOption, ...] = Field(default=(), max_length=MOST_OPTIONS)
-    """Ways to run it, at least one; of an adapter none."""
-    min_replicas: int = Field(default=1, ge=0, le=MOST_REPLICAS)
-    memory_bytes: int | None = Field(default=None, gt=0, le=MOST_BYTES)
-    latency_target: LatencyTarget | None = None
-    """At which a measured replica's throughput is taken; without it, the most that was measured."""
-    settings: Mapping[str, Any] = Field(default_factory=dict)
-    """Engine settings, such as {"maxModelLen": 4096} for vLLM or {"threads": 2} for torch."""
-
-    @property
-    def role(self) -> Role:
-        """The part's role: it computes, embeds or generates."""
-        if self.engine != "vllm":
-            return "computes"
-        return "embeds" if vllm_settings(self.settings).runner == "pooling" else "generates"
-
-    @model_validator(mode="after")
-    def _runs_by_itself_or_in_another(self) -> Self:
-        if self.adapter_of is not None:
-            _check_adapter(self)
-        elif not self.hardware:
-            msg = (
-                f"hardware: part {self.name!r} needs at least one of {{kind, units, qps or tokensPerSecond}}; "
-                "only a part with adapterOf has none"
-            )
-            raise ValueError(msg)
-        check_kinds_differ(self.name, (option.kind for option in self.hardware))
-        return self
-
-    @model_validator(mode="after")
-    def _settings_are_known(self) -> Self:
-        if self.engine == "vllm":
-            vllm_settings(self.settings)
-        elif self.engine == "torch":
-            torch_settings(self.settings)
-        return self
-
-    @model_validator(mode="after")
-    def _only_engines_of_tokens_are_measured(self) -> Self:
-        if self.engine != "vllm" and (self.latency_target or any(option.profile for option in self.hardware)):
-            msg = f"profile and latencyTarget: for parts of engine vllm; {self.name!r} has engine {self.engine!r}"
-            raise ValueError(msg)
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out absent fields, so that the document of an older manifest stays the same."""
-        plain: dict[str, Any] = serialize(self)
-        if self.adapter_of is not None:
-            return {key: value for key, value in plain.items() if key in _OF_ADAPTERS}
-        nothing = {"adapter_of", "adapterOf"} | (set() if self.latency_target else {"latency_target", "latencyTarget"})
-        return {key: value for key, value in plain.items() if key not in nothing}
-
-
-_OF_ADAPTERS: Final = ("name", "engine", "adapter_of", "adapterOf")
-"""Fields that an adapter has."""
-
-
-def _check_adapter(part: PartSpec) -> None:
-    """Check that an adapter has no other fields than it may.
-
-    Raises:
-        ValueError: it has the first such field.
-    """
-    if part.engine != "vllm":
-        msg = f"engine: {part.engine!r} loads no adapters, so {part.name!r} can't have adapterOf; allowed: vllm"
-        raise ValueError(msg)
-    more = sorted(part.model_fields_set.difference(_OF_ADAPTERS))
-    if more:
-        field = PartSpec.model_fields[more[0]].alias or more[0]
-        msg = (
-            f"{field}: {part.name!r} is an adapter and runs in the processes of {part.adapter_of!r}; allowed: "
-            "name, engine, adapterOf"
-        )
-        raise ValueError(msg)
 
 
 class DemandItem(Throughput):
@@ -145,64 +45,6 @@ class DemandItem(Throughput):
     def amount(self) -> float:
         """The amount in the model's unit."""
         return self.rate or 0.0
-
-
-class RolloutSpec(WrittenValue):
-    """How traffic moves to a new generation. Shares are fractions of a region's traffic."""
-
-    canary: float = Field(default=0.1, gt=0, le=1)
-    max_step: float = Field(default=0.5, gt=0, le=1)
-    hold_seconds: float = Field(default=0.0, ge=0, le=LONGEST_SECONDS)
-    max_error_rate: float = Field(default=0.01, ge=0, le=1)
-    gate: GateSpec = GateSpec()
-    """What else the new generation's answers must keep."""
-    deadline_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
-    refresh: Literal["auto", "in_place", "replace", "swap"] = "auto"
-    """How a new snapshot comes to a part: `in_place` into the running processes, beside the former one; `replace` into
-    new processes, and the former ones end; `swap` into the running processes, in the former one's place (engines that
-    serve by themselves only); `auto`: in place where `memory_bytes` of every part has room for both."""
-    drain_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
-    """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts
-    300."""
-    swap_wait_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
-    """With `refresh: swap`: how long a request waits at most for an engine that goes over; left out: as long as
-    `drain_seconds`, so that the streams that it waits for end first."""
-    keep_warm: int = Field(default=1, ge=0, le=MOST_KEPT_WARM)
-    """Former generations that stay loaded, without traffic, so that a rollback needs no load."""
-    approval: Literal["none", "canary", "each"] = "none"
-    """Behind which waves a person has to approve before the run goes on: the canary, or each but the last."""
-    manual_deadline_seconds: float = Field(default=86400.0, gt=0, le=LONGEST_SECONDS)
-    """How long a run waits for a person (an approval, the end of a pause); then it goes back."""
-    on_newer: Literal["finish", "turn"] = "finish"
-    """When a newer publish comes while a generation rolls out: finish, or go back first and begin with the newer
-    one."""
-    when_short: Literal["surge", "dip", "wait"] = "surge"
-    """Where the supply has no room for a safe way: refuse and name the surge; dip by `max_dip` at most; wait for
-    supply."""
-    max_dip: float = Field(default=0.0, ge=0, lt=1)
-    """With `dip`: how much of the throughput that a part needs may be missing for a while."""
-    wait_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
-    """How long a run waits for supply: with `wait` for any, else for what another transition is about to free."""
-
-    @model_validator(mode="after")
-    def _waits_for_swaps(self) -> Self:
-        if self.swap_wait_seconds is not None and self.refresh != "swap":
-            msg = (
-                "swapWaitSeconds: goes with refresh: swap, where requests wait for engines that go over; "
-                f"got refresh {self.refresh!r}"
-            )
-            raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _dips_by_something(self) -> Self:
-        if (self.when_short == "dip") != (self.max_dip > 0):
-            msg = (
-                f"maxDip: goes with whenShort: dip and is above 0 then; got whenShort {self.when_short!r}, "
-                f"maxDip {self.max_dip:g}"
-            )
-            raise ValueError(msg)
-        return self
 
 
 class ValidationSpec(WrittenValue):
@@ -428,102 +270,3 @@ class ModelManifest(WrittenValue):
     def name(self) -> str:
         """The model's name."""
         return self.metadata.name
-
-
-Manifest: TypeAlias = ModelManifest | FleetManifest | FreezeManifest | OwnerManifest
-
-KINDS: Mapping[str, type[Manifest]] = {
-    "Model": ModelManifest,
-    "Fleet": FleetManifest,
-    "Freeze": FreezeManifest,
-    "Owner": OwnerManifest,
-}
-
-
-def parse_manifests(text: str) -> tuple[Manifest, ...]:
-    """Return one or more YAML documents as manifests.
-
-    Raises InvalidInput with the field's path and the allowed values.
-    """
-    documents = [document for document in read_documents(text) if document is not None]
-    if not documents:
-        msg = "the manifest is empty; it needs apiVersion, kind, metadata and spec"
-        raise InvalidInput(msg)
-    return tuple(parse_manifest(document) for document in documents)
-
-
-def parse_manifest(document: object) -> Manifest:
-    """Return one manifest from plain data. Raises InvalidInput."""
-    if not isinstance(document, dict):
-        msg = f"a manifest is a mapping with apiVersion, kind, metadata and spec, not a {type(document).__name__}"
-        raise InvalidInput(msg)
-    kind = document.get("kind")
-    model = KINDS.get(kind) if isinstance(kind, str) else None
-    if model is None:
-        msg = f"kind: {kind!r} is not known; allowed: {', '.join(KINDS)}"
-        raise InvalidInput(msg, field="kind", value=kind, allowed=tuple(KINDS))
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        raise invalid_input(error, model) from error
-
-
-def invalid_input(error: ValidationError, model: type[Value] | type[WrittenValue]) -> InvalidInput:
-    """Return the first fault of a pydantic error as one line: path, value, allowed values."""
-    return first_fault(error.errors(include_url=False), model)
-
-
-def first_fault(found: Sequence[ErrorDetails], model: type[Value] | type[WrittenValue]) -> InvalidInput:
-    """Return the first of a model's faults as one line: path, value, allowed values."""
-    faults = _own_faults(found)
-    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    location = first["loc"]
-    field = ".".join(str(step) for step in location)
-    if first["type"] == "extra_forbidden":
-        allowed = _allowed_fields(model, location[:-1])
-        msg = f"{field}: unknown field; allowed here: {', '.join(allowed)}"
-        return InvalidInput(msg, field=field, value=first["input"], allowed=allowed)
-    value = first["input"]
-    given = "" if first["type"] in {"missing", "value_error"} else f" (got {value!r:.200})"
-    text = fault_text(first)
-    more = len(faults) - 1
-    msg = f"{field}: {text}{given}" if field else f"{text}{given}"
-    return InvalidInput(msg + (f" (and {more} more)" if more else ""), field=field, value=value)
-
-
-def _own_faults(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Return the faults without those of lists that are too short because their items have faults."""
-    at_or_below = Counter(fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]) + 1))
-    return [fault for fault in faults if fault["type"] != "too_short" or at_or_below[fault["loc"]] == 1]
-
-
-@functools.lru_cache
-def _schema_of(model: Any) -> dict[str, Any]:
-    """Return a pydantic model's JSON schema, which is made once: that takes as long as ten refusals."""
-    found: dict[str, Any] = model.model_json_schema(by_alias=True)
-    return found
-
-
-def _allowed_fields(model: Any, location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Return the allowed fields of a pydantic model at an error's location."""
-    schema = _schema_of(model)
-    definitions = schema.get("$defs", {})
-
-    def resolve(node: dict[str, Any]) -> dict[str, Any]:
-        while True:
-            if "$ref" in node:
-                node = definitions[node["$ref"].rsplit("/", 1)[1]]
-            elif "anyOf" in node:
-                node = next((n for n in node["anyOf"] if n.get("type") != "null"), {})
-            elif "allOf" in node:
-                node = node["allOf"][0]
-            else:
-                return node
-
-    node = resolve(schema)
-    for step in location:
-        if isinstance(step, int):
-            node = resolve(node.get("items", {}))
-        else:
-            node = resolve(node.get("properties", {}).get(step) or node.get("additionalProperties") or {})
-    return tuple(sorted(node.get("properties", {})))

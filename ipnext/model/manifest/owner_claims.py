@@ -22,7 +22,8 @@ from typing import Final, NamedTuple
 from ipnext.errors import QuotaExceeded
 from ipnext.model.access.owner import ARTIFACTS, CALLERS, DOLLARS, MODELS, REPLICAS, REQUESTS, UNITS, OwnerManifest
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest.manifest import ModelManifest, ModelSpec, PartSpec
+from ipnext.model.manifest.manifest import ModelManifest, ModelSpec
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPart, SplitPolicy, options_of
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.model.throughput import REQUESTS as IN_REQUESTS

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from ipnext.errors import InvalidInput
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.registry.profile import AtTarget, LatencyTarget, PartThroughput, Profile, StoredProfile, at_target
 from ipnext.model.throughput import FIELDS, TOKENS, Unit
 

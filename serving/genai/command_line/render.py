@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.settings.engine import VllmSettings, vllm_settings
 from ipnext.model.settings.engine_allowances import NO_ALLOWANCES, EngineAllowances
 from ipnext.model.value import Value

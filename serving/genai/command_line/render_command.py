@@ -9,7 +9,8 @@ import typer
 
 from ipnext.cli.output import Form, Output, write
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifests
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifests
 from ipnext.model.settings.engine_allowances import EngineAllowances
 from serving.genai.command_line.render import ReplicaRendering, render
 

@@ -16,7 +16,7 @@ from activities.planning.solver import ThreadSolver
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.plan import PlanDiff
 from ipnext.model.registry.registry import LayoutPart, PartGraph, Segment, SplitLayout
 from ipnext.store.operations.quota_claims import admitted_claims

@@ -15,7 +15,8 @@ from activities.planning.problem import (
 )
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
-from ipnext.model.manifest.manifest import MOST_REPLICAS, parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
+from ipnext.model.manifest.part import MOST_REPLICAS
 from ipnext.model.planning.plan import ReplicaCount
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS
 from ipnext.store.records import ModelPlacement

@@ -12,7 +12,7 @@ from activities.planning.solver import ThreadSolver
 from activities.regions.drain_check import refusal_of
 from activities.state.desired import read_facts
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.plan import Plan, SolverInfo, Unmet
 from ipnext.model.registry.profile import Conditions, LoadStep, Profile
 from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource

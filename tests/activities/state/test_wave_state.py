@@ -13,7 +13,7 @@ from activities.state.wave_state import ModelWaveState, peak, planned_state, run
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.infra.assignment import host_holds
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.plan import CurrentState, ReplicaCount
 from ipnext.model.planning.transition import (
     FleetState,

@@ -21,7 +21,7 @@ from activities.transition.wave_context import WaveContext
 from activities.validation.activities import ValidationActivities
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput, WaveInput
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Swap, Transition, Wave
 from ipnext.model.registry.registry import (
     DELTA_FILE,

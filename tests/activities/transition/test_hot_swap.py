@@ -20,7 +20,7 @@ from ipnext.model.deployment.deployment import (
     RouteShare,
     RouteTable,
 )
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import (
     FleetState,
     GenerationReplicas,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from activities.transition.refresh_mode import refresh_of, with_ground
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas
 from ipnext.model.registry.registry import DELTA_FILE, ArtifactFile, Generation, Signature, SnapshotManifest
 

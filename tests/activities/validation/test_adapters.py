@@ -14,7 +14,7 @@ from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.adapters import check_adapter_bases, check_adapters
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas
 from ipnext.model.registry.adapter import engine_name
 from ipnext.model.registry.registry import GenerationState

@@ -13,7 +13,7 @@ from activities.transition.refresh_mode import refresh_of
 from activities.validation.schema import check_edges, check_engines, check_interface
 from activities.validation.validator import Candidate
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas
 from ipnext.model.registry.registry import Generation, Signature, Snapshot, SnapshotManifest, TensorSpec
 from tests.genai.support.checkpoints import write_bert, write_llama

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.errors import InvalidInput, LoadFailed
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.settings.engine import VllmSettings
 from ipnext.model.settings.engine_allowances import EngineAllowances
 from serving.genai.command_line import interpreter, vllm_command

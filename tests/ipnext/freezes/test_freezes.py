@@ -7,7 +7,7 @@ import pytest
 from ipnext.errors import InvalidInput
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import ChangeScope, frozen, next_windows, open_window
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 
 ANYONE = ChangeScope("ranker", "search", ("eu", "us"), "publish")
 WEEKENDS = {

@@ -9,7 +9,7 @@ import pytest
 from ipnext.errors import InvalidInput
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import next_windows
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 
 AT = datetime(2026, 3, 27, 12, tzinfo=UTC)
 

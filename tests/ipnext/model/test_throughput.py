@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.throughput import REQUESTS, TOKENS, amount, unit_in
 
 

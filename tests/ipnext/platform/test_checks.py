@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 import yaml
 
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.platform.checks import _agents, _artifacts, _database, _owner
 from ipnext.settings import PlatformSettings
 from ipnext.store.store import Store

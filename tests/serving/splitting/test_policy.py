@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.split import ShardSpec
 from serving.export import export_model
 from serving.splitting.assign.shards import ShardUnit, deal

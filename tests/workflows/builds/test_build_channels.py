@@ -143,7 +143,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/infra/agent/prefetch.py": ONE_BUILD,
     "ipnext/model/access/audit_chain.py": DIGEST,
     "ipnext/model/settings/engine.py": PEOPLE,
-    "ipnext/model/manifest/manifest.py": PEOPLE,
+    "ipnext/model/manifest/parser.py": PEOPLE,
     "ipnext/model/settings/routing.py": PEOPLE,
     "ipnext/model/registry/signing.py": OTHERS,
     "ipnext/settings.py": PEOPLE,

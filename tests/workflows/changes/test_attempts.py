@@ -10,7 +10,7 @@ import pytest
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from ipnext.model.lifecycle.messages import WaveInput
-from ipnext.model.manifest.manifest import LONGEST_SECONDS
+from ipnext.model.value import LONGEST_SECONDS
 from tests.workflows.activity_errors import failed_activity
 from workflows import attempts, policies
 from workflows.attempts import Interruption, PatienceOver, within_deadline, within_patience

@@ -7,7 +7,7 @@ import pytest
 
 from ipnext.model.deployment.footprint import PROCESS_BYTES
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 
 pytestmark = pytest.mark.usefixtures("workers")
 

@@ -11,7 +11,7 @@ from activities.planning import problem as problems
 from activities.state import serving_basis
 from activities.validation.schema import check_engines
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
-from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.store.operations import change_end
 from ipnext.store.registry.models import Models

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ipnext.model.fleet import FleetSpec, HardwareOption, SupplyItem
-from ipnext.model.manifest.manifest import PartSpec
+from ipnext.model.manifest.part import PartSpec
 
 REGIONS = ("ap", "br", "ca", "de", "es", "fr")
 HARDWARE = ("cpu", "gpu", "tpu")

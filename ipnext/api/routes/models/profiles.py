@@ -12,7 +12,8 @@ from ipnext.api.routes.models.owners import admit_documents, allowance_of
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.api.resources import ListPage
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest.manifest import ModelManifest, PartSpec
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.profiled import throughput_of
 from ipnext.model.registry.profile import LatencyTarget, Profile, ProfileView, StoredProfile
 from ipnext.model.throughput import amount

@@ -10,7 +10,7 @@ from ipnext.model.deployment.deployment import RouteShare
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, LatencyLimits, RegionTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS, PredictionSketch, prediction_bucket
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 
 NEW = 7
 

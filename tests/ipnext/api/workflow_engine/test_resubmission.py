@@ -17,7 +17,7 @@ from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ReplanState
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.store.store import Store
 from tests.waiting import eventually
 from tests.workflows.house import manifest

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ipnext.cli import app
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.registry.registry import Signature, SnapshotManifest, SnapshotSource
 from tests.waiting import PATIENCE_SECONDS
 

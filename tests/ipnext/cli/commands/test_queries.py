@@ -10,7 +10,7 @@ from ipnext.cli.commands.queries import explanation_tables, parts_table, regions
 from ipnext.model.api.resources import HardwareUse, RegionView, StatusExplanation, TransitionView
 from ipnext.model.lifecycle.drain import Drain, DrainState, DrainView
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import Transition, TransitionState
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import InvalidInput, QuotaExceeded
-from ipnext.model.manifest.manifest import parse_manifest
 from ipnext.model.manifest.owner_claims import QuotaClaim, check_quotas, claims_of, claims_of_wishes, exceeds, quotas_of
+from ipnext.model.manifest.parser import parse_manifest
 
 NONE = QuotaClaim({}, is_counted=False)
 DEFAULT_REPLICAS = 100

@@ -3,7 +3,8 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifest, parse_manifests
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifest, parse_manifests
 from ipnext.model.manifest.yaml_documents import read_documents
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]

@@ -8,7 +8,8 @@ import pytest
 from ipnext.errors import InvalidInput
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest.layout import laid_out
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.split import SplitPolicy, options_of
 from ipnext.model.registry.registry import Generation, SplitLayout
 

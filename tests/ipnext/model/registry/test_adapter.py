@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.registry.adapter import client_name, engine_name
 from ipnext.model.registry.registry import Generation
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.settings.kv_transfer import Handoff
 
 GRAPH = {

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from tests.mixed import manifest
 
 

@@ -15,7 +15,8 @@ from ipnext.errors import Conflict, NotFound, QuotaExceeded, StaleWrite
 from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
-from ipnext.model.manifest.manifest import ModelManifest, parse_manifest
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.parser import parse_manifest
 from tests.ipnext.store.test_writers import waits_for_a_lock
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -10,7 +10,7 @@ from ipnext.model.deployment.engine_start import EngineStart
 from ipnext.model.gate.sketch import latency_bucket
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest
-from ipnext.model.manifest.manifest import parse_manifest
+from ipnext.model.manifest.parser import parse_manifest
 from tests.ipnext.api.browsers import patient
 from tests.waiting import until
 from tests.workflows.builds import next_build
