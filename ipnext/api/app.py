@@ -7,8 +7,9 @@ from fastapi import FastAPI
 
 import ipnext
 from ipnext.access.policy import policies_of
-from ipnext.api.authorization.access import Access, Authentication
+from ipnext.api.authorization.access import Access
 from ipnext.api.authorization.audit_entries import Recorder
+from ipnext.api.authorization.authentication import Authentication
 from ipnext.api.authorization.entry_budget import EntryBudget
 from ipnext.api.authorization.machine_details import MachineDetails
 from ipnext.api.authorization.persons import persons_of

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
 
-from ipnext.api.authorization.access import Access, acting_of
+from ipnext.api.authorization.access import Access
+from ipnext.api.authorization.caller import acting_of
 from ipnext.api.requests.shared_answers import SharedAnswers
 from ipnext.api.requests.stream import Stream
 from ipnext.api.services.region_observer import RegionObserver

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from ipnext.api.authorization.access import is_public
+from ipnext.api.authorization.authentication import is_public
 from ipnext.api.requests.guarded_route import SAFE_METHODS
 from ipnext.model.api.resources import ErrorBody, Readiness
 

@@ -26,7 +26,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ipnext.api.authorization.access import KEPT_SECONDS, check_own_page
+from ipnext.api.authorization.access import KEPT_SECONDS
+from ipnext.api.authorization.credentials import check_own_page
 from ipnext.api.requests.origins import SourceCheck
 from ipnext.client.errors import error_of
 from ipnext.components.private_files import keep_new_files_private

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.api.authorization.access import is_public
+from ipnext.api.authorization.authentication import is_public
 from ipnext.components.authorisation import RULES, callers_of
 from ipnext.components.authority import CertificateAuthority
 from ipnext.components.certificates import client_context

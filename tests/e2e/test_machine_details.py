@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ipnext.api.authorization.access import is_public
+from ipnext.api.authorization.authentication import is_public
 from ipnext.login.credentials import read_key
 from ipnext.model.access.rights import KeyRequest, Role
 from tests.waiting import until

@@ -1,8 +1,6 @@
-"""Authentication of every request, authorization of every endpoint.
+"""Principals of credentials, proved by the store's keys, and what they may do, decided by the policies.
 
-`Authentication` is middleware: it answers 401 to a request without a valid credential before its body is read. Each
-endpoint names its action by `may(...)`, which answers 403, or 404 if the principal may not see the model. Its route
-(`ipnext.api.requests.guarded_route`) checks that before it reads the body, too.
+`authentication` calls it for every request, `endpoint_permission` for every endpoint.
 """
 
 import asyncio
@@ -13,26 +11,17 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, NamedTuple
-from urllib.parse import unquote
+from typing import Any, Final, NamedTuple
 
 import anyio
 import structlog
-from fastapi import Depends, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ipnext.access.acting import ACTING, RequestAuthority, Trail
-from ipnext.access.acting import acting as acting_as
+from ipnext.access.acting import ACTING, RequestAuthority
 from ipnext.access.actions import ACTIONS, Action
 from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
-from ipnext.api.authorization.audit_entries import Recorder, operation_of
 from ipnext.api.authorization.entry_budget import EntryBudget
-from ipnext.api.errors import answer, error_body, headers_of
-from ipnext.api.requests.guarded_route import SAFE_METHODS
-from ipnext.api.requests.slots import holder_of
-from ipnext.api.requests.stream import StreamListener
-from ipnext.errors import Forbidden, IPnextError, NotFound, Unauthenticated, Unavailable
+from ipnext.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from ipnext.model.access.rights import ANY, Principal, Role
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -43,17 +32,6 @@ KEPT_SECONDS: Final = 2.0
 KEPT: Final = 4096
 NOTED_SECONDS: Final = 5.0
 USED_EVERY: Final = timedelta(minutes=1)
-PUBLIC: Final = frozenset(
-    {
-        *("/", "/docs", "/openapi.json", "/healthz", "/readyz"),
-        *("/v1/sessions", "/v1/tickets/current", "/v1/login", "/v1/proof"),
-    }
-)
-"""Paths that need no credential: the page's shell, the schema, probes, the login and the look at a ticket, which bring
-their own, the options of logins, and the proof that a client requests before it sends its key."""
-PUBLIC_FOLDER: Final = "/web/"
-LOCAL: Final = Principal(kind="local", id="local", name="anybody", grants=())
-"""Every caller, if authentication is off."""
 
 Tokens = Callable[[str], Principal]
 """Proves the principal of a token of the identity provider. Raises Unauthenticated."""
@@ -352,92 +330,6 @@ def _ended(principal: Principal, *, is_revoked: bool) -> Unauthenticated:
     return Unauthenticated(msg, ended=Principal(kind=principal.kind, id=principal.id, name=principal.name))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Listening:
-    """A principal that follows the stream of events."""
-
-    access: Access
-    principal: Principal
-
-    @property
-    def holder(self) -> str | None:
-        """Its principal, if there is one."""
-        return holder_of(self.principal)
-
-    def sees(self, owner: str | None) -> bool:
-        """Return whether it may read an owner's models.
-
-        Events of the fleet may name any model: only principals that see all may read them.
-        """
-        if owner:
-            return self.access.can_see(self.principal, owner)
-        return owner is None or self.access.sees_all(self.principal)
-
-    async def visible(self) -> frozenset[str] | None:
-        """Return the owners whose models it sees; None: all."""
-        return await _visible_owners(self.access, self.principal)
-
-    def may_listen(self) -> bool:
-        """Return whether its credential is still valid. True while the store does not answer."""
-        try:
-            return not self.access.required or self.access.is_still_valid(self.principal)
-        except Unavailable:
-            return True
-
-
-def listener_of(access: Access, principal: Principal) -> StreamListener:
-    """Return a principal as a listener of the stream."""
-    return _Listening(access, principal)
-
-
-class Authentication:
-    """ASGI middleware: authenticates the caller, or answers 401 before any of the body is read."""
-
-    def __init__(self, app: ASGIApp, access: Access, recorder: Recorder) -> None:
-        self._app = app
-        self._access = access
-        self._recorder = recorder
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401, or pass the request on with its principal in `scope["state"]`."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        client, trail = scope.get("client"), Trail(lambda: operation_of(scope))
-        acting = RequestAuthority(LOCAL, client[0] if client else "", trail=trail)
-        try:
-            headers = _headers(scope)
-            acting = dataclasses.replace(acting, said=read_claimed_user(headers))
-            acting = dataclasses.replace(acting, principal=await self._principal(scope, headers))
-            acting = dataclasses.replace(acting, authority=self._access if self._access.required else None)
-        except IPnextError as error:
-            await self._recorder.refused_credential(acting, error)
-            await answer(error_body(error), error.http_status, headers_of(error))(scope, receive, send)
-            return
-        scope.setdefault("state", {})["acting"] = acting
-        with acting_as(acting):
-            await self._app(scope, receive, self._recorder.recording(scope, send))
-
-    async def _principal(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
-        if not self._access.required or is_public(scope["path"]):
-            return LOCAL
-        credential, kinds = _bearer(headers), ("key",)
-        if credential is None:
-            credential, kinds = _cookie(scope, headers), ("session",)
-            if credential is not None:
-                check_own_page(scope["method"], headers)
-        if credential is None:
-            msg = (
-                "this needs a credential: `Authorization: Bearer KEY`; the CLI and SDK take IPNEXT_API_KEY or what "
-                "`ipnext login` and `ipnext dev` wrote down"
-            )
-            raise Unauthenticated(msg)
-        found = self._access.recall(credential, kinds)
-        if found is not None:
-            return found
-        return await anyio.to_thread.run_sync(lambda: self._access.prove(credential, kinds=kinds))
-
-
 def granted_owners(principal: Principal) -> frozenset[str]:
     """Return the owners in a principal's grants: by the built-in policies it may read their models."""
     viewer = Role.VIEWER.rank
@@ -450,234 +342,6 @@ def reads_anything(principal: Principal) -> bool:
     Callers request predictions and read nothing here.
     """
     return any(grant.role.rank >= Role.VIEWER.rank for grant in principal.grants)
-
-
-def is_public(path: str) -> bool:
-    """Return whether a path needs no credential."""
-    return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
-
-
-def acting_of(request: Request) -> RequestAuthority:
-    """Return the acting principal of this request."""
-    acting: RequestAuthority = request.state.acting
-    return acting
-
-
-def principal_of(request: Request) -> Principal:
-    """Return the principal of a request."""
-    return acting_of(request).principal
-
-
-Asker = Annotated[Principal, Depends(principal_of)]
-
-
-async def visible_of(request: Request) -> frozenset[str] | None:
-    """Return the owners whose models the request's principal may see; None: all."""
-    return await _visible_owners(request.app.state.platform.access, principal_of(request))
-
-
-async def _visible_owners(access: Access, principal: Principal) -> frozenset[str] | None:
-    if not access.has_own_policies or access.sees_all(principal):
-        return access.visible(principal)
-    return await anyio.to_thread.run_sync(access.visible, principal)
-
-
-Visible = Annotated[frozenset[str] | None, Depends(visible_of)]
-
-
-def act(request: Request, **known: Any) -> RequestAuthority:
-    """Add fields of `RequestAuthority` to the request's, for the audit."""
-    acting: RequestAuthority = dataclasses.replace(acting_of(request), **known)
-    request.state.acting = acting
-    ACTING.set(acting)
-    return acting
-
-
-def read_claimed_user(headers: Mapping[str, str]) -> str:
-    """Return the user that the caller claims to act for; not authenticated."""
-    said = unquote(headers.get("x-ipnext-user", "")[:400])
-    return "".join(letter for letter in said if letter.isprintable()).strip()[:100]
-
-
-def _target(action: Action, path: Mapping[str, str]) -> tuple[str, str]:
-    """Return kind and name of a request's object from its path. Endpoints may be more precise."""
-    if "change_id" in path:
-        return "Change", path["change_id"]
-    named = {"Model": "name", "Owner": "owner"}.get(action.kind, "region")
-    return action.kind, path.get(named, "")
-
-
-def may(name: str, *, only_reads: bool = False) -> Any:
-    """Make the dependency of an endpoint that checks an action, on the model, change or region of the path.
-
-    `only_reads`: a POST that changes nothing, so that the audit has no entry of it.
-    """
-    action = ACTIONS[name]
-
-    async def check(request: Request) -> None:
-        if getattr(request.state, "permitted", None) is check:  # its route checked before it read the body
-            return
-        access: Access = request.app.state.platform.access
-        path = request.path_params
-        kind, about = _target(action, path)
-        acting = act(request, action=action.name, kind=kind, name=about, model=path.get("name", "") if of_model else "")
-        acting.trail.only_reads = only_reads
-        if of_model and ("name" in path or "change_id" in path):
-            found = await anyio.to_thread.run_sync(_check_model, request, access, action)
-            acting.trail.checks.append(lambda who, unit: _model_permission(access, who, action, path, unit)._asdict())
-        else:
-            found = _shared_permission(access, acting.principal, action, path)
-            acting.trail.checks.append(lambda who, _: _shared_permission(access, who, action, path)._asdict())
-        act(request, **found._asdict())
-        request.state.permitted = check
-
-    of_model = action.kind == "Model"
-
-    check.__name__ = f"may_{name.replace('.', '_')}"
-    check.action = action  # type: ignore[attr-defined]
-    return Depends(check)
-
-
-def may_read_plan() -> Any:
-    """Make the dependency that checks reading the plan of the path.
-
-    The plan of one model is read like the model, that of the fleet like the fleet.
-    """
-    return Depends(_check_plan)
-
-
-def _check_plan(request: Request) -> None:
-    access: Access = request.app.state.platform.access
-    principal, plan_id = principal_of(request), request.path_params["plan_id"]
-    if access.sees_all(principal):
-        return
-    with request.app.state.platform.store.read() as unit:
-        known, model = unit.scope_of_plan(plan_id)
-        owner = unit.owner_of(model or "")
-    if known and model is None:
-        access.check(principal, "plans.read", Resource("Plan", plan_id))
-    elif not access.is_seen(principal, owner):
-        msg = f"no plan has the id {plan_id!r}"
-        raise NotFound(msg)
-
-
-_check_plan.action = ACTIONS["plans.read"]  # type: ignore[attr-defined]
-
-
-def _check_model(request: Request, access: Access, action: Action) -> Permission:
-    path, principal = request.path_params, principal_of(request)
-    with request.app.state.platform.store.read() as unit:
-        name = path.get("name", "")
-        if action.name == "models.apply" and not access.is_seen(principal, unit.owner_of(name)):
-            return Permission(access.check_new(principal, action), name)  # the unit that writes says whose it is
-        return _model_permission(access, principal, action, path, unit)
-
-
-def _model_permission(
-    access: Access, principal: Principal, action: Action, path: Mapping[str, str], unit: Repository
-) -> Permission:
-    """Permit an action on the model, or the change, of a path, as it is in a unit of work.
-
-    Raises NotFound or Forbidden.
-    """
-    name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
-    if name is None:
-        return Permission(action.policy)  # the endpoint answers that there is no such change
-    if action.name == "models.apply" and unit.owner_of(name) is None:
-        return Permission(access.check_new(principal, action), name)
-    return access.check_model(principal, action, unit, name)
-
-
-def _shared_permission(access: Access, principal: Principal, action: Action, path: Mapping[str, str]) -> Permission:
-    """Permit an action on an owner or region of a path, on a list, or on an object that all owners share."""
-    if action.kind == "Owner" and "owner" in path:
-        return access.check_own(principal, action, path["owner"])
-    if action.kind in {"Model", "Owner"}:
-        return Permission(access.check_list(principal, action))
-    return Permission(access.check(principal, action.name, Resource(action.kind, path.get("region", ""))))
-
-
-def _model_of_change(access: Access, principal: Principal, unit: Repository, change_id: str) -> str | None:
-    """Return the model of a change. NotFound if it is missing, and in the same words if it is of another owner's model.
-
-    Both need the same queries of the store, so that timing does not distinguish them either. None if it is missing and
-    nothing is hidden from the principal.
-    """
-    change = unit.find_change(change_id)
-    if change is None and access.sees_all(principal):
-        return None
-    owner = unit.owner_of("" if change is None else change.model)
-    if change is None or not access.is_seen(principal, owner):
-        msg = f"no change has the id {change_id!r}"
-        raise NotFound(msg)
-    return change.model
-
-
-def bearer_of(request: Request) -> str | None:
-    """Return the credential of a request's `Authorization`; None without one.
-
-    Unauthenticated if the scheme is not Bearer.
-    """
-    return _bearer(_headers(request.scope))
-
-
-def _headers(scope: Scope) -> Mapping[str, str]:
-    """Return headers by name. Unauthenticated if there are two credentials: it would be ambiguous which one counts."""
-    if sum(name.lower() == b"authorization" for name, _ in scope["headers"]) > 1:
-        msg = "Authorization: a request has at most one"
-        raise Unauthenticated(msg)
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-
-
-def _bearer(headers: Mapping[str, str]) -> str | None:
-    """Return the credential of `Authorization`. Unauthenticated if the scheme is not Bearer."""
-    given = headers.get("authorization")
-    if given is None:
-        return None
-    scheme, _, credential = given.partition(" ")
-    if scheme.lower() != "bearer" or not credential.strip():
-        msg = "Authorization: the scheme is Bearer, followed by an API key or a token"
-        raise Unauthenticated(msg)
-    return credential.strip()
-
-
-def cookie_name(scope: Scope) -> str:
-    """Return the name of the session's cookie.
-
-    It contains the port, because browsers send a host's cookies to each of its ports.
-    """
-    server = scope.get("server")
-    return f"ipnext_session_{server[1] if server else 0}"
-
-
-def session_of(scope: Scope) -> str | None:
-    """Return the session's cookie of a request."""
-    return _cookie(scope, _headers(scope))
-
-
-def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
-    """Return the session's cookie. Cookies of other programs on this host are ignored."""
-    wanted = cookie_name(scope)
-    for pair in headers.get("cookie", "").split(";"):
-        name, _, value = pair.partition("=")
-        if name.strip() == wanted:
-            return value.strip()
-    return None
-
-
-def check_own_page(method: str, headers: Mapping[str, str]) -> None:
-    """Refuse a cookie that the API's own page does not send.
-
-    Browsers also send it for pages on other ports of this host. The `Origin` was checked before. `none`: the user typed
-    the address. Raises Unauthenticated.
-    """
-    site = headers.get("sec-fetch-site")
-    if site not in {None, "same-origin", "none"}:
-        msg = f"a page of another origin asks (Sec-Fetch-Site: {site}); a session is for the page of the API"
-        raise Unauthenticated(msg)
-    if method not in SAFE_METHODS and "origin" not in headers and site != "same-origin":
-        msg = "a page's request that changes something names its origin; this one has neither Origin nor Sec-Fetch-Site"
-        raise Unauthenticated(msg)
 
 
 def _mark(credential: str, kinds: tuple[str, ...]) -> str:

@@ -9,7 +9,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ipnext.api.authorization.access import Visible, may
+from ipnext.api.authorization.caller import Visible
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.metrics.families import counter, gauge
 from ipnext.api.metrics.planning import plan_metrics, replan_metrics

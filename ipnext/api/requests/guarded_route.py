@@ -39,7 +39,9 @@ LATE_SECONDS: Final = 2.0
 """Beyond it a request is checked again before its endpoint: the time for which a proved credential is not looked up."""
 
 Guard = Callable[[Request], Awaitable[None]]
-"""A dependency made by `ipnext.api.authorization.access.may`. Called again in one request, it returns at once."""
+"""A dependency made by `ipnext.api.authorization.endpoint_permission.may`.
+
+Called again in one request, it returns at once."""
 
 Model = type[Value] | type[WrittenValue]
 

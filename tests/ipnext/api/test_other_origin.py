@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import MetaData, select
 
-from ipnext.api.authorization.access import is_public
+from ipnext.api.authorization.authentication import is_public
 from tests.ipnext.api.browsers import other_page, patient
 from tests.ipnext.api.surface import HIDDEN, SHOWN, seed_two_owners
 from tests.waiting import until

@@ -14,7 +14,7 @@ from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.python.asgi import shutdown_lifespans
 from schemathesis.specs.openapi.checks import ignored_auth, negative_data_rejection, positive_data_acceptance
 
-from ipnext.api.authorization.access import is_public
+from ipnext.api.authorization.authentication import is_public
 from tests.ipnext.api.surface import SHOWN
 
 KNOWN = {

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ipnext.api.authorization.access import may
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, Limit, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput

@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 
 from ipnext.access.keys import draw_key
-from ipnext.api.authorization.access import Asker, may
+from ipnext.api.authorization.caller import Asker
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, Limit, PlatformAdapters, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput, NotFound

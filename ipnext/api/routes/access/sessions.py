@@ -6,7 +6,8 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from ipnext.access.keys import draw_key, parse_key
-from ipnext.api.authorization.access import Asker, act, bearer_of, cookie_name, session_of
+from ipnext.api.authorization.caller import Asker, act
+from ipnext.api.authorization.credentials import bearer_of, cookie_name, session_of
 from ipnext.api.dependencies import Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.access.keys import NO_STORE

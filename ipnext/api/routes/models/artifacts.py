@@ -12,8 +12,10 @@ from anyio import CancelScope, CapacityLimiter
 from fastapi import APIRouter, Query, Request, Response
 
 from ipnext.access.acting import RequestAuthority
-from ipnext.api.authorization.access import Access, Asker, acting_of, may
+from ipnext.api.authorization.access import Access
 from ipnext.api.authorization.audit_entries import record_asked
+from ipnext.api.authorization.caller import Asker, acting_of
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.slots import Slots, holder_of

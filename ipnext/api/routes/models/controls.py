@@ -8,8 +8,8 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 
-from ipnext.api.authorization.access import may
 from ipnext.api.authorization.audit_entries import record_asked
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import IdempotencyKey, ModelName, PlatformAdapters, Rooms, User
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import Conflict

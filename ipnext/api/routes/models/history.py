@@ -6,7 +6,9 @@ from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import StreamingResponse
 
 from ipnext import names
-from ipnext.api.authorization.access import Asker, Visible, listener_of, may
+from ipnext.api.authorization.caller import Asker, Visible
+from ipnext.api.authorization.endpoint_permission import may
+from ipnext.api.authorization.listener import listener_of
 from ipnext.api.dependencies import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_SHARED

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from ipnext.api.authorization.access import Asker, may
+from ipnext.api.authorization.caller import Asker
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import ModelName, PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.slots import holder_of

@@ -5,7 +5,8 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 
 from ipnext import names
-from ipnext.api.authorization.access import Asker, Visible, may
+from ipnext.api.authorization.caller import Asker, Visible
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, IdempotencyKey, ModelName, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.filters import WantedModels, find_models

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 
 from ipnext.access.keys import draw_key
-from ipnext.api.authorization.access import Asker, Visible, may
+from ipnext.api.authorization.caller import Asker, Visible
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, PlatformAdapters, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.manifest_checks import check_storable

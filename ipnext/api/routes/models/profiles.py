@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from ipnext.api.authorization.access import may
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, Limit, ModelName, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.owners import admit_documents, allowance_of

@@ -6,7 +6,8 @@ from pathlib import Path
 import anyio.to_thread
 from fastapi import APIRouter, Request
 
-from ipnext.api.authorization.access import Asker, may
+from ipnext.api.authorization.caller import Asker
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import ModelName, PlatformAdapters, Rooms, User
 from ipnext.api.errors import MAX_ALLOWED
 from ipnext.api.requests.guarded_route import GuardedRoute

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from ipnext.api.authorization.access import may
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.model.api.plugins import ValidatorView

@@ -9,7 +9,8 @@ from functools import lru_cache
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
-from ipnext.api.authorization.access import Visible, may
+from ipnext.api.authorization.caller import Visible
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.filters import ModelFilter, WantedModels, find_models, fleet_readiness, serves

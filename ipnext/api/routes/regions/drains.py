@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext import names
-from ipnext.api.authorization.access import Visible, may
+from ipnext.api.authorization.caller import Visible
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, Limit, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.hidden_fields import redact_drain

@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
-from ipnext.api.authorization.access import Visible, may
+from ipnext.api.authorization.caller import Visible
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.fleet_checks import check_agents, check_dropped_regions

@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext.access.actions import ACTIONS
-from ipnext.api.authorization.access import Asker, Visible, may
+from ipnext.api.authorization.caller import Asker, Visible
+from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.hidden_fields import names_in_freezes, redact_freeze

@@ -8,8 +8,9 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Query, Response
 
-from ipnext.api.authorization.access import Visible, may, may_read_plan
 from ipnext.api.authorization.audit_entries import record_asked
+from ipnext.api.authorization.caller import Visible
+from ipnext.api.authorization.endpoint_permission import may, may_read_plan
 from ipnext.api.dependencies import After, IdempotencyKey, Limit, RecordId, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.identifiers import client_id

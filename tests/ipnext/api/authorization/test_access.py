@@ -12,7 +12,7 @@ from sqlmodel import select
 
 from ipnext.access.actions import ACTIONS
 from ipnext.access.policy import BUILT_IN, schema
-from ipnext.api.authorization.access import PUBLIC, is_public
+from ipnext.api.authorization.authentication import PUBLIC, is_public
 from ipnext.errors import InvalidInput
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.access.rights import Role
@@ -648,7 +648,7 @@ async def test_a_stream_tells_of_visible_models_only_and_ends_with_its_key(two_o
     app = two_owners.app()
     platform = app.state.platform
     principal = platform.access.prove(key)
-    from ipnext.api.authorization.access import listener_of  # noqa: PLC0415
+    from ipnext.api.authorization.listener import listener_of  # noqa: PLC0415
 
     told = []
 
@@ -676,7 +676,7 @@ async def test_changes_of_hidden_models_wake_no_viewer(two_owners, monkeypatch):
     key = two_owners.add_key("search-team", Role.VIEWER, owner="search")
     app = two_owners.app()
     platform = app.state.platform
-    from ipnext.api.authorization.access import listener_of  # noqa: PLC0415
+    from ipnext.api.authorization.listener import listener_of  # noqa: PLC0415
 
     marks, told = [], []
     show = platform.stream._shown

@@ -15,7 +15,6 @@ import pytest
 from pydantic import TypeAdapter
 
 from ipnext.access.keys import parse_key
-from ipnext.api.authorization.access import LOCAL
 from ipnext.api.authorization.audit_entries import (
     BURST,
     BURST_OF_ALL,
@@ -24,6 +23,7 @@ from ipnext.api.authorization.audit_entries import (
     Recorder,
     RefusalRecorder,
 )
+from ipnext.api.authorization.authentication import LOCAL
 from ipnext.api.authorization.entry_budget import ENTRY_BYTES, EntryBudget
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.artifacts.signing import sign_digest, write_key_pair

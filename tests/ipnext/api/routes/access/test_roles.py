@@ -12,7 +12,8 @@ import pytest
 
 from ipnext.access.policy import Policies
 from ipnext.api.app import create_app
-from ipnext.api.authorization.access import KEPT_SECONDS, Access, is_public
+from ipnext.api.authorization.access import KEPT_SECONDS, Access
+from ipnext.api.authorization.authentication import is_public
 from ipnext.api.authorization.persons import persons_of
 from ipnext.errors import Forbidden, InvalidInput
 from ipnext.model.access.rights import Grant, Role
@@ -233,7 +234,7 @@ async def test_an_open_stream_is_cut_when_the_binding_is_revoked(people, provide
     monkeypatch.setattr("ipnext.api.requests.stream.VALID_SECONDS", 0.0)
     bound = await grant(people, "user:ann")
     access = people.http._transport.app.state.platform.access
-    from ipnext.api.authorization.access import listener_of  # noqa: PLC0415
+    from ipnext.api.authorization.listener import listener_of  # noqa: PLC0415
 
     listener = listener_of(access, access.prove(provider.token()))
     assert listener.may_listen()
