@@ -14,7 +14,7 @@ from ipnext.cli.commands.wait_conditions import ForChange, ForCondition, target_
 from ipnext.cli.output import Form, Output, change_line, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.client import Client
-from ipnext.client.client import SERVER_SIDE
+from ipnext.client.calls.publications import SERVER_SIDE
 from ipnext.errors import EXIT_FAILURE, InvalidInput
 from ipnext.model.access.owner import OwnerView
 from ipnext.model.api.resources import ChangeView, FleetView, ModelApplied

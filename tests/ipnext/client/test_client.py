@@ -68,7 +68,7 @@ def test_publish_uploads_only_what_the_server_lacks(applied, snapshots):
 
 
 def test_a_snapshot_of_many_files_is_asked_for_in_several_queries(applied, snapshots, monkeypatch):
-    monkeypatch.setattr("ipnext.client.client.MOST_ASKED", 2)
+    monkeypatch.setattr("ipnext.client.calls.publications.MOST_ASKED", 2)
     asked, real = [], applied._call
 
     def noted(method, path, *given, **named):

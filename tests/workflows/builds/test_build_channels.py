@@ -50,7 +50,9 @@ PLAIN = frozenset({"json", "orjson", "pickle"})
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "activities/regions/parsed_sets.py": frozenset({DOCUMENT}),
     "activities/regions/recovery.py": frozenset({DOCUMENT}),
-    "ipnext/client/client.py": frozenset({API_ANSWER}),
+    "ipnext/client/calls/access.py": frozenset({API_ANSWER}),
+    "ipnext/client/calls/audit.py": frozenset({API_ANSWER}),
+    "ipnext/client/connection.py": frozenset({API_ANSWER}),
     "ipnext/client/credential.py": frozenset({API_ANSWER}),
     "ipnext/client/errors.py": frozenset({API_ANSWER}),
     "ipnext/infra/router/access_file.py": frozenset({STATE}),

@@ -112,7 +112,7 @@ def test_only_administrators_read_the_audit(run, live, monkeypatch):
 
 
 def test_an_export_is_read_page_by_page(run, live, monkeypatch):
-    monkeypatch.setattr("ipnext.client.client.EXPORTED_AT_ONCE", 2)
+    monkeypatch.setattr("ipnext.client.calls.audit.EXPORTED_AT_ONCE", 2)
     with Client(live.url, api_key=live.rooms.admin_key) as client:
         assert [entry["sequence"] for entry in client.export_audit(after=1)] == [2, 3, 4, 5]
         assert verify(client.export_audit()).last == 5
