@@ -21,6 +21,7 @@ from ipnext.store.store import Store
 from ipnext.store.tables.row import METADATA
 from tests.waiting import PATIENCE_SECONDS
 
+NAMES_TABLES = "from ipnext.store.tables.row import METADATA; print(*METADATA.tables)"
 MIGRATES = "import sys; from ipnext.store.store import Store; store = Store.open(sys.argv[1]); store.migrate()"
 
 
@@ -32,6 +33,12 @@ def test_migrations_and_tables_agree(store):
 
 def test_every_table_is_named_by_the_code(store):
     assert set(inspect(store._engine).get_table_names()) == {*METADATA.tables, "alembic_version"}
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_the_metadata_has_every_table_whatever_was_imported():
+    named = subprocess.run([sys.executable, "-c", NAMES_TABLES], check=True, capture_output=True, text=True).stdout
+    assert set(named.split()) == set(METADATA.tables)
 
 
 @pytest.mark.usefixtures("subprocesses")
