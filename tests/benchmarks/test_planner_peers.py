@@ -55,12 +55,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+DEEP = pytest.mark.deep
+"""Of tests that compile the kernel of the greedy, once for each checkout: 20 s."""
+
+
+@DEEP
 @pytest.mark.parametrize("supply_use", [0.6, 0.9, 1.2])
 def test_the_greedy_keeps_every_rule_however_tight_the_supply(supply_use):
     problem = generate(models=120, regions=8, supply_use=supply_use, seed=3)
     assert check(problem, solve_greedily(problem).plan("greedy")) == ()
 
 
+@DEEP
 def test_the_greedy_serves_everything_where_supply_is_ample_near_the_cost_of_the_reference():
     problem = generate(models=120, supply_use=0.3, seed=3, current=True)
     units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
@@ -73,6 +79,7 @@ def test_the_greedy_serves_everything_where_supply_is_ample_near_the_cost_of_the
     assert plan.cost_per_hour < reference
 
 
+@DEEP
 def test_the_greedy_finds_the_best_plan_of_one_model():
     for seed in range(4):
         problem = generate(models=1, regions=4, hardware=3, supply_use=0.5, seed=seed)
@@ -182,6 +189,7 @@ def test_what_happens_to_a_peer_is_a_status(tmp_path: Path, monkeypatch, program
 
 
 @pytest.mark.usefixtures("subprocesses")
+@DEEP
 def test_a_measured_row_is_judged_by_the_checker():
     problem = generate(models=3, regions=3, hardware=2, supply_use=0.8)
     row = measure(INSTANCE, problem, "greedy", seconds=180, memory_gb=8)

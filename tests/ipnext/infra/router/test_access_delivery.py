@@ -3,12 +3,19 @@
 import pytest
 
 from ipnext.errors import StaleWrite, Unavailable
+from ipnext.infra.router import access_delivery
 from ipnext.infra.router.access_delivery import AGAIN_SECONDS, AccessDelivery
 from ipnext.infra.router.access_file import AccessFile
 from ipnext.model.access.predictions import AccessList, AccessRevision, AccessSpec, ModelAccess
 
 NONE = AccessRevision(revision=0)
 STALE_SECONDS = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    """The clock of a test goes on by itself, with each look at it."""
+    monkeypatch.setattr(access_delivery, "_PAUSE_SECONDS", 0.0)
 
 
 class Clock:
