@@ -1,5 +1,7 @@
 """Memory estimate of a JSON text, computed before it is parsed. Pure; used by host and router."""
 
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -20,6 +22,8 @@ _BYTES_OF: Final = {b"[": 64, b"{": 72, b",": 84, b":": 130}
 object. Measured with CPython 3.11; whole numbers up to 256 take less."""
 _FEW_QUOTES: Final = 2**14
 """Quotes in a piece up to which splitting it is faster than an array."""
+_FEW_SEPARATORS: Final = 16
+"""Commas and opening brackets in a text up to which those within strings aren't told apart."""
 _HEAD: Final = 256
 """Memory of the outermost value."""
 _TWO_BYTES: Final = 0x80
@@ -65,19 +69,33 @@ def _count(character: bytes, text: bytes | bytearray) -> int:
     return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord(character)))
 
 
+def most_values(text: str) -> int:
+    """Return an upper bound of the members and entries at all levels of a JSON text.
+
+    It is the number of separators outside strings; for up to _FEW_SEPARATORS also of those within.
+    """
+    separators = text.count(",") + text.count("[") + text.count("{")
+    if separators <= _FEW_SEPARATORS:
+        return separators
+    content = text.encode(errors="replace")
+    return sum(count for character in (b",", b"[", b"{") for count in _counts_outside(character, content))
+
+
 def _is_above(most: int, character: bytes, text: bytes | bytearray) -> bool:
     """Return whether the text has more than `most` of a character outside its strings."""
-    count, inside, begun = 0, 0, b""
+    return any(count > most for count in accumulate(_counts_outside(character, text)))
+
+
+def _counts_outside(character: bytes, text: bytes | bytearray) -> Iterator[int]:
+    """Yield how often a character is outside the strings of each piece of a text."""
+    inside, begun = 0, b""
     view = memoryview(text)
     for start in range(0, len(text), _PIECE_BYTES):
         piece = (begun + bytes(view[start : start + _PIECE_BYTES])).replace(b"\\\\", b"")
         begun = b"\\" if piece.endswith(b"\\") else b""  # what it escapes begins the next piece
         piece = piece.removesuffix(begun).replace(b'\\"', b"")
-        count += _count_outside(character, piece, inside)
-        if count > most:
-            return True
+        yield _count_outside(character, piece, inside)
         inside = (inside + piece.count(b'"')) & 1
-    return False
 
 
 def _count_outside(character: bytes, piece: bytes, inside: int) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from typing import Final
 from ipnext import __version__
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import WEIGHTS_SUFFIX, LocalFiles, ReadCheckpoint, read_checkpoint
+from ipnext.artifacts.hashing import chunks_of
 from ipnext.artifacts.layout import CHUNK_BYTES, manifest_bytes
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.part_tensors import embedding_signature, text_spec
@@ -40,9 +41,13 @@ class ImportedCheckpoint:
 def describe_checkpoint(directory: Path, *, parent: str | None = None) -> ImportedCheckpoint:
     """Return the manifest of a checkpoint directory; write nothing.
 
-    InvalidInput names the file or tensor if it is incomplete. The same files give the same digest.
+    InvalidInput names the file or tensor if it is incomplete, PathNotAllowed the links that lead out of the directory.
+    The same files give the same digest.
     """
-    files = LocalFiles(_check_directory(directory))
+    return _describe(directory, LocalFiles(_check_directory(directory)), parent)
+
+
+def _describe(directory: Path, files: LocalFiles, parent: str | None) -> ImportedCheckpoint:
     try:
         checkpoint = read_checkpoint(files)
     except InvalidInput as error:
@@ -54,7 +59,7 @@ def describe_checkpoint(directory: Path, *, parent: str | None = None) -> Import
     manifest = SnapshotManifest(
         engine=ENGINE,
         signature=_signature(checkpoint.facts),
-        files=tuple(_file(directory, path) for path in chosen),
+        files=tuple(_file(files, path) for path in chosen),
         producer={"ipnext": __version__},
         parent=parent,
         checkpoint=checkpoint.facts,
@@ -69,12 +74,13 @@ def import_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         msg = f"out: {str(out)!r} must not exist or be an empty directory; a snapshot is never overwritten"
         raise InvalidInput(msg, field="out", value=str(out))
-    imported = describe_checkpoint(directory, parent=parent)
+    files = LocalFiles(_check_directory(directory))
+    imported = _describe(directory, files, parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         for file in imported.manifest.files:
-            _bring((directory / file.path).resolve(), draft / file.path, link=link)
+            _bring(files, file.path, draft / file.path, link=link)
         with (draft / SNAPSHOT_FILE).open("wb") as stream:
             stream.write(manifest_bytes(imported.manifest))
             stream.flush()
@@ -115,24 +121,24 @@ def _signature(facts: Checkpoint) -> Signature:
     return Signature(inputs=(text_spec(PROMPT),), outputs=(text_spec("text"),))
 
 
-def _file(directory: Path, path: str) -> ArtifactFile:
+def _file(files: LocalFiles, path: str) -> ArtifactFile:
     digest, size = hashlib.sha256(), 0
-    for chunk in _chunks(directory / path):
-        digest.update(chunk)
-        size += len(chunk)
+    with files.open(path) as stream:
+        for chunk in chunks_of(stream):
+            digest.update(chunk)
+            size += len(chunk)
     return ArtifactFile(path=path, sha256=digest.hexdigest(), size_bytes=size)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            yield chunk
-
-
-def _bring(source: Path, target: Path, *, link: bool) -> None:
+def _bring(files: LocalFiles, path: str, target: Path, *, link: bool) -> None:
+    """Copy or link a file; a link of the checkpoint becomes the file that it was judged to lead to."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if link:
-        with suppress(OSError):  # another file system
-            target.hardlink_to(source)
-            return
-    shutil.copyfile(source, target)
+    with files.open(path) as stream:
+        if link:
+            descriptor = stream.fileno()
+            with suppress(OSError):  # another file system
+                # `src_dir_fd`, which an absolute path doesn't use, makes Python follow the link of /proc
+                os.link(f"/proc/self/fd/{descriptor}", target, src_dir_fd=descriptor)
+                return
+        with target.open("xb") as copy:
+            shutil.copyfileobj(stream, copy, CHUNK_BYTES)

@@ -18,6 +18,7 @@ from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.checkpoints import tokenizer_files
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places, size_fault
 from ipnext.artifacts.checkpoints.tokenizer_files import ChatTemplate, MalformedTemplates
+from ipnext.artifacts.local_links import open_directory
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
 from ipnext.model.value import digest_of
@@ -58,16 +59,16 @@ class CheckpointFiles(Protocol):
 
 
 class LocalFiles:
-    """A directory on this machine; links are followed."""
+    """A directory on this machine. PathNotAllowed if links lead out of it, before any file is read."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._source = open_directory(directory)
         found = sorted(path for path in directory.rglob("*") if path.is_file())
         self.sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in found}
 
     def open(self, path: str) -> BinaryIO:
-        """Open a stream of a file."""
-        return (self._directory / path).open("rb")
+        """Open a stream of a file. PathNotAllowed if a link has come since that leads out of the directory."""
+        return self._source.open(path)
 
     def parse(self, size_bytes: int, read: Callable[[], T], /) -> T:  # noqa: ARG002 - the protocol's form
         """Parse in this thread."""

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ipnext.artifacts.sources import DirectorySource, signature_of
+from ipnext.artifacts.local_links import open_directory
+from ipnext.artifacts.sources import signature_of
 from ipnext.cli.command import Command
 from ipnext.cli.output import say
 from ipnext.client.upload import verify_snapshot
@@ -36,7 +37,7 @@ def sign(
     from ipnext.artifacts.atomic_files import write_whole  # noqa: PLC0415 - with the next one
     from ipnext.artifacts.signing import sign_digest  # noqa: PLC0415 - a slow import
 
-    source = DirectorySource(directory, roots=(directory,))
+    source = open_directory(directory)
     manifest = verify_snapshot(source)
     envelope = sign_digest(manifest.digest, key)
     try:

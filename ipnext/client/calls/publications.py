@@ -5,7 +5,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from ipnext.artifacts.hashing import chunks_of
-from ipnext.artifacts.sources import ArtifactSource, DirectorySource, signature_of
+from ipnext.artifacts.local_links import open_directory
+from ipnext.artifacts.sources import ArtifactSource, signature_of
 from ipnext.client.connection import Connection
 from ipnext.client.upload import published_manifest
 from ipnext.errors import Unavailable
@@ -55,7 +56,7 @@ class PublicationCalls(Connection):
         if isinstance(source, str) and source.startswith(SERVER_SIDE):
             return PublishPart(uri=source)
         directory = Path(source)
-        files = DirectorySource(directory, roots=(directory,))
+        files = open_directory(directory)
         manifest = published_manifest(files, directory)
         missing = self._missing(manifest)
         for file in {f.sha256: f for f in manifest.files if f.sha256 in missing}.values():

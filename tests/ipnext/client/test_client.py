@@ -122,6 +122,14 @@ def test_a_snapshot_that_leads_outside_its_directory_is_refused(applied, live, s
         applied.publish("ranker", snapshots)
 
 
+def test_a_checkpoint_with_a_link_to_another_file_is_refused_before_the_server_is_asked(tmp_path):
+    directory = write_llama(tmp_path / "llm")
+    (tmp_path / "secret.cfg").write_text("password")
+    (directory / "notes.txt").symlink_to("../secret.cfg")
+    with Client("http://127.0.0.1:1") as client, pytest.raises(errors.PathNotAllowed, match=r"'notes\.txt' to"):
+        client.publish("ranker", {"llm": directory})
+
+
 def test_the_servers_errors_come_back_as_the_same_class(applied, snapshots):
     applied.publish("ranker", snapshots)
     with pytest.raises(errors.DuplicateSnapshot):

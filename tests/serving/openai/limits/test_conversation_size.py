@@ -6,9 +6,12 @@ import pytest
 
 from ipnext.errors import InvalidInput
 from serving.openai.conversation_size import (
+    MOST_ARGUMENTS,
     MOST_DOCUMENTS,
+    MOST_ITEMS,
     MOST_MESSAGES,
     MOST_OBJECTS,
+    MOST_SCHEMA_VALUES,
     MOST_TOOLS,
     MOST_VALUES,
     check_conversation,
@@ -38,7 +41,35 @@ def test_a_template_of_the_client_is_refused(body, field):
 
 PARTS = {"role": "user", "content": [{"type": "text", "text": "a"}] * 7}
 """Eight objects."""
+
+
+def tool(values, *, required=0):
+    """A tool of so many values, some of them names of required properties."""
+    properties = {f"p{number}": {} for number in range(values - required - 6)}
+    schema = {"properties": properties, "required": ["q"] * required}
+    return {"type": "function", "function": {"name": "f", "parameters": schema}}
+
+
+def call(values, **more):
+    """The arguments of a call of a tool, a JSON text of so many values."""
+    return {"arguments": json.dumps({f"a{number}": "b" for number in range(values)}), **more}
+
+
+def calls(*arguments):
+    return [{"role": "assistant", "tool_calls": [{"type": "function", "function": one}]} for one in arguments]
+
+
 LARGEST = {
+    "values of a tool": {"messages": [MESSAGE], "tools": [tool(MOST_SCHEMA_VALUES - 1, required=4000)]},
+    "values of documents": {"messages": [MESSAGE], "documents": [{"a": [1] * (MOST_SCHEMA_VALUES - 2)}]},
+    "a form of the answer": {"messages": [MESSAGE], "response_format": {"a": [1] * (MOST_SCHEMA_VALUES - 1)}},
+    "arguments": {"messages": calls(call(MOST_ARGUMENTS // 2), call(MOST_ARGUMENTS // 2))},
+    "commas in a text of a call": {
+        "messages": calls({"arguments": json.dumps({"code": 'a, "b", {' * MOST_ARGUMENTS})})
+    },
+    "prompts": {"prompt": ["text"] * MOST_ITEMS},
+    "numbers of a prompt": {"prompt": list(range(100_000))},
+    "conversations": {"messages": [[MESSAGE]] * MOST_ITEMS},
     "messages": {"messages": [MESSAGE] * MOST_MESSAGES},
     "several conversations": {"messages": [[MESSAGE] * (MOST_MESSAGES // 2)] * 2},
     "a response": {"input": [MESSAGE] * MOST_MESSAGES},
@@ -49,6 +80,50 @@ LARGEST = {
     "variables": {"chat_template_kwargs": {"a": {"b": [1] * (MOST_VALUES - 2)}}},
 }
 ONE_MORE = {
+    "properties and required": (
+        {"messages": [MESSAGE], "tools": [tool(40_005, required=20_000)]},
+        "tools: must have at most 8192 values, got 40006",
+    ),
+    "values of a tool": (
+        {"messages": [MESSAGE], "tools": [tool(MOST_SCHEMA_VALUES)]},
+        "tools: must have at most 8192 values, got 8193",
+    ),
+    "tools of a message": (
+        {"messages": [{"role": "developer", "tools": [tool(MOST_SCHEMA_VALUES)]}]},
+        "messages.tools: must have at most 8192 values, got 8193",
+    ),
+    "arguments": (
+        {"messages": calls(call(MOST_ARGUMENTS // 2), call(MOST_ARGUMENTS // 2 + 1))},
+        "messages.arguments: must have at most 32768 values, got 32769",
+    ),
+    "arguments of a response": (
+        {"input": [call(MOST_ARGUMENTS + 1, type="function_call")]},
+        "input.arguments: must have at most 32768 values, got 32769",
+    ),
+    "arguments of Anthropic's messages": (
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"a": [1] * MOST_ARGUMENTS}}]}]},
+        "messages.arguments: must have at most 32768 values, got 32769",
+    ),
+    "conversations": (
+        {"messages": [[MESSAGE]] * (MOST_ITEMS + 1)},
+        "messages: must have at most 2048 items, got 2049",
+    ),
+    **{
+        f"values of {field}": (
+            {"messages": [MESSAGE], field: {"a": [1] * MOST_SCHEMA_VALUES}},
+            f"{field}: must have at most 8192 values, got 8193",
+        )
+        for field in ("documents", "functions", "tool_choice", "response_format", "structured_outputs", "text")
+    },
+    **{
+        f"several of {field}": (
+            {field: ["text"] * (MOST_ITEMS + 1)},
+            f"{field}: must have at most 2048 items, got 2049",
+        )
+        for field in ("prompt", "input", "text_1", "text_2", "queries", "documents", "items", "data_1", "data_2")
+    },
+    "prompts by their numbers": ({"prompt": [[1]] * 2049}, "prompt: must have at most 2048 items, got 2049"),
+    "texts with media": ({"data_1": [{"content": []}] * 2049}, "data_1: must have at most 2048 items, got 2049"),
     "messages": ({"messages": [MESSAGE] * (MOST_MESSAGES + 1)}, "messages: must have at most 4096 messages, got 4097"),
     "several conversations": (
         {"messages": [[MESSAGE] * MOST_MESSAGES, [MESSAGE]]},
@@ -97,8 +172,8 @@ def test_a_larger_one_is_refused_with_its_field_and_the_limit(form):
     [
         {"input": list(range(100_000))},
         {"input": [[1] * 10_000] * 10},
-        {"input": ["text"] * 10_000},
-        {"documents": ["text"] * 10_000, "query": "rerank"},
+        {"input": ["text"] * 2_048},
+        {"documents": ["text"] * 2_048, "query": "rerank"},
         {"messages": [{"role": "user", "content": "{" * 100_000}]},
         {"messages": []},
         {"messages": "no list", "tools": None, "chat_template_kwargs": None, "chat_template": None},
