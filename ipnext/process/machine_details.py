@@ -1,4 +1,4 @@
-"""Removes details of a machine from texts: absolute paths, process ids, ports of loopback addresses.
+"""Removes details of a machine from texts: absolute paths, process ids, ports of loopback addresses, credentials.
 
 Errors, events and logs contain all of these. Users who do not operate the platform see them without.
 """
@@ -20,6 +20,15 @@ _OURS: Final = "v1|v2|web|docs|metrics|healthz|readyz|openapi.json|control|frame
 _PATH: Final = re.compile(
     rf"(?:(?<![\w./~{CUT}-])/|(?<![\w./~{CUT}:-])//+)(?!(?:{_OURS})\b)(?:{_LETTERS}+/+)+({_LETTERS}*)"
 )
+_QUOTED: Final = re.compile(
+    r"(?<![\w/])(?P<quote>['\"`])(?P<scheme>(?:file|unix|sqlite[\w+]{0,20}):(?=/))?/++"
+    r"(?P<steps>(?:(?!(?P=quote))[^\n]){1,4096})(?P=quote)"
+)
+_OWN: Final = re.compile(rf"(?:{_OURS})\b")
+_CREDENTIALS: Final = re.compile(
+    r"(?<=://)(?:[^\s/'\"`<>]+@|[^\s/@:'\"`<>]{1,128}:(?!\d{0,5}(?:[/?#]|$))[^\s@'\"`<>]{1,128}@)"
+)
+"""User and password of an address. The second form has a password with a slash; a port is none."""
 _HOME: Final = str(Path("~").expanduser())
 _PROCESS: Final = re.compile(r"\b(pids?|process(?: id)?)(\W{1,4})(\d+)\b", re.IGNORECASE)
 _PORT: Final = re.compile(r"((?:\b127(?:\.\d{1,3}){3}|\blocalhost|\[::1\]):)\d+")
@@ -35,15 +44,28 @@ _PROCESS_IDS: Final = frozenset({"pid"})
 
 
 def shorten_text(text: str) -> str:
-    """Return the text with the last step of each path, without process ids, loopback ports and database addresses."""
+    """Return the text with the last step of each path, without process ids, loopback ports and database addresses.
+
+    Addresses lose their user and password. A path with blanks is found between quotes only.
+    """
     if _HINTS.search(text) is None:
         return text
+    text = _QUOTED.sub(_shorten_quoted, text)
+    text = _CREDENTIALS.sub(f"{CUT}@", text)
     text = _DATABASE.sub(rf"\1://{CUT}", text)
     text = _URI.sub(rf"\1://{CUT}/\2", text)
     text = cut_home(text, _HOME)
     text = _PATH.sub(rf"{CUT}/\1", text)
     text = _PROCESS.sub(rf"\1\2{CUT}", text)
     return _PORT.sub(rf"\g<1>{CUT}", text)
+
+
+def _shorten_quoted(found: re.Match[str]) -> str:
+    """Return a quoted path with blanks by its last step; other texts, which the further patterns judge, unchanged."""
+    scheme, steps, quote = found["scheme"], found["steps"], found["quote"]
+    if len(steps.split()) < 2 or (scheme is None and ("/" not in steps or _OWN.match(steps))):
+        return found[0]
+    return f"{quote}{scheme + '//' if scheme else ''}{CUT}/{steps.rpartition('/')[2]}{quote}"
 
 
 def cut_home(text: str, home: str) -> str:

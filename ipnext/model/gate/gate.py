@@ -9,7 +9,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from ipnext.model.gate.sketch import PredictionSketch
-from ipnext.model.value import Name, Value, WrittenValue
+from ipnext.model.value import LONGEST_SECONDS, Name, Value, WrittenValue
 
 ENOUGH_REQUESTS: Final = 100
 """Answers that a verdict on latency and drift needs by default: a p99 of fewer is their slowest."""
@@ -55,7 +55,7 @@ class GateSpec(WrittenValue):
     min_requests: int | None = Field(default=None, ge=0)
     """Answers that each compared generation needs to be judged; left out: 100 where latency, drift or mean is, else
     0."""
-    wait_seconds: float = Field(default=60.0, ge=0)
+    wait_seconds: float = Field(default=60.0, ge=0, le=LONGEST_SECONDS)
     """How long beyond the hold a gate waits for `min_requests`."""
     on_too_few: Literal["pass", "fail"] = "pass"
     """What becomes of a wave whose answers were too few even then."""

@@ -25,6 +25,13 @@ HOME = str(Path("~").expanduser())
         (('in use by the process 4711; pid 12, pid=13, "pid": 14, PID: '
             '15'), 'in use by the process …; pid …, pid=…, "pid": …, PID: …'),
         (f"no {HOME}", "no …"),
+        ("no file '/home/ann lee/x y/z.db', \"/a b/c\" or `/d e/f`", "no file '…/z.db', \"…/c\" or `…/f`"),
+        ("'sqlite:////srv/x y/z.db' and 'file:///srv/x y/z w.txt'", "'sqlite://…/z.db' and 'file://…/z w.txt'"),
+        ('{\\"path\\": \\"/srv/x y/z.db\\"}', '{\\"path\\": \\"…/z.db\\"}'),
+        ("'/srv/x/y' and '/srv/z w/v'", "'…/y' and '…/v'"),
+        ("mysql://u:p@h/db, https://u:p@h:8443/x?a=b", "mysql://…@h/db, https://…@h:8443/x?a=b"),
+        ("amqp+ssl://u:p@ss@h; x_redis://:p@h 'http://token@h'", "amqp+ssl://…@h; x_redis://…@h 'http://…@h'"),
+        ("https://u:p/w@h and http://u:12/p@h", "https://…@h and http://u:12/p@h"),
         ("//srv/ipnext/x.db; at ///srv/y/z ['//a/b']", "…/x.db; at …/z ['…/b']"),
     ],
 )  # fmt: skip
@@ -48,6 +55,8 @@ def test_the_name_of_a_user_is_cut_as_well(home):
         "5 requests/s of 3/4 units, and/or $/h; 2026/01/02; eu-west/pair.p.cpu.0.log@17",
         "see https://gateway.example.com/v2/models/x and s3://bucket/prefix/snapshots/ab",
         "application/json; ipnext/v1; file:// or s3://; ./x/y and ../x/y",
+        "see https://h:8443/x@y, https://h/u:p@x, s3://bucket/a@b; 'https://h' 'a@b'; mail ann@example.com",
+        "it's '/' or '/ a' and '/v1/models/x y/z'; a b/c 'd e/f'",
         "two processes end; 3 of 4 ready; generation 4711; 127.0.0.1",
     ],
 )
@@ -89,6 +98,11 @@ LITERALS = (
     "process id ",
     "127.0.0.1:",
     "localhost:",
+    "'/",
+    "'/a b/",
+    "://a:",
+    "://a@",
+    "@",
 )
 
 

@@ -110,6 +110,7 @@ HUGE, TINY = 1e300, 1e-300
         ({"memoryBytes": 10**30}, {}, "spec.parts.0.memoryBytes"),
         ({}, {"rollout": {"keepWarm": 10**30}}, "spec.rollout.keepWarm"),
         ({}, {"rollout": {"holdSeconds": HUGE}}, "spec.rollout.holdSeconds"),
+        ({}, {"rollout": {"gate": {"waitSeconds": HUGE}}}, "spec.rollout.gate.waitSeconds"),
         ({}, {"parts": [{"name": f"p{i}", "hardware": HARDWARE} for i in range(257)]}, "spec.parts"),
     ],
 )
