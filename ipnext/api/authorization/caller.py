@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 
 from ipnext.access.acting import ACTING, RequestAuthority
 from ipnext.api.authorization.access import Access
+from ipnext.api.authorization.credentials import bearer_of
+from ipnext.errors import IPnextError
 from ipnext.model.access.rights import Principal
 
 
@@ -38,6 +40,26 @@ async def visible_owners(access: Access, principal: Principal) -> frozenset[str]
 
 
 Visible = Annotated[frozenset[str] | None, Depends(visible_of)]
+
+
+async def is_operator(request: Request) -> bool:
+    """Return whether the caller of a public path has proved that it operates the platform, by a key or a token.
+
+    A wrong credential proves nothing, nor does any while the database does not answer.
+    """
+    access: Access = request.app.state.platform.access
+    if not access.required:
+        return True
+    try:
+        credential = bearer_of(request)
+        if credential is None:
+            return False
+        found = access.recall(credential, ("key",))
+        if found is None:
+            found = await anyio.to_thread.run_sync(access.prove, credential)
+    except IPnextError:
+        return False
+    return found.sees_machines
 
 
 def act(request: Request, **known: Any) -> RequestAuthority:

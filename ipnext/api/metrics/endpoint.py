@@ -20,7 +20,6 @@ from ipnext.api.routes.regions.regions import fleet_or_none, region_views
 from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.services.hidden_fields import filter_states, redact_fleet
 from ipnext.api.services.region_states import States
-from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.model.api.resources import RegionView
 from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.store.repository import Repository
@@ -62,13 +61,12 @@ def _families(rooms: PlatformAdapters, states: States, visible: frozenset[str] |
         counts = unit.change_counts(since)
         return [
             *_change_metrics(counts),
-            *_outbox_metrics(rooms.outbox),
+            *_process_metrics(rooms, whole=visible is None),
             *_model_metrics(unit, states, most=rooms.settings.metrics_models),
             *plan_metrics(unit, fleet and redact_fleet(fleet, visible), whole=visible is None),
             *replan_metrics(unit),
             *_region_metrics(region_views(fleet, unit.units_running(), filter_states(states, unit, visible))),
             *_access_metrics(unit, rooms.settings.access_list_bytes, whole=visible is None),
-            gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)]),
         ]
 
 
@@ -128,8 +126,15 @@ def _access_metrics(unit: Repository, limit: int, *, whole: bool) -> Iterator[Me
     yield gauge("access_list_limit_bytes", "Limit of each part; beyond it applies are refused.", [], [([], limit)])
 
 
-def _outbox_metrics(outbox: Outbox) -> Iterator[Metric]:
-    """Yield figures of this process: each replica of the API submits."""
+def _process_metrics(rooms: PlatformAdapters, *, whole: bool) -> Iterator[Metric]:
+    """Yield figures of this process, for principals that see all models: they count changes and users of all owners.
+
+    Each replica of the API submits.
+    """
+    if not whole:
+        return
+    outbox = rooms.outbox
+    yield gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)])
     yield gauge(
         "outbox_stuck_changes", "Changes that Temporal refuses or does not take.", [], [([], len(outbox.stuck))]
     )

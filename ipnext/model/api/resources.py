@@ -391,6 +391,7 @@ class Readiness(Value):
     """differ: gateways go by other policies, or another identity provider, than this process does."""
     temporal: Literal["ok", "down"]
     unsubmitted_changes: int | None = None
-    stuck_changes: int = 0
-    """Of those: tried in vain in a way that an operator should look at. `ipnext platform check` says what is
-    missing."""
+    """None for callers that do not operate the platform, and without the store."""
+    stuck_changes: int | None = None
+    """Of those: tried in vain in a way that an operator should look at. `ipnext platform check` says what is missing.
+    None for the same callers."""

@@ -293,6 +293,43 @@ async def test_metrics_of_an_owner_tell_no_demand_of_others(applied):
         assert f"{family}{{" not in shown["ads"]
 
 
+async def test_metrics_of_an_owner_tell_no_work_of_others(applied):
+    families = ("ipnext_outbox_stuck_changes", "ipnext_outbox_refused_total", "ipnext_event_streams")
+    for owner, shown in (("search", False), ("*", True)):
+        headers = {"Authorization": f"Bearer {applied.rooms.add_key(f'viewer-{len(owner)}', Role.VIEWER, owner=owner)}"}
+        lines = (await applied.http.get("/metrics", headers=headers)).text.splitlines()
+        assert [any(line.startswith(f"{family} ") for line in lines) for family in families] == [shown] * 3
+
+
+@pytest.mark.parametrize(
+    ("role", "owner", "region", "counted"),
+    [
+        (None, "*", "*", False),
+        (Role.VIEWER, "*", "*", False),
+        (Role.ADMIN, "search", "*", False),
+        (Role.OPERATOR, "*", "eu", False),
+        (Role.OPERATOR, "*", "*", True),
+    ],
+)
+async def test_readyz_counts_changes_for_operators_of_all_owners_only(applied, role, owner, region, counted):
+    applied.rooms.lifecycle.down = True
+    await applied.publish("a")
+    key = None if role is None else applied.rooms.add_key("asker", role, owner=owner, region=region)
+    transport = httpx.ASGITransport(app=applied.rooms.app())
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
+        answer = await http.get("/readyz")
+        wrong = await http.get("/readyz", headers={"Authorization": f"Bearer {(key or '')[:-1]}"})
+    shown = {"ready": True, "store": "ok", "temporal": "down", "access_settings": "ok"}
+    assert answer.json() == {
+        **shown,
+        "unsubmitted_changes": 1 if counted else None,
+        "stuck_changes": 0 if counted else None,
+    }
+    assert wrong.status_code == 200
+    assert wrong.json() == {**shown, "unsubmitted_changes": None, "stuck_changes": None}
+
+
 async def test_an_unready_answer_names_no_change(applied, monkeypatch):
     error = "namespace limit of secret-model"
     tried = FailedSubmission("apply-secret-model-3", tries=1, since=datetime.now(UTC), error=error, refused=True)

@@ -2,9 +2,10 @@
 
 from typing import Literal, NamedTuple
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from ipnext.api.authorization.caller import is_operator
 from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.schema import UNREADY
 from ipnext.errors import Unavailable
@@ -20,12 +21,13 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", summary="Can it answer", responses=UNREADY)
-async def readyz(rooms: Rooms, response: Response) -> Readiness:
+async def readyz(rooms: Rooms, request: Request, response: Response) -> Readiness:
     """200 if the store answers, is this platform's and has this process's settings of access in force, else 503.
 
-    Temporal may be down: changes are recorded and submitted later. Figures only: it asks nobody for a credential, and
-    ids of changes name models.
+    Temporal may be down: changes are recorded and submitted later. No credential is needed. The numbers of changes are
+    those of all owners: only operators and administrators of all owners get them, by their key or token.
     """
+    counted = await is_operator(request)
     found = await run_in_threadpool(_look, rooms)
     store: Literal["ok", "down", "foreign"] = "down" if found is None else "foreign" if rooms.outbox.foreign else "ok"
     differs = found is not None and found.differs
@@ -36,8 +38,8 @@ async def readyz(rooms: Rooms, response: Response) -> Readiness:
         store=store,
         access_settings="differ" if differs else "ok",
         temporal="ok" if await rooms.lifecycle.reachable() else "down",
-        unsubmitted_changes=None if found is None else found.unsubmitted,
-        stuck_changes=len(rooms.outbox.stuck),
+        unsubmitted_changes=found.unsubmitted if counted and found is not None else None,
+        stuck_changes=len(rooms.outbox.stuck) if counted else None,
     )
 
 
