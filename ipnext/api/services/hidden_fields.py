@@ -3,8 +3,7 @@
 Such records name models of all owners in lists and in texts; their counts and states stay.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
 
 from ipnext import names
 from ipnext.api.services.region_states import States
@@ -12,7 +11,6 @@ from ipnext.model.api.resources import MovesView, PlanSummary, ReplanView
 from ipnext.model.deployment.deployment import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import DrainView
-from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
 
 Visible = frozenset[str] | None
@@ -71,26 +69,6 @@ def redact_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
     if visible is None:
         return spec
     return spec.model_copy(update={"owners": tuple(o for o in spec.owners if o.owner in visible)})
-
-
-def names_in_freezes(unit: Repository, visible: Visible) -> tuple[str, ...]:
-    """Return the models of the visible owners, which freezes may name; read once for all of them."""
-    return () if visible is None else unit.names_of_owners(visible)
-
-
-def redact_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible) -> FreezeRecord | None:
-    """Return a freeze without the names of hidden models and owners; None if it is only for those."""
-    if visible is None:
-        return freeze
-    scope = freeze.manifest.spec.scope
-    models = tuple(pattern for pattern in scope.models if any(fnmatchcase(name, pattern) for name in names))
-    owners = tuple(pattern for pattern in scope.owners if any(fnmatchcase(name, pattern) for name in visible))
-    if (scope.models and not models) or (scope.owners and not owners):
-        return None
-    spec = freeze.manifest.spec.model_copy(
-        update={"scope": scope.model_copy(update={"models": models, "owners": owners})}
-    )
-    return freeze.model_copy(update={"manifest": freeze.manifest.model_copy(update={"spec": spec})})
 
 
 def filter_states(states: States, unit: Repository, visible: Visible) -> States:

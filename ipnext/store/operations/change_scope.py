@@ -1,5 +1,6 @@
 """Owner and regions that a change of a model may touch, with which a freeze decides whether it applies."""
 
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ipnext.store.repository import Repository
@@ -21,3 +22,14 @@ def find_touched(unit: Repository, model: str) -> TouchedRegions:
     if placed is not None:
         regions |= {replica.region for replica in placed.replicas} | {share.to for share in placed.traffic}
     return TouchedRegions(owner=manifest.metadata.owner, regions=frozenset(regions))
+
+
+def find_touched_regions(unit: Repository, models: Collection[str]) -> Mapping[str, frozenset[str]]:
+    """Map each of these models to the regions that changes of it may touch, as `find_touched`; few queries for all."""
+    found = {name: set(demand) for name, demand in unit.demands(models).items()}
+    for name, regions in unit.placed_regions(models).items():
+        found[name] |= regions
+    for deployment in unit.deployments_of(models):
+        if deployment.replicas:
+            found[deployment.key.model].add(deployment.key.region)
+    return {name: frozenset(regions) for name, regions in found.items()}

@@ -10,7 +10,7 @@ from ipnext.api.authorization.caller import Asker, Visible
 from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.services.hidden_fields import names_in_freezes, redact_freeze
+from ipnext.api.services.hidden_freezes import models_in_freezes, redact_freeze
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
@@ -43,21 +43,26 @@ FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
 def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> ListPage[FreezeView]:
     """By name, each with the window that is open now and the next ones.
 
-    Those for models of other owners alone are left out.
+    Those for models of other owners alone are left out. Principals that see the models of some owners get no texts that
+    may name other models: the reason only of a freeze that binds their models, no annotations, no VCALENDAR.
     """
-    shown: list[FreezeRecord] = []
+    shown: list[tuple[FreezeRecord, FreezeManifest]] = []
     with rooms.store.read() as unit:
-        names = names_in_freezes(unit, visible)
+        models = models_in_freezes(unit, visible)
         page = unit.freeze_page(after=after, limit=limit + 1)
         while True:  # so that no cursor names an omitted freeze
-            shown += [found for record in page.items if (found := redact_freeze(record, names, visible)) is not None]
+            redacted = ((record, redact_freeze(record.manifest, models)) for record in page.items)
+            shown += [(record, manifest) for record, manifest in redacted if manifest is not None]
             if len(shown) > limit or page.next is None:
                 break
             page = unit.freeze_page(after=page.next, limit=limit + 1)
     at = datetime.now(UTC)
     return view_page(
         page_of(
-            shown[: limit + 1], limit, key=lambda record: record.manifest.name, value=lambda record: _view(record, at)
+            shown[: limit + 1],
+            limit,
+            key=lambda found: found[0].manifest.name,
+            value=lambda found: _view(found[0], at, shown=found[1]),
         )
     )
 
@@ -84,12 +89,12 @@ def read_freeze(name: FreezeName, rooms: Rooms, visible: Visible) -> FreezeView:
     """Read a freeze with the window that is open now and the next five."""
     with rooms.store.read() as unit:
         record = unit.find_freeze(name) if visible is not None else unit.freeze(name)
-        names = names_in_freezes(unit, visible)
-    found = None if record is None else redact_freeze(record, names, visible)
-    if found is None:
+        models = models_in_freezes(unit, visible)
+        shown = None if record is None else redact_freeze(record.manifest, models)
+    if record is None or shown is None:
         msg = f"freeze {name!r} is not known; `ipnext get freezes` lists those for models that you may see"
         raise NotFound(msg)
-    return _view(found, datetime.now(UTC))
+    return _view(record, datetime.now(UTC), shown=shown)
 
 
 @router.put("/freezes/{name}", dependencies=[may("freezes.change")], summary="Apply a freeze")
@@ -202,10 +207,11 @@ def _answer_dry_run(
     return _view(record, at).model_copy(update={"dry_run": True})
 
 
-def _view(record: FreezeRecord, at: datetime) -> FreezeView:
+def _view(record: FreezeRecord, at: datetime, *, shown: FreezeManifest | None = None) -> FreezeView:
+    """Return a freeze and its windows; `shown` is its manifest as the principal may see it."""
     calendar = FreezeCalendar(record.manifest)
     return FreezeView(
-        manifest=record.manifest,
+        manifest=shown or record.manifest,
         version=record.version,
         created_at=record.created_at,
         updated_at=record.updated_at,

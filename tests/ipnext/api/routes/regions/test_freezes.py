@@ -8,10 +8,12 @@ import pytest
 
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.model.access.rights import Role
 from ipnext.model.lifecycle.messages import Change, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
-from ipnext.model.manifest.freeze import BindingFreeze, Frozen
+from ipnext.model.manifest.freeze import BindingFreeze, FreezeView, Frozen
+from ipnext.store.operations.change_scope import find_touched, find_touched_regions
 from ipnext.store.operations.refused_routes import refuse_further_users
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -219,3 +221,69 @@ def test_what_is_frozen_is_told_in_words():
     assert Frozen(until=until, freezes=(binding,)).message == (
         "frozen until 2026-12-27 00:00:00 UTC: we rest (freeze holidays)"
     )
+
+
+SECRET = "for the launch of ads' hidden-model"
+CALENDAR = f"""BEGIN:VCALENDAR
+VERSION:2.0
+PRODID:-//x//y//
+BEGIN:VEVENT
+UID:1
+DTSTART:{NOW:%Y%m%dT%H%M%S}
+DURATION:PT24H
+SUMMARY:{SECRET}
+END:VEVENT
+END:VCALENDAR
+"""
+
+
+@pytest.mark.parametrize(
+    ("scope", "reason"),
+    [
+        ({}, SECRET),
+        ({"models": ["ranker", "hidden-model"]}, SECRET),
+        ({"owners": ["search", "ads"]}, SECRET),
+        ({"regions": ["eu"]}, SECRET),
+        ({"regions": ["mars"]}, "not shown"),
+        ({"models": ["ranker", "hidden-model"], "owners": ["ads"]}, None),
+        ({"models": ["hidden-*"]}, None),
+    ],
+)
+async def test_a_viewer_of_one_owner_gets_of_a_freeze_what_concerns_its_models(applied, scope, reason):
+    body = document(reason=SECRET, **scope)
+    body["metadata"] |= {"owner": "ads", "labels": {"for": "hidden-model"}, "annotations": {"note": SECRET}}
+    body["spec"] |= {"ics": CALENDAR, "windows": []}
+    (await applied.http.put("/v1/freezes/sale", json=body)).raise_for_status()
+    whole = (await applied.http.get("/v1/freezes/sale")).json()
+    assert whole["manifest"]["metadata"]["annotations"] == {"note": SECRET}
+    headers = {"Authorization": f"Bearer {applied.rooms.add_key('viewer', Role.VIEWER, owner='search')}"}
+    answer = await applied.http.get("/v1/freezes/sale", headers=headers)
+    listed = (await applied.http.get("/v1/freezes", headers=headers)).json()["items"]
+    if reason is None:
+        assert (answer.status_code, listed) == (404, [])
+        return
+    shown = answer.json()
+    assert listed == [shown]
+    assert shown["manifest"]["spec"]["reason"].startswith(reason)
+    assert shown["inForce"] == whole["inForce"], "of the calendar that is not shown"
+    del shown["manifest"]["spec"]["reason"]
+    assert not any(name in json.dumps(shown) for name in ("hidden-model", "ads", SECRET))
+    assert FreezeView.model_validate(answer.json()), "clients can read it"
+
+
+async def test_a_viewer_without_models_gets_the_reason_of_a_freeze_for_its_owner(applied):
+    headers = {"Authorization": f"Bearer {applied.rooms.add_key('viewer', Role.VIEWER, owner='none')}"}
+    for scope, shown in (({"owners": ["none"]}, "rest"), ({"regions": ["eu"]}, "not shown")):
+        await put(applied, reason="rest", **scope)
+        answer = (await applied.http.get("/v1/freezes/sale", headers=headers)).json()
+        assert answer["manifest"]["spec"]["reason"].startswith(shown)
+
+
+async def test_regions_of_many_models_are_those_of_each(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    applied.rooms.adopt_plan()
+    (await applied.http.put("/v1/models/other", json=applied.rooms.model_document("other"))).raise_for_status()
+    with applied.rooms.store.read() as unit:
+        found = find_touched_regions(unit, ("ranker", "other"))
+        assert found == {name: find_touched(unit, name).regions for name in ("ranker", "other")}
