@@ -25,16 +25,13 @@ from ipnext.model.lifecycle.messages import (
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.registry.registry import Generation, GenerationState, Snapshot
-from ipnext.store.operations.change_end import ROLLS_OUT
+from ipnext.store.operations.change_end import BRINGS_NEW, ROLLS_OUT, note_superseded
 from ipnext.store.records import ModelPlacement, ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
 NAMED = 10
 """Generations that an error names at most: the ones that served last."""
-
-_BRINGS_A_SPEC = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.APPLY})
-"""Kinds of changes that change the generation or the spec to serve."""
 
 
 class MetadataActivities:
@@ -121,6 +118,7 @@ class MetadataActivities:
                         superseded.model, change.generation, GenerationState.SUPERSEDED, message=message
                     )
                 repository.add_event(superseded.model, "Superseded", f"{change.kind} {change.id}: {message}")
+            note_superseded(repository, superseded.model)
         return Done(note=f"{len(superseded.superseded)} superseded")
 
     def _check_stored(self, snapshot: Snapshot) -> None:
@@ -193,7 +191,7 @@ def _write_beginning(
     """Record the state that users see while the change runs: no condition claims yet to hold for the new spec."""
     subject = f"{change.kind}" + (f" of generation {generation}" if generation else "")
     repository.add_event(record.name, "Started", f"{subject} began", run_id=run_id)
-    if change.kind not in _BRINGS_A_SPEC or generation is None:
+    if change.kind not in BRINGS_NEW or generation is None:
         return
     if change.kind is not ChangeKind.APPLY or record.serving_generation is None:
         repository.update_model(record.name, target_generation=generation)

@@ -23,6 +23,7 @@ from ipnext.model.lifecycle.status import Condition, ConditionType
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.split import SplitPolicy
 from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
+from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.store import Store
 from serving.splitting.report import SplitReport
 from tests.fleets import two_regions
@@ -234,7 +235,9 @@ class House:
 
     def ask(self, name: str, kind: ChangeKind, change_id: str, **more: object) -> Change:
         with self.store.begin() as repository:
-            return repository.add_change(name, kind, change_id=change_id, **more)
+            change = repository.add_change(name, kind, change_id=change_id, **more)
+            note_waiting(repository, change)
+            return change
 
     def change(self, change_id: str) -> Change:
         with self.store.read() as repository:

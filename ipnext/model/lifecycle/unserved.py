@@ -8,11 +8,15 @@ from ipnext.model.manifest.manifest import ModelManifest
 
 
 def unserved_regions(manifest: ModelManifest, tables: Iterable[RouteTable]) -> Mapping[str, tuple[str, ...]]:
-    """Return users' region -> the rules of the plan that leave it unserved, in the order of the manifest."""
+    """Return users' region -> the rules of the plan that leave it unserved, in the order of the manifest.
+
+    No rule is known of a region with a pending table.
+    """
     known = {table.region: table for table in tables}
     sent = {region for region, table in known.items() if any(share.fraction > 0 for share in table.shares)}
     missing = [item.region for item in manifest.spec.demand if item.region not in sent]
-    return {region: known[region].unmet_rules if region in known else () for region in missing}
+    rules = {region: table.unmet_rules for region, table in known.items() if not table.pending}
+    return {region: rules.get(region, ()) for region in missing}
 
 
 def routed_before(

@@ -20,6 +20,9 @@ from ipnext.store.repository import Repository
 
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 
+BRINGS_NEW = ROLLS_OUT | {ChangeKind.ROLLBACK}
+"""Kinds that bring another generation or another manifest."""
+
 BRINGS_NOTHING_NEW = frozenset({ChangeKind.MOVE, ChangeKind.REPAIR})
 """Kinds that bring neither another generation nor another manifest."""
 
@@ -132,23 +135,36 @@ def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Se
     state.
     """
     serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
+    own = [change for change in changes if change.kind not in BRINGS_NOTHING_NEW]
+    if wanted is None:  # only a change that names a generation brings one
+        own = [change for change in own if change.generation is not None]
+    waits = None if record.retired else _judge_waiting(own, serving)
+    if waits is not None:
+        return waits
     if record.retired or wanted is None:
         return ReadinessCondition("False", Reason.NOT_PUBLISHED, _not_published(record))
-    own = [change for change in changes if change.kind not in BRINGS_NOTHING_NEW]
-    waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
-    if waiting:
-        return ReadinessCondition("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
-    frozen = next((change for change in own if not change.state.final and change.reason is Reason.FROZEN), None)
-    if frozen is not None and frozen.kind in ROLLS_OUT:
-        return ReadinessCondition("False", Reason.FROZEN, f"{frozen.kind} {frozen.id} is {frozen.message}; {serving}")
     if record.serving_generation != wanted.number:
         reason = Reason(wanted.reason) if wanted.reason in set(Reason) else Reason.PROGRESSING
         told = f": {wanted.message}" if wanted.message else ""
         return ReadinessCondition("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
     if record.observed_generation < record.generation:
         return _judge_old_manifest(record, own)
+    if under_way := next((change for change in own if change.kind in BRINGS_NEW and not change.state.final), None):
+        told = f"{under_way.kind} {under_way.id} is under way; {serving}"
+        return ReadinessCondition("False", Reason.PROGRESSING, told)
     newest = f"generation {wanted.number} is the newest, by revision {record.generation} of the manifest"
     return ReadinessCondition("True", Reason.SUCCEEDED, newest)
+
+
+def _judge_waiting(own: Sequence[Change], serving: str) -> ReadinessCondition | None:
+    """Judge a model with a change that waits for its turn or for a freeze; None without one."""
+    waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
+    if waiting:
+        return ReadinessCondition("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
+    frozen = next((change for change in own if not change.state.final and change.reason is Reason.FROZEN), None)
+    if frozen is not None and frozen.kind in ROLLS_OUT:
+        return ReadinessCondition("False", Reason.FROZEN, f"{frozen.kind} {frozen.id} is {frozen.message}; {serving}")
+    return None
 
 
 def judge_serving(
@@ -269,15 +285,43 @@ def write_ready(repository: Repository, record: ModelRecord) -> None:
     answers = judge_serving(record, newest, unserved)
     for condition, found in ((ConditionType.UP_TO_DATE, newest), (ConditionType.SERVING, answers)):
         repository.set_condition(record.name, condition, found.status, found.reason, found.message)
-    refuse_users(repository, record, _why_nothing_serves(record, newest))
+    refuse_users(repository, record, _why_nothing_serves(record, newest, record.target_generation))
     refuse_further_users(repository, record, newest.reason)
 
 
-def _why_nothing_serves(record: ModelRecord, newest: ReadinessCondition) -> str:
+def note_waiting(repository: Repository, change: Change) -> None:
+    """Write that a publish, apply or rollback waits, in the unit of work that recorded it.
+
+    `UpToDate`, and so `Ready`, is false from the moment in which the change is acknowledged. Gateways refuse users whom
+    only the newest manifest names. Moves, repairs, retirements, and changes that have begun leave the model as it is.
+    """
+    if change.kind not in BRINGS_NEW or change.state is not ChangeState.RECORDED:
+        return
+    record = repository.model(change.model)
+    wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
+    newest = judge_up_to_date(record, wanted, (change,))
+    if newest.message not in {
+        each.message for each in repository.conditions(record.name) if each.type is ConditionType.UP_TO_DATE
+    }:
+        repository.set_condition(record.name, ConditionType.UP_TO_DATE, newest.status, newest.reason, newest.message)
+    if change.kind is not ChangeKind.ROLLBACK:
+        number = change.generation or record.target_generation
+        refuse_users(repository, record, _why_nothing_serves(record, newest, number))
+    if change.kind is ChangeKind.APPLY:
+        refuse_further_users(repository, record, newest.reason)
+
+
+def note_superseded(repository: Repository, model: str) -> None:
+    """Judge `Ready` after changes of a model were marked as superseded. An open change judges it at its own end."""
+    if not repository.open_kinds(model).keys() - BRINGS_NOTHING_NEW:
+        write_ready(repository, repository.model(model))
+
+
+def _why_nothing_serves(record: ModelRecord, newest: ReadinessCondition, number: int | None) -> str:
     """Explain it to users, without messages of checks or hosts, which may name facts that users must not see."""
     if newest.reason is Reason.NOT_PUBLISHED:
         return _not_published(record)
-    return f"generation {record.target_generation} does not serve ({newest.reason})"
+    return f"generation {number} does not serve ({newest.reason})"
 
 
 def _event_kind(state: ChangeState) -> str:

@@ -1,23 +1,29 @@
 """Route tables for users that a manifest names and no generation serves.
 
-The gateways answer 503 with the reason, not 404. Written when a change ends or a freeze holds it: for a model that
-serves nobody in all regions of its users, for one that serves in the regions that only a newer manifest names. The
-reconciler sends them to the gateways; the next transition replaces them.
+The gateways answer 503 with the reason, not 404. Written when a change is recorded, when a freeze holds it and when it
+ends: for a model that serves nobody in all regions of its users, for one that serves in the regions that only a newer
+manifest names. The reconciler sends them to the gateways; the next transition replaces them.
 """
 
 from ipnext.model.deployment.deployment import RouteTable
 from ipnext.model.lifecycle.status import Reason
+from ipnext.model.planning.transition import TransitionState
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
+
+LOOKED_AT = 4
+"""Newest transitions of a model that may be open: one moves it, and those that were refused since are few."""
+
+_OPEN = frozenset({TransitionState.PLANNED, TransitionState.RUNNING})
 
 
 def refuse_users(repository: Repository, record: ModelRecord, why: str) -> None:
     """Store or update such tables if none of the model's generations serves. `why` is the reason shown to users.
 
-    Nothing is written while a table still sends users to a region, or lists a generation: the reconciler withdraws it
-    first.
+    Nothing is written while a transition moves the model, or a table still sends users to a region, or lists a
+    generation: the reconciler withdraws it first.
     """
-    if record.retired or record.serving_generation is not None:
+    if record.retired or record.serving_generation is not None or repository.is_moved(record.name):
         return
     stored = repository.routes(record.name)
     if not all(table.refuses for table in stored):
@@ -32,18 +38,19 @@ def refuse_users(repository: Repository, record: ModelRecord, why: str) -> None:
 
 
 def refuse_further_users(repository: Repository, record: ModelRecord, reason: Reason) -> None:
-    """Store, update or delete pending tables of a serving model, in regions for which no transition has written one.
+    """Store, update or delete pending tables of a model that serves or is moved, in regions that no transition serves.
 
-    `reason` is why the newest manifest does not serve. Nothing is written while a transition moves the model.
+    `reason` is why the newest manifest does not serve. Regions of a transition that moves the model are left to it.
     """
-    if record.retired or record.serving_generation is None or repository.is_moved(record.name):
+    if record.retired or (record.serving_generation is None and not repository.is_moved(record.name)):
         return
     why = f"revision {record.generation} of the manifest does not serve ({reason})"
     if reason is Reason.SUCCEEDED:
         why = "the plan in force does not know them yet"
     stored = {table.region: table for table in repository.routes(record.name)}
-    pending = {region: table for region, table in stored.items() if table.pending}
-    wanted = _regions(repository, record) - (stored.keys() - pending.keys())
+    moved = _moved_regions(repository, record.name)
+    pending = {region: table for region, table in stored.items() if table.pending and region not in moved}
+    wanted = _regions(repository, record) - (stored.keys() - pending.keys()) - moved
     for region in sorted(pending.keys() - wanted):
         repository.delete_routes(record.name, region)
     # above that of a table which was deleted: another manifest was applied since
@@ -58,6 +65,18 @@ def refuse_further_users(repository: Repository, record: ModelRecord, reason: Re
 def _regions(repository: Repository, record: ModelRecord) -> set[str]:
     """Return the regions of the fleet with demand."""
     return {item.region for item in record.manifest.spec.demand} & set(repository.region_names())
+
+
+def _moved_regions(repository: Repository, model: str) -> frozenset[str]:
+    """Return the users' regions whose tables an open transition of the model writes."""
+    if not repository.is_moved(model):
+        return frozenset()
+    newest = repository.transitions(model, limit=LOOKED_AT)
+    found = frozenset[str]()
+    for transition in (each.transition for each in newest if each.state in _OPEN):
+        found |= {item.region for item in transition.demand}
+        found |= {share.origin for state in (transition.origin, transition.to) for share in state.traffic}
+    return found
 
 
 def _says(table: RouteTable, record: ModelRecord, why: str) -> bool:

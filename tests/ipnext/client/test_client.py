@@ -183,6 +183,19 @@ def test_waiting_too_long_says_where_it_stands(applied, snapshots):
         applied.wait_ready("ranker", 0)
 
 
+def test_waiting_after_a_publish_never_returns_the_former_generation(applied, live, snapshots):
+    applied.publish("ranker", snapshots)
+    live.rooms.serve(1)
+    applied.wait_ready("ranker", PATIENCE_SECONDS)
+    live.rooms.write_snapshot(live.rooms.directory / "newer", b"newer")
+
+    change = applied.publish("ranker", {"dense": live.rooms.directory / "newer"})
+    with pytest.raises(errors.DeadlineExceeded, match=f"{change.id} waits; generation 1 serves"):
+        applied.wait_ready("ranker", 0)
+    live.rooms.serve(2)
+    assert applied.wait_ready("ranker", PATIENCE_SECONDS).status.serving_generation == 2
+
+
 def test_a_replan_is_followed_to_its_result(applied, live):
     replan = applied.replan()
     assert not applied.replan_status(replan.id).state.final

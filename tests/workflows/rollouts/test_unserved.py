@@ -2,9 +2,10 @@
 
 import pytest
 
+from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.temporal import signal_freeze_change
+from ipnext.temporal import control, signal_freeze_change
 from tests.fleets import two_regions
 from tests.workflows.changes.test_freezes import freeze_manifest
 
@@ -124,6 +125,11 @@ async def test_a_model_that_is_retired_before_it_served_is_known_to_no_gateway(h
 ELSEWHERE = [{"region": "us-east", "qps": 100}]
 
 
+def reasons(house, model):
+    with house.store.read() as repository:
+        return {condition.reason for condition in repository.conditions(model)}
+
+
 def conditions(house, model):
     asked = (ConditionType.SERVING, ConditionType.UP_TO_DATE, ConditionType.READY)
     return {condition: house.condition(model, condition).status for condition in asked}
@@ -157,6 +163,57 @@ async def test_users_of_a_region_that_a_frozen_manifest_adds_are_told_that_it_wa
     assert (await ended(change)).state is ChangeState.DONE
     assert refusals(house, model) == {}
     assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_users_of_a_region_that_a_manifest_adds_while_the_model_is_paused_are_told_that_it_waits(
+    house, client, model, submit, carried_out, ended, until
+):
+    house.apply_fleet(two_regions(10, 10))
+    house.apply(model, demand=ELSEWHERE)
+    await carried_out(house.publish(model, 1))
+    await control(client, model, ControlAction.PAUSE, ControlAsked(by="ann"))
+
+    house.apply(model, demand=SMALL)
+    change = house.ask(model, ChangeKind.APPLY, f"{model}-more")
+    assert conditions(house, model) == SERVES_THE_OLD
+    await submit(change)
+
+    why = ("revision 2 of the manifest does not serve (Pending)",)
+    await until(lambda: refusals(house, model) == {"eu-west": why})
+    assert conditions(house, model) == SERVES_THE_OLD
+
+    await control(client, model, ControlAction.RESUME, ControlAsked(by="ann"))
+    assert (await ended(change)).state is ChangeState.DONE
+    assert refusals(house, model) == {}
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+    assert set(conditions(house, model).values()) == {"True"}
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_users_of_a_region_that_a_manifest_adds_during_a_rollout_are_told_that_it_waits(
+    house, client, model, submit, carried_out, ended, until
+):
+    """The rollout waits for an approval with a part of the traffic moved."""
+    rollout = {"canary": 0.1, "maxStep": 1, "approval": "canary"}
+    house.apply_fleet(two_regions(10, 10))
+    house.apply(model, demand=ELSEWHERE)
+    await carried_out(house.publish(model, 1))
+    house.apply(model, demand=ELSEWHERE, rollout=rollout)
+    running = house.publish(model, 2)
+    await submit(running)
+    await until(lambda: Reason.AWAITING_APPROVAL in reasons(house, model))
+
+    house.apply(model, demand=SMALL, rollout={**rollout, "approval": "none"})
+    change = house.ask(model, ChangeKind.APPLY, f"{model}-more")
+    await submit(change)
+    await until(lambda: set(refusals(house, model)) == {"eu-west"})
+
+    await control(client, model, ControlAction.APPROVE, ControlAsked(by="ann"), change_id=running.id)
+    assert (await ended(running)).state is ChangeState.DONE
+    assert (await ended(change)).state is ChangeState.DONE
+    assert refusals(house, model) == {}
+    assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
 
 
 @pytest.mark.usefixtures("reconciler")

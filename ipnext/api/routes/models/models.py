@@ -37,6 +37,7 @@ from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import digest_of
 from ipnext.settings import PlatformSettings
 from ipnext.store.operations.access_quota import admit_entry
+from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.unit_of_work import bytes_of, document
@@ -233,7 +234,9 @@ def _record_apply(unit: Repository, record: ModelRecord, mark: str) -> Change:
     """Record the change; its id follows from the revision, and from `mark` if there is one."""
     name, revision = record.name, record.generation
     change_id = names.marked_apply_id(name, revision, mark) if mark else names.apply_id(name, revision)
-    return unit.add_change(name, ChangeKind.APPLY, change_id=change_id)
+    change = unit.add_change(name, ChangeKind.APPLY, change_id=change_id)
+    note_waiting(unit, change)
+    return change
 
 
 def _next_sequence(unit: Repository, record: ModelRecord) -> int:

@@ -29,6 +29,7 @@ from ipnext.model.api.resources import ChangeView, PublishPart, PublishRequest, 
 from ipnext.model.lifecycle.messages import Change, ChangeKind
 from ipnext.model.registry.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
 from ipnext.model.registry.snapshot_files import check_files
+from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.records import ModelRecord
 from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
@@ -91,6 +92,7 @@ def _publish(name: str, request: PublishRequest, rooms: PlatformAdapters, user: 
             _charge(unit, rooms, owner, source.manifest)
         had = unit.document_bytes(name)
         change = unit.publish(name, sources, change_id=change_id)
+        note_waiting(unit, change)
         allowance = allowance_of(unit, owner, default=rooms.settings.artifact_bytes)
         admit_documents(unit, allowance, unit.document_bytes(name) - had, field="parts", counted=True)
         digests = {part: source.manifest.digest for part, source in sources.items()}
@@ -120,6 +122,7 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
             unfinished = bool(_ROLLS_OUT & unit.open_kinds(name).keys())
             target = _rollback_target(record, _with_bytes(unit, name), request.generation, unfinished=unfinished)
             change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
+            note_waiting(unit, change)
         before = {"generation": record.serving_generation}
         unit.note_audit(change_id=change.id, before=before, after={"generation": change.generation})
     rooms.outbox.wake()

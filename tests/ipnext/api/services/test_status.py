@@ -370,7 +370,7 @@ async def test_a_host_without_all_segments_of_its_part_is_a_part_that_lacks(appl
             unit.delete_deployment(deployment.key)
         deployment = Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=held)
         unit.put_deployment(deployment)
-        unit.put_route(RouteTable(model="ranker", region="eu", revision=2, shares=(share,), served=(served,)))
+        unit.put_route(RouteTable(model="ranker", region="eu", revision=3, shares=(share,), served=(served,)))
     applied.rooms.infrastructure.apply(deployment)
     await status_of(applied)
     assert conditions_of(await status_of(applied))["Ready"][0] == "True"
@@ -425,7 +425,7 @@ async def test_a_refused_publish_is_explained_while_the_former_generation_serves
     await applied.publish("b")
     applied.rooms.refuse(2, Reason.SCHEMA_MISMATCH, "edge sparse.output -> dense.x: FP32 is not FP16")
     answer, steps = await explained(applied)
-    assert (answer["ready"], answer["reason"]) == (True, "SchemaMismatch")
+    assert (answer["ready"], answer["reason"]) == (False, "SchemaMismatch")
     assert "generation 1 serves" in steps["deployment"]["message"]
     assert steps["change"]["state"] == "refused"
     assert "edge sparse.output" in answer["message"]
@@ -526,7 +526,7 @@ async def test_how_far_the_engines_of_what_comes_are_is_explained_while_the_form
             unit.put_deployment(deployment.model_copy(update={"holds": holds}))
     starting(applied, 1)
     answer, steps = await explained(applied)
-    assert (answer["ready"], answer["reason"]) == (True, "Progressing")
+    assert (answer["ready"], answer["reason"]) == (False, "Progressing")
     assert answer["message"].endswith(LOADING_TEXT)
     assert steps["part"]["subject"] == "dense"
 

@@ -55,7 +55,7 @@ async def test_a_region_with_models_does_not_leave_the_fleet_until_it_is_drained
     assert await regions_of(applied) == ["eu", "us"]
 
     with applied.rooms.store.begin() as unit:
-        unit.put_route(table("eu", revision=2))
+        unit.put_route(table("eu", revision=3))
         drain = unit.add_drain("us")
     answer = await put(applied, "eu")
     assert answer.status_code == 409
@@ -108,6 +108,6 @@ async def test_a_region_that_has_left_the_fleet_is_drained_while_models_use_it(a
     assert (answer.status_code, answer.json()["state"]) == (202, "recorded")
 
 
-def table(to, *, model="ranker", revision=1):
+def table(to, *, model="ranker", revision=2):
     share = RouteShare(to=to, generation=1, fraction=1.0)
     return RouteTable(model=model, region="eu", revision=revision, shares=(share,), served=())
