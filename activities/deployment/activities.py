@@ -16,7 +16,7 @@ from activities.state.drained_fleet import DrainedFleet, same
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
-from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.operations.change_end import ROLLS_OUT, end_change
 from ipnext.store.operations.quota_claims import lower_claims
 from ipnext.store.store import Store
@@ -108,6 +108,7 @@ class DeploymentActivities:
         return Done(note=message)
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
+    @of_a_step
     def withdraw_model(self, stage: StageInput) -> Done:
         """Remove a model from every gateway.
 
@@ -117,7 +118,18 @@ class DeploymentActivities:
         with self._store.read() as repository:
             repository.check_only_mover(stage.model, stage.change_id)
         with fencing(self._store, stage.change_id):
+            self._note_withdrawal(stage)
             return self._withdraw(stage)
+
+    def _note_withdrawal(self, stage: StageInput) -> None:
+        """Record that the model does not serve, before the first gateway forgets it.
+
+        The end of the change judges it again.
+        """
+        message = f"{stage.kind} {stage.change_id} takes the model out of its gateways"
+        with self._store.begin(stage.model) as repository:
+            still_ours(repository)
+            repository.set_condition(stage.model, ConditionType.SERVING, "False", Reason.PROGRESSING, message)
 
     def _withdraw(self, stage: StageInput) -> Done:
         regions, lost = self._regions(stage.model), self._lost()

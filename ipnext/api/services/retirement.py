@@ -33,9 +33,10 @@ def _explain(model: str, change: Change) -> str:
             f"`ipnext abort {model}` takes the retirement back, `ipnext override {change.id} --reason TEXT` "
             "lets it pass the freeze"
         )
+    held_up = f", which is held up: {change.message}" if change.is_retried else ""
     return (
-        f"model {model!r} is being retired by change {change.id}; `ipnext wait {model} --for change={change.id}`, "
-        "then apply its manifest to bring it back"
+        f"model {model!r} is being retired by change {change.id}{held_up}; `ipnext wait {model} --for "
+        f"change={change.id}`, then apply its manifest to bring it back"
     )
 
 

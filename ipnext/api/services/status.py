@@ -23,7 +23,7 @@ from ipnext.model.deployment.deployment import (
     RouteShare,
     ServedGeneration,
 )
-from ipnext.model.lifecycle.messages import DeploymentStatus
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, DeploymentStatus
 from ipnext.model.lifecycle.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
 from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.model.throughput import amount
@@ -73,7 +73,7 @@ def model_status(facts: ModelFacts, states: States) -> ModelStatus:
         serving_generation=record.serving_generation,
         target_generation=record.target_generation,
         conditions=observed_conditions(facts, states),
-        traffic=traffic_of(facts),
+        traffic=traffic_of(facts, states),
         replicas=states.of(record.name),
         plan_id=facts.plan_id,
         run_id=next((c.run_id for c in facts.changes if c.run_id is not None), None),
@@ -81,9 +81,20 @@ def model_status(facts: ModelFacts, states: States) -> ModelStatus:
     )
 
 
-def traffic_of(facts: ModelFacts) -> Mapping[str, tuple[RouteShare, ...]]:
-    """Map each region to the shares of its requests."""
-    return {table.region: table.shares for table in facts.routes}
+def traffic_of(facts: ModelFacts, states: States) -> Mapping[str, tuple[RouteShare, ...]]:
+    """Map each region to the shares of its requests.
+
+    While a retirement takes the model out, regions whose gateway reports that it does not know the model are left out.
+    """
+    retires = any(change.kind is ChangeKind.RETIRE and _moves(change) for change in facts.changes)
+    reports = {table.region: states.get(table.region) for table in facts.routes} if retires else {}
+    gone = {region for region, state in reports.items() if state is not None and facts.record.name not in state.routes}
+    return {table.region: table.shares for table in facts.routes if table.region not in gone}
+
+
+def _moves(change: Change) -> bool:
+    """Check whether a change runs and waits for no freeze."""
+    return change.state is ChangeState.RUNNING and change.reason is not Reason.FROZEN
 
 
 def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:

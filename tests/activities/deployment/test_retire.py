@@ -9,10 +9,10 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment.activities import DeploymentActivities
 from activities.regions.failover import RegionFailover
 from activities.transition.takeover import TakeoverActivities
-from ipnext.errors import Unavailable
+from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, StageInput
-from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.takeover import TakeOver
 
 MODEL, REGION = "ranker", "us-east"
@@ -51,6 +51,25 @@ def test_what_a_region_that_is_back_holds_is_not_struck_off(house, retiring, mon
     with house.store.read() as unit:
         left = {"withdraw_model": unit.routes, "release_model": unit.deployments}[name](MODEL)
     assert bool(left) is back
+
+
+def test_a_withdrawal_that_a_silent_region_blocks_tells_its_reason(house, retiring):
+    house.infrastructure.cut(REGION)
+    activities = DeploymentActivities(house.store, house.infrastructure)
+    with pytest.raises(RegionUnreachable):
+        ActivityEnvironment().run(activities.withdraw_model, retiring)
+
+    change = house.change(retiring.change_id)
+    assert (change.is_retried, change.reason) == (True, Reason.REGION_UNREACHABLE)
+    assert change.message.startswith("withdraw model is tried again: ")
+    assert REGION in change.message
+    serving = house.condition(MODEL, ConditionType.SERVING)
+    assert (serving.status, serving.reason) == ("False", Reason.PROGRESSING)
+    assert serving.message == "retire retirement takes the model out of its gateways"
+
+    house.infrastructure.mend(REGION)
+    ActivityEnvironment().run(activities.withdraw_model, retiring)
+    assert not house.change(retiring.change_id).is_retried
 
 
 def freeze(house, change_id):

@@ -265,6 +265,18 @@ async def test_a_region_that_only_a_newer_manifest_names_is_no_outage_until_it_w
     assert conditions_of(await status_of(applied))["Serving"] == ("False", "NoCapacity")
 
 
+@pytest.mark.parametrize(("reason", "routed"), [(Reason.FROZEN, ["eu", "us"]), (Reason.REGION_UNREACHABLE, ["us"])])
+async def test_traffic_of_a_model_that_is_being_withdrawn_leaves_out_gateways_that_forgot_it(applied, reason, routed):
+    await serving(applied)
+    with applied.rooms.store.begin() as unit:
+        unit.put_route(unit.route("ranker", "eu").model_copy(update={"region": "us"}))
+        change = unit.add_change("ranker", ChangeKind.RETIRE, change_id="away")
+        unit.update_change(change.id, state=ChangeState.RUNNING, reason=reason, message="us does not answer")
+    applied.rooms.infrastructure.unroute("ranker", "eu")
+    applied.rooms.infrastructure.cut("us")
+    assert sorted((await status_of(applied))["traffic"]) == routed
+
+
 async def test_progressing_names_the_change_and_its_step_or_what_holds_it_back(applied):
     def progressing(status):
         return next(c for c in status["conditions"] if c["type"] == "Progressing")

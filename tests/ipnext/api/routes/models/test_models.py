@@ -253,6 +253,19 @@ async def test_nothing_is_taken_for_a_model_that_is_being_retired(applied):
         assert "apply its manifest to bring it back" in answer.json()["message"]
 
 
+async def test_what_a_retirement_that_is_held_up_waits_for_is_told_to_other_requests(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    retirement = (await applied.http.delete("/v1/models/ranker")).json()["id"]
+    with applied.rooms.store.begin("ranker") as unit:
+        told = "withdraw model is tried again: region 'eu' does not answer"
+        unit.update_change(retirement, state=ChangeState.RUNNING, reason=Reason.REGION_UNREACHABLE, message=told)
+
+    message = (await applied.publish("b")).json()["message"]
+
+    assert f"by change {retirement}, which is held up: {told}; `ipnext wait ranker" in message
+
+
 async def test_a_retirement_that_waits_for_a_freeze_names_it_and_what_takes_it_back(applied):
     await applied.publish("a")
     applied.rooms.serve(1)
