@@ -23,7 +23,7 @@ from activities.state.drained_fleet import leaves_loss
 from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState, status_of
+from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState, describe_held, status_of
 from ipnext.model.lifecycle.messages import Change, ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.repository import Repository
@@ -292,12 +292,14 @@ def _differs(repository: Repository, drain: Drain, seen: DrainSeen) -> bool:
 def _describe_drain(repository: Repository, drain: Drain) -> str:
     """Return a draining region's message.
 
-    For a lost region, it is the result of its failover; for a planned drain, a pause that delays it.
+    For a lost region, it is the result of its failover; for a planned drain, what delays it: a pause of the moves, and
+    models whose changes are blocked.
     """
     if drain.disaster:
         return drain.message
-    pause = repository.moves_pause()
-    return MOVING_AWAY if pause is None else f"{MOVING_AWAY} once moves go on; they are paused: {pause.reason}"
+    pause, held = repository.moves_pause(), describe_held(repository.find_held(drain.region))
+    moving = MOVING_AWAY if pause is None else f"{MOVING_AWAY} once moves go on; they are paused: {pause.reason}"
+    return f"{moving}; {held}" if held else moving
 
 
 def _due(repository: Repository, drain: Drain) -> bool:

@@ -31,7 +31,7 @@ from ipnext.model.api.resources import (
     StatusExplanation,
     TransitionView,
 )
-from ipnext.model.lifecycle.drain import DrainView
+from ipnext.model.lifecycle.drain import DrainState, DrainView
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
@@ -437,6 +437,8 @@ def _drain(region: RegionView) -> tuple[str, str, str]:
     )
     if drain.lost:
         left = f"planned: {left}"
+    elif drain.state is DrainState.DRAINING and drain.message:
+        left += f"; {drain.message}"
     if drain.lost and region.replica_count:
         left += f"; it lives: {region.replica_count} replicas run on until `ipnext undrain {region.region}`"
     return age(drain.created_at), drain.reason, left

@@ -1,10 +1,12 @@
 """Drains: a region is taken out of service, either planned or after its loss, and brought back."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
 from pydantic import Field
 
+from ipnext.model.echoes import cut_text
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value, WrittenValue
 
@@ -109,6 +111,40 @@ class ReturnRequest(WrittenValue):
     """Body of a return."""
 
     reason: str = Field(default="", max_length=500)
+
+
+class HeldModel(Value):
+    """A model whose changes are blocked, so that it does not leave a region."""
+
+    model: Name
+    reason: Reason
+    message: str
+    change_id: str = ""
+    """The change that waits for a freeze."""
+
+    @property
+    def remedy(self) -> str:
+        """The command that unblocks it."""
+        if self.reason is Reason.FROZEN:
+            return f"`ipnext override {self.change_id} --reason TEXT`"
+        verb = "approve" if self.reason is Reason.AWAITING_APPROVAL else "resume"
+        return f"`ipnext {verb} {self.model}`"
+
+
+HELD_NAMED = 3
+"""Most blocked models that a message names."""
+
+HELD_CHARACTERS = 200
+"""Most characters of the reason of one of them."""
+
+
+def describe_held(held: Sequence[HeldModel]) -> str:
+    """Return a text such as `2 models are held up: a: paused by ann (`ipnext resume a`); ...`; empty without one."""
+    if not held:
+        return ""
+    named = [f"{each.model}: {cut_text(each.message, HELD_CHARACTERS)} ({each.remedy})" for each in held[:HELD_NAMED]]
+    named += [f"and {len(held) - HELD_NAMED} more"] if len(held) > HELD_NAMED else []
+    return f"{len(held)} {'model is' if len(held) == 1 else 'models are'} held up: {'; '.join(named)}"
 
 
 class DrainView(Drain):

@@ -4,14 +4,24 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select as sa_select
+from sqlalchemy import union
 from sqlmodel import col, func, or_, select
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.lifecycle.drain import Drain, DrainState
-from ipnext.model.lifecycle.status import Reason
+from ipnext.model.lifecycle.drain import Drain, DrainState, HeldModel
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import TransitionState
-from ipnext.store.tables.changes import ChangeRow, DeploymentRow, DrainRow, RouteRow, RouteShareRow, TransitionRow
+from ipnext.store.tables.changes import (
+    ChangeRow,
+    ConditionRow,
+    DeploymentRow,
+    DrainRow,
+    RouteRow,
+    RouteShareRow,
+    TransitionRow,
+)
 from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import UnitOfWork, batches
@@ -154,6 +164,35 @@ class Drains(UnitOfWork):
             select(PlacedReplicasRow.model).where(PlacedReplicasRow.region == region, PlacedReplicasRow.count > 0)
         ).all()
         return frozenset({model for model, _ in held} | set(placed)), sum(count for _, count in held)
+
+    def find_held(self, region: str) -> tuple[HeldModel, ...]:
+        """Return the models that use a region, now or by their plan, and whose changes are blocked, by name."""
+        held = select(DeploymentRow.model).where(DeploymentRow.region == region, DeploymentRow.replicas > 0)
+        placed = select(PlacedReplicasRow.model).where(PlacedReplicasRow.region == region, PlacedReplicasRow.count > 0)
+        sent = select(RouteShareRow.model).where(RouteShareRow.to == region, RouteShareRow.fraction > 0)
+        uses = union(held, placed, sent)
+        frozen = select(ChangeRow).where(
+            ChangeRow.state == ChangeState.RUNNING.value,
+            ChangeRow.reason == Reason.FROZEN.value,
+            col(ChangeRow.model).in_(uses),
+        )
+        blocked = select(ConditionRow).where(
+            ConditionRow.type == ConditionType.PROGRESSING.value,
+            ConditionRow.status == "False",
+            col(ConditionRow.model).in_(uses),
+        )
+        found = {
+            row.model: HeldModel(
+                model=row.model,
+                reason=Reason.FROZEN,
+                message=f"{row.kind} {row.id} is {row.message}",
+                change_id=row.id,
+            )
+            for row in self._session.exec(frozen)
+        }
+        for row in self._session.exec(blocked):
+            found[row.model] = HeldModel(model=row.model, reason=Reason(row.reason), message=row.message)
+        return tuple(found[model] for model in sorted(found))
 
     def find_models_in(self, region: str) -> frozenset[str]:
         """Return the models that use a region.
