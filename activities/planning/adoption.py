@@ -95,7 +95,7 @@ def replaces(
         return AdoptionVerdict(adopt=True, message=_more_served(held, plan, tokens))
     saved = before.spent - after.spent
     share = saved / before.cost if before.cost > 0 else 0.0
-    words = f"saves {saved:.2f} $/h ({share:.1%})"
+    words = f"saves {saved:.2f} $/h with latency and moves, {share:.1%} of the hardware's cost of {before.cost:.2f} $/h"
     if order == 0 and saved > 0 and share >= dead_band:
         return AdoptionVerdict(adopt=True, message=words)
     return AdoptionVerdict(adopt=False, message=f"{words}, within the dead band of {dead_band:.1%}: nothing moves")

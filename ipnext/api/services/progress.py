@@ -16,7 +16,8 @@ def progress_of(
     Empty before the first change. False while the oldest open change is blocked (a pause, an approval, a freeze), with
     reason and message. Else true: with reason `Progressing` and the step if a change runs, or the reason of the step's
     failure while it is tried again, `Pending` if one waits, `Succeeded` if none is open. `since` is the condition's
-    time if none was recorded.
+    time if none was recorded and no change is newer; while a change is open, the condition is as old as the change at
+    most, and after its end as its end.
     """
     found = {condition.type: condition for condition in conditions}
     recorded = found.get(ConditionType.PROGRESSING)
@@ -27,7 +28,9 @@ def progress_of(
     at = since if recorded is None else recorded.last_transition_time
     under_way = next((change for change in reversed(changes) if not change.state.final), None)
     if under_way is None:
-        return (_progressing(Reason.SUCCEEDED, "no change is open", at),)
+        ended = (change.finished_at for change in changes if change.finished_at is not None)
+        return (_progressing(Reason.SUCCEEDED, "no change is open", max((at, *ended))),)
+    at = max(at, under_way.created_at)
     told = f"{under_way.kind} {under_way.id}" + (
         f" of generation {under_way.generation}" if under_way.generation else ""
     )

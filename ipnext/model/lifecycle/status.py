@@ -96,7 +96,7 @@ class Condition(WrittenValue):
     reason: Reason
     message: str = ""
     last_transition_time: datetime
-    """When `status` last changed."""
+    """When `status` last changed; of `Progressing`, when its change was recorded or ended, if that is later."""
 
 
 def ready_of(conditions: Iterable[Condition]) -> Condition | None:

@@ -106,9 +106,11 @@ def test_what_is_saved_counts_at_todays_prices_less_the_moves_and_the_latency(ea
 def test_a_saving_below_the_dead_band_says_so():
     given = problem(east=2.0, current=CurrentState(replicas=placed().replicas))
     found = verdict(placed("west"), placed("east"), given, dead_band=0.131)
-    assert (found.adopt, found.message) == (
-        False, "saves 0.78 $/h (13.0%), within the dead band of 13.1%: nothing moves"
-    )  # fmt: skip
+    assert not found.adopt
+    assert found.message == (
+        "saves 0.78 $/h with latency and moves, 13.0% of the hardware's cost of 6.00 $/h, "
+        "within the dead band of 13.1%: nothing moves"
+    )
     assert verdict(placed("west"), placed("east"), given, dead_band=0.129).adopt
 
 

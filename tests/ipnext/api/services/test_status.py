@@ -303,6 +303,22 @@ async def test_progressing_names_the_change_and_its_step_or_what_holds_it_back(a
     assert (paused["status"], paused["reason"], paused["message"]) == ("False", "Paused", "paused by ann")
 
 
+async def test_progressing_is_not_older_than_its_change_and_after_it_not_older_than_its_end(applied):
+    async def since():
+        found = next(c for c in (await status_of(applied))["conditions"] if c["type"] == "Progressing")
+        return datetime.fromisoformat(found["lastTransitionTime"])
+
+    await serving(applied)
+    before = await since()
+    await applied.publish("b")
+    with applied.rooms.store.read() as unit:
+        change = unit.changes("ranker", limit=1)[0]
+    assert before < change.created_at == await since()
+    with applied.rooms.store.begin("ranker") as unit:
+        ended = unit.update_change(change.id, state=ChangeState.REFUSED)
+    assert await since() == ended.finished_at
+
+
 async def test_one_lost_replica_is_missing_capacity_but_the_model_is_ready(applied):
     await serving(applied)
     applied.rooms.infrastructure.stall(KEY)
