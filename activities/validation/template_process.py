@@ -35,6 +35,8 @@ LARGEST_OUTPUT_BYTES: Final = 1 << 20
 """Of a file that the process writes: the steps that it begins."""
 EXIT_NO_MEMORY: Final = 75
 """Exit status if the machine, not the limit, denied memory."""
+FROM_OUTSIDE: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""Signals that the machine or a person sends, of which a template knows nothing."""
 _SPARE_BYTES: Final = 64 << 20
 _MESSAGE_CHARACTERS: Final = 1000
 
@@ -53,7 +55,9 @@ def find_template_fault(
 ) -> str | None:
     """Return the fault of the first template that is refused, with its place; None if there is none.
 
-    Unavailable if the process ended for another reason than a limit: a further try may succeed.
+    Raises:
+        Unavailable: the process did not begin, or was ended from outside: a further try may succeed.
+        TemplateProcessEnded: it ended by an error that no template is known to cause.
     """
     if not templates:
         return None
@@ -75,7 +79,8 @@ def find_template_fault(
 def judge_end(status: int, places: Sequence[str], answer: str, errors: str) -> str | None:
     """Return the fault of a template by the end of the process; None if all pass.
 
-    `status` is its exit status, `answer` its lines. Unavailable if it ended for another reason than a limit.
+    `status` is its exit status, `answer` its lines. A signal or a lack of memory is a fault of the template whose step
+    had begun, unless it came from outside. Raises as `find_template_fault` does.
     """
     lines = [_parse(line) for line in answer.splitlines()]
     last = lines[-1] if lines else {}
@@ -84,16 +89,35 @@ def judge_end(status: int, places: Sequence[str], answer: str, errors: str) -> s
     if status == EXIT_OK and "fault" in last:
         fault = last["fault"]
         return None if fault is None else f"{place or places[0]}: {_cut(fault)}"
-    if place is not None and -status in _LIMITS:
-        return f"{place}: {_cut(last.get('step'))} {_LIMITS[-status]}"
+    told = errors.strip().splitlines()
+    words = told[-1] if told else "it said nothing"
+    if place is not None and (end := _end_by_template(status, words)) is not None:
+        return f"{place}: {_cut(last.get('step'))} {end}"
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     if status == EXIT_NO_MEMORY:
         how = "for want of the machine's memory"
-    told = errors.strip().splitlines()
-    msg = f"the process that renders chat templates ended {how}: {_cut(told[-1] if told else 'it said nothing')}"
+    msg = f"the process that renders chat templates ended {how}: {_cut(words)}"
+    if place is not None and status >= 0 and status != EXIT_NO_MEMORY:
+        raise TemplateProcessEnded(msg)
     raise Unavailable(msg)
 
 
+class TemplateProcessEnded(RuntimeError):
+    """The process ended by an error of its own; a retry seldom helps."""
+
+
+def _end_by_template(status: int, words: str) -> str | None:
+    """Return what the template did if it ended the process; None if it did not. `words`: the last that were said."""
+    if -status in _LIMITS:
+        return _LIMITS[-status]
+    if status > 0 and words.startswith(MemoryError.__name__):
+        return _TOO_MUCH_MEMORY
+    if status < 0 and -status not in FROM_OUTSIDE:
+        return f"ends Python by {signal.Signals(-status).name}: {_cut(words)}"
+    return None
+
+
+_TOO_MUCH_MEMORY: Final = f"takes more than {MEMORY_BYTES >> 20} MiB of memory"
 _LIMITS: Final[Mapping[int, str]] = {
     signal.SIGPROF: (
         f"takes too much processor time; allowed: {COMPILE_SECONDS} s to compile a template, "
@@ -148,7 +172,7 @@ def _find_fault(number: int, text: str, special_tokens: Mapping[str, str]) -> st
         return template_rendering.find_fault(text, special_tokens, template_rendering.Limits(begin, _stop_clock))
     if not _has_room():  # what the template has made is free again
         sys.exit(EXIT_NO_MEMORY)
-    return f"{begun[-1]} takes more than {MEMORY_BYTES >> 20} MiB of memory"
+    return f"{begun[-1]} {_TOO_MUCH_MEMORY}"
 
 
 def _limit() -> None:

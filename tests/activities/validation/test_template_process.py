@@ -12,7 +12,12 @@ import pytest
 
 from activities.runtime import child_process
 from activities.validation import template_process
-from activities.validation.template_process import EXIT_NO_MEMORY, find_template_fault, judge_end
+from activities.validation.template_process import (
+    EXIT_NO_MEMORY,
+    TemplateProcessEnded,
+    find_template_fault,
+    judge_end,
+)
 from ipnext.artifacts.checkpoints.tokenizer_files import LARGEST_TEMPLATE_BYTES, ChatTemplate
 from ipnext.errors import Unavailable
 from serving.confinement.landlock import Confinement
@@ -63,8 +68,8 @@ def test_a_process_that_a_limit_ended_is_a_fault_of_the_step_that_had_begun(numb
         (-signal.SIGTERM, BEGUN, "", "ended by SIGTERM"),
         (EXIT_NO_MEMORY, BEGUN, "", "for want of the machine's memory"),
         (1, "", "Traceback\nMemoryError\n", "with status 1: MemoryError"),
+        (1, "", "error: Landlock is missing\n", "with status 1: error: Landlock is missing"),
         (0, "", "", "with status 0"),
-        (0, BEGUN, "", "with status 0"),
         (0, "no JSON\n", "", "with status 0"),
         (0, "[]\n", "", "with status 0"),
         (-signal.SIGPROF, lines({"template": 7, "step": "x"}), "", "ended by SIGPROF"),
@@ -74,6 +79,26 @@ def test_a_process_that_a_limit_ended_is_a_fault_of_the_step_that_had_begun(numb
 def test_any_other_end_is_no_refusal(status, answer, errors, told):
     with pytest.raises(Unavailable, match=told):
         judge_end(status, PLACES, answer, errors)
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "told"),
+    [
+        (-signal.SIGABRT, "Fatal Python error: no memory\n", "ends Python by SIGABRT: Fatal Python error: no memory"),
+        (-signal.SIGBUS, "", "ends Python by SIGBUS: it said nothing"),
+        (-signal.SIGFPE, "", "ends Python by SIGFPE"),
+        (1, "Traceback (most recent call last):\nMemoryError\n", "takes more than 1024 MiB of memory"),
+    ],
+)
+def test_a_template_that_ends_its_process_is_refused(status, errors, told):
+    fault = judge_end(status, PLACES, BEGUN, errors)
+    assert fault.startswith(f"tokenizer_config.json: chat_template 'rag': rendering 256 turns {told}")
+
+
+@pytest.mark.parametrize(("status", "errors"), [(0, ""), (1, "TypeError: a fault of ours\n")])
+def test_an_error_of_the_process_itself_is_an_unforeseen_one(status, errors):
+    with pytest.raises(TemplateProcessEnded, match=f"with status {status}"):
+        judge_end(status, PLACES, BEGUN, errors)
 
 
 def test_texts_of_the_process_are_cut():
