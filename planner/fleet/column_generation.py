@@ -7,6 +7,8 @@ model, the master is smoothed (each model mixes its columns by a soft minimum, N
 each limit only.
 """
 
+import math
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,10 +171,11 @@ def search(
     start: Prices | None = None,
     columns: Columns | None = None,
     amount: Floats | None = None,
+    ends: float = math.inf,
 ) -> Found:
     """Find prices for `models`, from `start` and earlier proposals.
 
-    `amount` (L,) of each limit is theirs (else all of it).
+    `amount` (L,) of each limit is theirs (else all of it). After `ends`, by `time.monotonic`, no further round begins.
     """
     limits = SharedLimits.of(arrays) if amount is None else replace(SharedLimits.of(arrays), amount=amount)
     centre = limits.values(start) if start is not None else np.zeros(len(limits.amount))
@@ -191,5 +194,5 @@ def search(
         reach = width * (centre + 0.3 * limits.scale)
         price = master.best(centre, np.maximum(0.0, centre - reach), centre + reach, limits.scale, 80)
         promised = master.shares(price)[0]
-        if done >= effort.rounds or promised - best <= effort.enough * abs(best):
+        if done >= effort.rounds or promised - best <= effort.enough * abs(best) or time.monotonic() > ends:
             return Found(limits.prices(arrays, centre), best, pool, done)

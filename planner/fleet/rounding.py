@@ -6,6 +6,8 @@ columns, rounded up. Models are moved off limits that this exceeds. Then models 
 few at a time, for as long as that lowers the objective.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -306,13 +308,16 @@ class Improvement:
         h = self.holding
         return [int(i) for i in np.flatnonzero(h.left < -1e-9 * np.maximum(h.limits.amount, 1.0))]
 
-    def ease(self, attempts: int) -> None:
+    def ease(self, attempts: int, ends: float = math.inf) -> None:
         """Move models off exceeded limits if others have room for them, at no more than a few times the natural price.
 
-        First those whose usage is closest to the excess; no model is served less.
+        First those whose usage is closest to the excess; no model is served less. After `ends`, by `time.monotonic`, no
+        further limit is eased.
         """
         for _ in range(EASE_PASSES):
             for limit in self.find_exceeded():
+                if time.monotonic() > ends:
+                    return
                 self._ease(limit, attempts)
 
     def _ease(self, limit: int, attempts: int) -> None:

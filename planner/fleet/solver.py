@@ -4,9 +4,10 @@ Called by `planner.solve`. The stated problem falls into one small problem for e
 every dollar of an owner's budget and every move has a price (Lagrangian relaxation). `planner.fleet.column_generation`
 finds the prices, `planner.fleet.configuration` the best configuration of a model at them, `planner.fleet.rounding` one
 whole configuration for each model within all limits, and `planner.bound.bound` proves how much less any plan could
-cost. The work is counted, not timed: the same problem gives the same plan.
+cost. The work is counted, not timed: the same problem gives the same plan, unless the time limit ends the search.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, from_scr
 def _solve_fleet(problem: Problem, fleet: FleetArrays, ends: float) -> FleetAnswer:
     if _mostly_running(fleet):
         adapted = _adapt(fleet, ends, problem.limits.gap)
-        if adapted.gap <= max(problem.limits.gap, ADAPTED_GAP):
+        late = fleet.models <= FEW and adapted.out_of_time
+        if late or adapted.gap <= max(problem.limits.gap, ADAPTED_GAP):
             return adapted
     return _solve_from_scratch(fleet, ends)
 
@@ -82,27 +84,43 @@ def _mostly_running(arrays: FleetArrays) -> bool:
 
 
 def _solve_from_scratch(fleet: FleetArrays, ends: float) -> FleetAnswer:
-    found = find_prices(fleet)
+    """Plan everything again.
+
+    Among few models the time limit holds for each step: after it, a step does the least that gives a plan and a bound.
+    Among many it ends the improvement alone, as a plan without prices and a proof of all would be worth little.
+    """
+    strict = ends if fleet.models <= FEW else math.inf
+    found = find_prices(fleet, strict)
     every = np.arange(fleet.models, dtype=np.int64)
-    columns = join_columns([found.columns, best_columns(fleet, found.prices, every, effort=_effort_last(fleet))])
+    last = EFFORT_QUICK if _is_over(strict) else _effort_last(fleet)
+    columns = join_columns([found.columns, best_columns(fleet, found.prices, every, effort=last)])
     limits = SharedLimits.of(fleet)
     price = limits.values(found.prices)
     effort = EFFORT_PROOF if fleet.models <= MANY else EFFORT_PROOF_OF_MANY
     least = _least(limits, fleet, columns, price)
+    effort = EFFORT_PROOF_ADAPTED if _is_over(strict) else effort
     bounds = lower_bounds(fleet, found.prices, Hints(upper=least), effort)
-    doubtful = np.flatnonzero(least - bounds > DOUBTFUL * least)
-    polished = best_columns(fleet, found.prices, doubtful, effort=POLISHED + _moves_tried(fleet))
-    columns = join_columns([columns, polished])
+    if not _is_over(strict):
+        doubtful = np.flatnonzero(least - bounds > DOUBTFUL * least)
+        polished = best_columns(fleet, found.prices, doubtful, effort=POLISHED + _moves_tried(fleet))
+        columns = join_columns([columns, polished])
     placer = Placer(fleet)
     holding = allocate_columns(fleet, limits, columns, price, placer)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
     least = _least(limits, fleet, columns, price)
     improvement = Improvement(holding, placer, found.prices, least)
-    improvement.ease(ATTEMPTS_EASE)
-    out_of_time = improve(improvement, ends, _rounds(fleet), ATTEMPTS)
-    bound = proven(fleet, found.prices, least, bounds, effort)
+    improvement.ease(ATTEMPTS_EASE, strict)
+    out_of_time = improve(improvement, ends, _rounds(fleet), ATTEMPTS) or _is_over(strict)
+    if _is_over(strict):
+        bound = max(0.0, total_bound(fleet, found.prices, bounds))
+    else:
+        bound = proven(fleet, found.prices, least, bounds, effort)
     among = float(least.sum() - price @ limits.amount)
     return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
+
+
+def _is_over(ends: float) -> bool:
+    return time.monotonic() > ends
 
 
 def _adapt(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
@@ -112,9 +130,10 @@ def _adapt(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     """
     every = np.arange(fleet.models, dtype=np.int64)
     limits = SharedLimits.of(fleet)
+    strict = ends if fleet.models <= FEW else math.inf
     kept = best_columns(fleet, nothing(fleet), every, effort=0)
     holding = RoundingState.of(fleet, limits, kept)
-    sampled = _sampled_prices(fleet, holding)
+    sampled = _sampled_prices(fleet, holding, strict)
     least = lower_bounds(
         fleet, sampled.prices, None, EFFORT_PROOF_OF_MANY if fleet.models <= MANY else EFFORT_PROOF_ADAPTED
     )
@@ -122,18 +141,18 @@ def _adapt(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     fits = bool((holding.left >= 0).all() and (kept.hardware <= fleet.model_budget).all() and not kept.unmet.any())
     if fits and holding.cost.sum() * (1 - enough) <= bound:
         return _answer(holding, bound, sampled, (0, 0.0), out_of_time=False)
-    found = _priced_changes(fleet, sampled, kept, least)
+    found = _priced_changes(fleet, sampled, kept, least, strict)
     price = limits.values(found.prices)
     placer = Placer(fleet)
     holding = allocate_columns(fleet, limits, found.columns, price, placer)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
     improvement = Improvement(holding, placer, found.prices, _least(limits, fleet, found.columns, price))
-    improvement.ease(ATTEMPTS_EASE)
-    out_of_time = improve(improvement, ends, ROUNDS_ADAPTED, ATTEMPTS_ADAPTED)
+    improvement.ease(ATTEMPTS_EASE, strict)
+    out_of_time = improve(improvement, ends, ROUNDS_ADAPTED, ATTEMPTS_ADAPTED) or _is_over(strict)
     return _answer(holding, bound, found, (0, 0.0), out_of_time=out_of_time)
 
 
-def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Floats) -> Found:
+def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Floats, ends: float) -> Found:
     """Return prices and configurations near the running ones.
 
     New ones too for models that today's prices make expensive.
@@ -145,7 +164,7 @@ def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Fl
     dear = np.sort(np.argsort(-regret, kind="stable")[: max(DEAR_LEAST, int(DEAR_SHARE * fleet.models))])
     pool = join_columns([pool, best_columns(fleet, sampled.prices, dear, effort=EFFORT_DEAR)])
     near = SearchEffort(rounds=12, effort=0, width=0.3)
-    return search(fleet, every, near, start=sampled.prices, columns=pool)
+    return search(fleet, every, near, start=sampled.prices, columns=pool, ends=ends)
 
 
 ATTEMPTS_EASE = 150
@@ -182,11 +201,12 @@ def nothing(arrays: FleetArrays) -> Prices:
     return Prices(np.zeros_like(arrays.supply), np.zeros_like(arrays.owner_budget), 0.0)
 
 
-def _sampled_prices(arrays: FleetArrays, holding: RoundingState) -> Found:
+def _sampled_prices(arrays: FleetArrays, holding: RoundingState, ends: float) -> Found:
     """Return prices from a few models, on their part of each limit."""
     some = _sample(arrays, SAMPLE, LARGE)
     amount = _part_of(holding.limits.amount, holding.takes[some].sum(axis=0), holding.takes.sum(axis=0))
-    return search(arrays, some, SearchEffort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=amount)
+    quick = SearchEffort(rounds=8, effort=EFFORT_QUICK, enough=3e-3)
+    return search(arrays, some, quick, amount=amount, ends=ends)
 
 
 SAMPLE, LARGE = 500, 200
@@ -240,28 +260,30 @@ def prices_of(problem: Problem) -> Prices:
     return find_prices(FleetArrays.of(problem)).prices
 
 
-def find_prices(arrays: FleetArrays) -> Found:
-    """Find prices from quick proposals first, then from good ones.
+def find_prices(arrays: FleetArrays, ends: float = math.inf) -> Found:
+    """Find prices from quick proposals first, then from good ones; after `ends`, by `time.monotonic`, from none more.
 
     In a large fleet, proposals of some models come first, then those of all.
     """
     every = np.arange(arrays.models, dtype=np.int64)
     if arrays.models <= MANY:
-        return _search_columns(arrays, every, None)
+        return _search_columns(arrays, every, None, ends)
     first = best_columns(arrays, nothing(arrays), every, effort=EFFORT_QUICK)
     some = _sample(arrays, SAMPLE_ANEW, LARGE_ANEW)
     limits = SharedLimits.of(arrays)
     taken = limits.measure_usage(arrays, first)
     share = _part_of(limits.amount, taken[some].sum(axis=0), taken.sum(axis=0))
-    found = _search_columns(arrays, some, share)
+    found = _search_columns(arrays, some, share, ends)
     last = SearchEffort(rounds=ROUNDS_LAST, effort=EFFORT_QUICK, width=0.2)
-    return search(arrays, every, last, start=found.prices, columns=join_columns([first, found.columns]))
+    return search(arrays, every, last, start=found.prices, columns=join_columns([first, found.columns]), ends=ends)
 
 
-def _search_columns(arrays: FleetArrays, models: Ints, amount: Floats | None) -> Found:
-    quick = search(arrays, models, SearchEffort(rounds=8, effort=EFFORT_QUICK, enough=2e-3), amount=amount)
+def _search_columns(arrays: FleetArrays, models: Ints, amount: Floats | None, ends: float) -> Found:
+    quick = search(arrays, models, SearchEffort(rounds=8, effort=EFFORT_QUICK, enough=2e-3), amount=amount, ends=ends)
+    if _is_over(ends):
+        return quick
     more = SearchEffort(rounds=8, effort=EFFORT_FIRST, width=0.3)
-    return search(arrays, models, more, start=quick.prices, columns=quick.columns, amount=amount)
+    return search(arrays, models, more, start=quick.prices, columns=quick.columns, amount=amount, ends=ends)
 
 
 SAMPLE_ANEW, LARGE_ANEW = 3_000, 1_000
