@@ -179,7 +179,7 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     planner_activity_slots: int = Field(default=2, ge=1)
     """Plans at once in one worker."""
     planner_executor: Literal["process", "threads"] = "process"
-    """`process`: each solve of the fleet is a separate process, which is killed at its limit."""
+    """`process`: each solve of the fleet, and of a large model, is a separate process, which is killed at its limit."""
     replan_every_hours: float = Field(default=1.0, gt=0)
     """Interval of the replan schedule at its creation; an existing schedule stays unchanged (`ipnext platform
     setup`)."""

@@ -45,7 +45,7 @@ from activities.planning.activities import PlanningActivities
 from activities.planning.move_window import MoverActivities, Submit
 from activities.planning.policy import PlanningPolicy
 from activities.planning.replan_activities import ReplanActivities, Wake
-from activities.planning.solver import PLANNER, ProcessSolver, Solver, ThreadSolver
+from activities.planning.solver import PLANNER, LaterSolver, ProcessSolver, Solver, ThreadSolver
 from activities.preparation import PreparationActivities
 from activities.regions.activities import DrainActivities
 from activities.regions.drain_check import DrainCheckActivities
@@ -53,6 +53,7 @@ from activities.regions.reconciliation import ReconciliationActivities
 from activities.runtime.errors import TypedFailures
 from activities.runtime.heartbeat import Alive
 from activities.runtime.lease import SENT_LATE_SECONDS
+from activities.runtime.owner_turns import OwnerShares
 from activities.transition.activities import TransitionActivities
 from activities.transition.takeover import IsOpen, TakeoverActivities
 from activities.validation.activities import ValidationActivities
@@ -139,11 +140,13 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     solver: Solver | None = None,
     policy: PlanningPolicy | None = None,
     grace: Grace = DEFAULT_GRACE,
+    shares: OwnerShares | None = None,
 ) -> Activities:
     """Return the activities of the lifecycle and of the urgent queue.
 
     `pause` replaces `time.sleep` between two polls of regions. `confinement`: of processes that run programs of
-    snapshots, besides that of `cutter`. `solver`: for replans of the fleet; default: threads.
+    snapshots, besides that of `cutter`. `solver`: for replans of the fleet; default: threads. `shares`: of the slots
+    that one owner's work holds; default: any.
     """
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
     validation = ValidationActivities(
@@ -152,14 +155,15 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         validators=validators,
         native_library_keys_file=native_library_keys_file,
         confinement=confinement,
+        shares=shares,
     )
     transition = TransitionActivities(store, infrastructure, pause=pause)
-    placing = PlanningActivities(store, ThreadSolver(), policy)  # it never solves for the fleet
+    placing = PlanningActivities(store, LaterSolver(), policy)  # large models are placed on the planner queue
     prefetching = SnapshotPrefetcher(store, infrastructure)
     return (
         *metadata.all(),
         *validation.all(),
-        *OptimizationActivities(store, artifacts, cutter=cutter).all(),
+        *OptimizationActivities(store, artifacts, cutter=cutter, shares=shares).all(),
         *freezes.all(),
         *transition.all(),
         *PreparationActivities(metadata, validation, freezes, placing, transition, prefetching).all(),
@@ -175,9 +179,12 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     )
 
 
-def planner_activities(store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> Activities:
+def planner_activities(
+    store: Store, solver: Solver, policy: PlanningPolicy | None = None, *, shares: OwnerShares | None = None
+) -> Activities:
     """Return the activities of the planner queue. Replans of the fleet do not wait for its slots."""
-    placing, checks = PlanningActivities(store, solver, policy), DrainCheckActivities(store, solver, policy)
+    placing = PlanningActivities(store, solver, policy, shares=shares)
+    checks = DrainCheckActivities(store, solver, policy)
     return (placing.place_model, *checks.all())
 
 
@@ -290,6 +297,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
         engine = engine_of(current.get, asyncio.get_running_loop())
         groups, timing = queue_groups(settings), settings.timing
         solver = solver_of(groups[-1], settings)
+        shares = OwnerShares({group.queue: group.activity_slots for group in groups})
         ours = lifecycle_activities(
             store,
             artifacts,
@@ -302,9 +310,10 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             solver=solver,
             policy=PlanningPolicy.of(settings),
             grace=Grace.of(settings),
+            shares=shares,
         )
         loads = {group.queue: ActivityLoad(group) for group in groups}
-        theirs = planner_activities(store, solver, PlanningPolicy.of(settings))
+        theirs = planner_activities(store, solver, PlanningPolicy.of(settings), shares=shares)
         async with AsyncExitStack() as workers:
             started = []
             for group, activities in zip(groups, (ours, ours, theirs), strict=True):

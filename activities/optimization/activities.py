@@ -14,6 +14,7 @@ from temporalio import activity
 from activities.optimization.split_process import CutRefused, Cutter, cut_in_process
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
+from activities.runtime.owner_turns import OwnerShares
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
@@ -41,12 +42,23 @@ LOOKED_AT = 50
 
 
 class OptimizationActivities:
-    """Optimization activities, on the store and the artifact store. `cutter` replaces the process that splits."""
+    """Optimization activities, on the store and the artifact store.
 
-    def __init__(self, store: Store, artifacts: ArtifactStore, *, cutter: Cutter = cut_in_process) -> None:
+    `cutter` replaces the process that splits. `shares`: of the slots that owners' splits hold.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        artifacts: ArtifactStore,
+        *,
+        cutter: Cutter = cut_in_process,
+        shares: OwnerShares | None = None,
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._cutter = cutter
+        self._shares = shares or OwnerShares()
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -57,7 +69,8 @@ class OptimizationActivities:
     def optimize_generation(self, stage: StageInput) -> OptimizationResult:
         """Give a generation the layout that the manifest requests; one that has served keeps its layout.
 
-        A snapshot that was split by the same policy before, for whatever generation, is not split again.
+        A snapshot that was split by the same policy before, for whatever generation, is not split again. Raises
+        ShareTaken if other work of the owner holds its share of the slots.
         """
         with self._store.read() as repository:
             record = repository.model(stage.model)
@@ -68,7 +81,8 @@ class OptimizationActivities:
         if known is not None or spec.split is None or generation.serving_at:
             return self._keep(stage, known, again=True)
         try:
-            return self._split_snapshot(stage, spec, spec.split, source)
+            with self._shares.hold(record.judged_manifest.metadata.owner):
+                return self._split_snapshot(stage, spec, spec.split, source)
         except CutRefused as error:
             return self._refuse(stage, error, record.validated.revision if record.validated else record.generation)
 

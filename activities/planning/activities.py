@@ -3,10 +3,10 @@
 A plan is adopted only in place of the one it was based on, so two plans never allocate the same supply twice.
 """
 
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module
+from typing import Final
 
 from temporalio import activity
 
@@ -15,9 +15,10 @@ from activities.planning.budget_report import budget_figures, budgets_in, withou
 from activities.planning.policy import PlanningPolicy
 from activities.planning.problem import residual_problem
 from activities.planning.replan import FleetReplan
-from activities.planning.solver import PLANNER, Solver
+from activities.planning.solver import PLANNER, SolveFailed, Solver
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
+from activities.runtime.owner_turns import OwnerPlaces, OwnerShares, ShareTaken
 from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
@@ -37,23 +38,35 @@ from ipnext.store.store import Store
 from planner.core.diff import diff
 from planner.verify.plan_checker import check
 
-_TURN = threading.Lock()
-"""One model is placed at a time in a process."""
+SMALL_CELLS: Final = 400
+"""Cells of a model that is placed in this process: options of its parts, in each region. That takes some milliseconds,
+for the largest a second; the time grows faster than the number."""
+
+_TURN: Final = OwnerPlaces(1)
+"""One small model is placed at a time in a process, by turns of the owners."""
 
 ADOPTIONS = 5
 """Attempts to adopt before the activity is retried as a whole."""
 
 
-class PlanningActivities:
-    """Planning activities, on the store and a solver for the whole fleet.
+class SearchDied(RuntimeError):
+    """The process that places a model was killed or crashed; another attempt may succeed."""
 
-    The solver is a separate process if many models are planned.
+
+class PlanningActivities:
+    """Planning activities, on the store and a solver for the whole fleet and for large models.
+
+    The solver is a separate process if many models are planned. `shares`: of the slots in which owners' models are
+    placed.
     """
 
-    def __init__(self, store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> None:
+    def __init__(
+        self, store: Store, solver: Solver, policy: PlanningPolicy | None = None, *, shares: OwnerShares | None = None
+    ) -> None:
         self._store = store
         self._solver = solver
         self._policy = policy or PlanningPolicy()
+        self._shares = shares or OwnerShares()
 
     @activity.defn(name="place_model", no_thread_cancel_exception=True)
     @of_a_step
@@ -62,7 +75,7 @@ class PlanningActivities:
 
         An unchanged model keeps its placement. The manifest that a rollout was validated with is in force from then on,
         until the rollout ends without success. Not feasible if nothing of it can be placed; the message names demand
-        that is left unmet.
+        that is left unmet. Raises ShareTaken if other work of the owner holds its share of the slots.
         """
         for _ in range(ADOPTIONS):
             try:
@@ -113,12 +126,11 @@ class PlanningActivities:
                     adopt_manifest(repository, stage, record, placed, plan_id=placed.plan_id)
             return _make_result(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
         try:
-            with _TURN:
-                plan = import_module(PLANNER).place(problem, [stage.model])
-        except (Infeasible, InvalidInput) as error:
+            plan = self._search(problem, stage.model)
+        except (Infeasible, InvalidInput, SolveFailed) as error:
             named = next((region for region in problem.regions if repr(region) in error.message), None)
-            message = error.message.removeprefix("models[0].")
-            return _infeasible(Reason.PLANNER_INFEASIBLE, message, Place(region=named))
+            reason = Reason.PLANNER_FAILED if isinstance(error, SolveFailed) else Reason.PLANNER_INFEASIBLE
+            return _infeasible(reason, error.message.removeprefix("models[0]."), Place(region=named))
         rules = [rule for unmet in plan.unmet for rule in unmet.rules]
         figures = self._budget_figures(problem, whole, stage.model, rules)
         if not plan.replicas:
@@ -139,6 +151,21 @@ class PlanningActivities:
         message = _join_texts(_unmet_message(plan, manifest.spec.unit), figures)
         return _make_result(adopted.id, plan.cost_per_hour, moves=adopted.diff.moves, message=message)
 
+    def _search(self, problem: Problem, model: str) -> Plan:
+        """Place one model. Raises Infeasible, InvalidInput, SolveFailed, ShareTaken, and SearchDied."""
+        owner = next((item.owner for item in problem.models if item.model == model), "")
+        with self._shares.hold(owner):
+            if count_cells(problem) <= SMALL_CELLS:
+                with _TURN.take(owner, beat, "waiting for the turn to place a model"):
+                    plan: Plan = import_module(PLANNER).place(problem, [model])
+                return plan
+            try:
+                return self._solver.solve(problem, beat=beat, model=model).plan
+            except SolveFailed as error:
+                if error.died:
+                    raise SearchDied(error.message) from error
+                raise
+
     def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
         """Return the budgets that would suffice if budgets bind.
 
@@ -147,9 +174,8 @@ class PlanningActivities:
         if not budgets_in(rules):
             return ""
         try:
-            with _TURN:
-                unbounded = import_module(PLANNER).place(without_budgets(problem), [model])
-        except (Infeasible, InvalidInput):
+            unbounded = self._search(without_budgets(problem), model)
+        except (Infeasible, InvalidInput, SolveFailed, SearchDied, ShareTaken):
             unbounded = None
         return budget_figures(rules, problem, unbounded, owners=whole)
 
@@ -192,6 +218,12 @@ def adopt_manifest(
     )
     if brings:
         repository.put_in_force(stage.model)
+
+
+def count_cells(problem: Problem) -> int:
+    """Return the places in which a problem's parts may have replicas: options times regions."""
+    options = sum(len(part.options) for model in problem.models for part in model.parts)
+    return options * len(problem.regions)
 
 
 def keeps(placed: ModelPlacement, problem: Problem) -> bool:

@@ -1,8 +1,8 @@
-"""Solving for the whole fleet: in a separate process with a hard limit, or in the caller's thread.
+"""Solving for the whole fleet or a large model: in a separate process with a hard limit, or in the caller's thread.
 
-As a program (`python -m activities.planning.solver PARENT_PID PROBLEM ANSWER [MEMORY_BYTES]`) it reads one JSON
+As a program (`python -m activities.planning.solver PARENT_PID PROBLEM ANSWER MEMORY_BYTES [MODEL]`) it reads one JSON
 document and writes another. Both are open files that it inherits by their numbers: they have no names, so nothing is
-left behind.
+left behind. MEMORY_BYTES is 0 if the machine is the only limit; with MODEL only that model is placed.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from typing import IO, Protocol
 
 import structlog
 
+from activities.runtime.failed_attempts import Deferred
 from ipnext.errors import Infeasible, InvalidInput, IPnextError
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import Plan, Problem
@@ -76,21 +77,33 @@ class SolveFailed(IPnextError):
 
 
 class Solver(Protocol):
-    """Finds a plan for a whole problem. `beat` is called while it works; an error that it raises ends the work."""
+    """Finds a plan. `beat` is called while it works; an error that it raises ends the work."""
 
-    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> SolverResult:
-        """Return the plan. Raises InvalidInput or Infeasible, and SolveFailed if there was no plan in time."""
+    def solve(self, problem: Problem, *, beat: Callable[[str], None], model: str | None = None) -> SolverResult:
+        """Return the plan of all models; of `model` alone, if that is given.
+
+        Raises InvalidInput or Infeasible, and SolveFailed if there was no plan in time.
+        """
 
 
 class ThreadSolver:
     """Solves in the caller's thread: for few models, and for tests."""
 
-    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> SolverResult:
+    def solve(self, problem: Problem, *, beat: Callable[[str], None], model: str | None = None) -> SolverResult:
         """See Solver."""
         beat("solving")
         wall, cpu = time.monotonic(), time.thread_time()
-        plan = import_module(PLANNER).solve(problem)
+        plan = _find_plan(problem, model)
         return SolverResult(plan, SolveUse(wall_seconds=time.monotonic() - wall, cpu_seconds=time.thread_time() - cpu))
+
+
+class LaterSolver:
+    """Leaves every search to the activity of its step, which has slots and a time limit for it."""
+
+    def solve(self, problem: Problem, *, beat: Callable[[str], None], model: str | None = None) -> SolverResult:  # noqa: ARG002 - the protocol's form
+        """Raise Deferred."""
+        msg = "the search is long; its step's activity runs it"
+        raise Deferred(msg)
 
 
 class ProcessSolver:
@@ -103,14 +116,15 @@ class ProcessSolver:
         self._grace = grace_seconds
         self._memory = memory_bytes
 
-    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> SolverResult:
+    def solve(self, problem: Problem, *, beat: Callable[[str], None], model: str | None = None) -> SolverResult:
         """See Solver."""
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
             given.write(problem.model_dump_json(by_alias=True).encode())
             given.seek(0)
             files = (given.fileno(), answer.fileno())
-            command = [sys.executable, "-m", "activities.planning.solver", str(os.getpid()), *map(str, files)]
-            command += [] if self._memory is None else [str(self._memory)]
+            numbers = (os.getpid(), *files, self._memory or 0)
+            command = [sys.executable, "-m", "activities.planning.solver", *map(str, numbers)]
+            command += [] if model is None else [model]
             seconds = problem.limits.time_seconds * (SEARCHES if len(problem.levels) > 1 else 1)
             watch = _Watch(seconds + self._grace, beat)
             status = watch.run(command, files, errors)
@@ -182,17 +196,18 @@ class _Watch:
 
 def main(arguments: list[str]) -> int:
     """Solve PROBLEM into ANSWER: `{"plan": ..., "use": ...}` or `{"code": ..., "message": ..., "rules": ...}`."""
-    parent, given, answer, *memory = map(int, arguments)
+    parent, given, answer, memory = map(int, arguments[:4])
+    model = next(iter(arguments[4:]), None)
     _end_with(parent)
     os.nice(NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_bytes(FIRST_TO_GO)
-    for limit in memory:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
         with os.fdopen(given, "rb") as file:
             problem = Problem.model_validate_json(file.read())
-        text = _solve_problem(problem)
+        text = _solve_problem(problem, model)
     except MemoryError:
         text = json.dumps({"code": OUT_OF_MEMORY, "message": ""})
     except IPnextError as error:
@@ -202,10 +217,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _solve_problem(problem: Problem) -> str:
+def _find_plan(problem: Problem, model: str | None) -> Plan:
+    planner = import_module(PLANNER)
+    plan: Plan = planner.solve(problem) if model is None else planner.place(problem, [model])
+    return plan
+
+
+def _solve_problem(problem: Problem, model: str | None) -> str:
     import_module(KERNELS).compile_in_processes()
     wall, cpu = time.monotonic(), time.process_time()
-    plan = import_module(PLANNER).solve(problem)
+    plan = _find_plan(problem, model)
     kernels = import_module(KERNELS).preparation()
     use = SolveUse(
         wall_seconds=time.monotonic() - wall - kernels.wall_seconds,

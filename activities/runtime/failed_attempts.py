@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from temporalio.exceptions import TemporalError
 
 from activities.runtime.fence import still_ours
-from ipnext.errors import Conflict, FenceLost, IPnextError
+from ipnext.errors import Conflict, FenceLost, IPnextError, Unavailable
 from ipnext.model.echoes import cut_text
 from ipnext.model.lifecycle.messages import ChangeState, StageInput, WaveInput
 from ipnext.model.lifecycle.status import Reason, reason_of
@@ -34,6 +34,10 @@ LOOKED_AT = 50
 _RETRIED = " is tried again: "
 
 
+class Deferred(Unavailable):
+    """Work that an activity of several steps leaves to that of the step: no failure."""
+
+
 def of_a_step(method: Callable[[Any, S], R]) -> Callable[[Any, S], R]:
     """Decorate an activity of a change: its change tells a failed attempt until the next one succeeds.
 
@@ -45,7 +49,7 @@ def of_a_step(method: Callable[[Any, S], R]) -> Callable[[Any, S], R]:
     def wrapper(self: Any, step: S) -> R:
         try:
             result = method(self, step)
-        except (FenceLost, TemporalError):
+        except (Deferred, FenceLost, TemporalError):
             raise
         except Exception as error:
             if _is_retried(error):

@@ -5,6 +5,7 @@ The report is kept.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from temporalio.exceptions import CancelledError, TemporalError
 
 from activities.runtime.deadline import beat, throttle
 from activities.runtime.failed_attempts import of_a_step
+from activities.runtime.owner_turns import OwnerShares
 from activities.state.facts import ancestors
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
@@ -23,6 +25,7 @@ from activities.validation.parsing import ParsingThread
 from activities.validation.programs import PROGRAM, check_programs
 from activities.validation.schema import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
 from activities.validation.signing import SIGNATURE, check_signatures
+from activities.validation.template_verdicts import TemplateVerdicts
 from activities.validation.validator import Candidate, FunctionValidator, Validator, fail_check, pass_check
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
@@ -81,7 +84,7 @@ class ValidationActivities:
     """Validation activities, on the store and the artifact store. `validators` run after the built-in ones.
 
     `native_library_keys_file` has the keys of signers whose native code the operator lets run (see `check_formats`).
-    `confinement`: of the process that renders chat templates.
+    `confinement`: of the process that renders chat templates. `shares`: of the slots that owners' validations hold.
     """
 
     def __init__(
@@ -92,11 +95,13 @@ class ValidationActivities:
         validators: Sequence[Validator] = (),
         native_library_keys_file: Path | None = None,
         confinement: Confinement = Confinement.AVAILABLE,
+        shares: OwnerShares | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._native_library_keys_file = native_library_keys_file
-        self._confinement = confinement
+        self._shares = shares or OwnerShares()
+        self._templates = TemplateVerdicts(confinement=confinement)
         self._validators = (*BUILT_IN, *validators)
         self._parsing = ParsingThread()
 
@@ -112,11 +117,16 @@ class ValidationActivities:
     @activity.defn(name="validate_generation", no_thread_cancel_exception=True)
     @of_a_step
     def validate_generation(self, stage: StageInput) -> ValidationReport:
-        """Run every check on a generation and keep the report. The first refusal is the reason of the condition."""
-        with self._store.read() as repository:
-            record = repository.model(stage.model)
-            candidate = self._candidate(repository, stage)
-        checks = abridge_results(run_validators(candidate, self._validators))
+        """Run every check on a generation and keep the report. The first refusal is the reason of the condition.
+
+        Raises ShareTaken if other validations of the owner hold its share of the slots.
+        """
+        with ExitStack() as slot:
+            with self._store.read() as repository:
+                record = repository.model(stage.model)
+                slot.enter_context(self._shares.hold(record.manifest.metadata.owner))
+                candidate = self._candidate(repository, stage)
+            checks = abridge_results(run_validators(candidate, self._validators))
         report = ValidationReport(model=stage.model, generation=stage.generation, checks=checks)
         with self._store.begin(stage.model) as repository:
             repository.save_report(report)
@@ -139,13 +149,15 @@ class ValidationActivities:
                 candidate = self._candidate(repository, stage)
             skip = candidate.manifest.spec.validation.skip
             asked = (validator for validator in EARLY if validator.required or validator.name not in skip)
-            return all(result.passed for validator in asked for result in _results(validator, candidate))
+            with self._shares.hold(candidate.manifest.metadata.owner):
+                return all(result.passed for validator in asked for result in _results(validator, candidate))
         except (IPnextError, OSError, ValidatorError):
             return False
 
     def _candidate(self, repository: Repository, stage: StageInput) -> Candidate:
         say = throttle(beat)
         record = repository.model(stage.model)
+        owner = record.manifest.metadata.owner
         serving = record.serving_generation
         shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
         other = None if serving in {None, stage.generation} else repository.generation(stage.model, serving or 0)
@@ -157,10 +169,10 @@ class ValidationActivities:
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=say,
-            parse=self._parsing.of(say, owner=record.manifest.metadata.owner),
+            parse=self._parsing.of(say, owner=owner),
             native_signers=_native_signers(self._native_library_keys_file),
             published=ancestors(repository, snapshots.values()),
-            confinement=self._confinement,
+            find_template_fault=self._templates.of(owner),
         )
 
 

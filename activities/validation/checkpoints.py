@@ -7,7 +7,6 @@ would hold an engine up.
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, TypeVar
 
-from activities.validation.template_process import find_template_fault
 from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, read_checkpoint
@@ -69,8 +68,8 @@ def _check_part(candidate: Candidate, part: PartSpec, snapshot: Snapshot, judged
     if fault:
         return fail_check(CHECKPOINT, part.name, Reason.SCHEMA_MISMATCH, f"part {part.name!r}: {fault}")
     if snapshot.digest not in judged:
-        judged[snapshot.digest] = find_template_fault(
-            checkpoint.templates, checkpoint.special_tokens, candidate.beat, confinement=candidate.confinement
+        judged[snapshot.digest] = candidate.find_template_fault(
+            checkpoint.templates, checkpoint.special_tokens, candidate.beat
         )
     if fault := judged[snapshot.digest]:
         return fail_check(CHECKPOINT, part.name, Reason.UNSAFE_FORMAT, f"part {part.name!r}: {fault}")

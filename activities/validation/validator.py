@@ -11,6 +11,8 @@ from typing import BinaryIO, Protocol
 import structlog
 
 from activities.validation.parsing import Parse, parse_at_once
+from activities.validation.template_process import find_template_fault
+from activities.validation.template_verdicts import FindTemplateFault
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
@@ -19,7 +21,6 @@ from ipnext.model.manifest.part_tensors import graph_of_one
 from ipnext.model.registry.registry import PartGraph, Snapshot
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.plugins import Plugins
-from serving.confinement.landlock import Confinement
 
 CHUNK_BYTES = 4 << 20
 
@@ -48,8 +49,8 @@ class Candidate:
     """Name the files that snapshots of other engines may have."""
     parse: Parse = parse_at_once
     """Runs functions that build objects from a document."""
-    confinement: Confinement = Confinement.AVAILABLE
-    """Of processes that run what the snapshots hold."""
+    find_template_fault: FindTemplateFault = find_template_fault
+    """Judges chat templates in a confined process."""
 
     @property
     def graph(self) -> PartGraph:

@@ -1,6 +1,8 @@
 """One activity does what it can of a change's stages, and leaves the rest to theirs."""
 
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from temporalio.testing import ActivityEnvironment
@@ -10,8 +12,9 @@ from activities.deployment.freeze_activities import FreezeActivities
 from activities.metadata.activities import MetadataActivities
 from activities.metadata.prefetch import SnapshotPrefetcher
 from activities.planning.activities import PlanningActivities
-from activities.planning.solver import ThreadSolver
+from activities.planning.solver import LaterSolver, ThreadSolver
 from activities.preparation import PreparationActivities
+from activities.runtime.owner_turns import OwnerShares
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from activities.validation.validator import FunctionValidator, pass_check
@@ -27,6 +30,9 @@ STAGES = ("metadata", "validation", "optimization", "freeze", "planning", "trans
 ANSWERS = ("resolved", "validated", "thawed", "planned", "transition")
 
 
+PLANNING = partial(PlanningActivities, solver=ThreadSolver())
+
+
 class Busy(PlanningActivities):
     def place_model(self, _):
         msg = "other plans were adopted all the time; trying again"
@@ -37,15 +43,15 @@ class Busy(PlanningActivities):
 def prepared(house):
     """Prepare the publish of `value` in a model of its own."""
 
-    def prepare(value=1.0, *, validators=(), planning=PlanningActivities, stages=STAGES, sources=None, **spec):
+    def prepare(value=1.0, *, validators=(), planning=PLANNING, stages=STAGES, sources=None, shares=None, **spec):
         house.apply("ranker", **spec)
         change = house.publish("ranker", 1, value=value, **(sources or {}))
         stage = StageInput(model="ranker", change_id=change.id, kind=ChangeKind.PUBLISH, generation=1)
         activities = PreparationActivities(
             MetadataActivities(house.store, house.artifacts),
-            ValidationActivities(house.store, house.artifacts, validators=validators),
+            ValidationActivities(house.store, house.artifacts, validators=validators, shares=shares),
             FreezeActivities(house.store),
-            planning(house.store, ThreadSolver()),
+            planning(house.store),
             TransitionActivities(house.store, house.infrastructure),
             SnapshotPrefetcher(house.store, house.infrastructure),
         )
@@ -53,6 +59,14 @@ def prepared(house):
         return ActivityEnvironment().run(activities.prepare_change, asked)
 
     return prepare
+
+
+@contextmanager
+def held(shares, owner):
+    """Hold a slot for an owner."""
+    with ExitStack() as stack:
+        ActivityEnvironment().run(lambda: stack.enter_context(shares.hold(owner)))
+        yield
 
 
 def answers(prepared):
@@ -104,13 +118,29 @@ def test_large_snapshots_are_validated_by_an_activity_of_its_own(prepared, monke
     assert answers(prepared()) == ["resolved"]
 
 
+def test_a_validation_beyond_its_owners_share_has_an_activity_of_its_own(prepared):
+    shares = OwnerShares({ActivityEnvironment().info.task_queue: 1})
+    with held(shares, "default"):
+        assert answers(prepared(shares=shares)) == ["resolved"]
+    with held(shares, "another"):
+        assert "validated" in answers(prepared(shares=shares))
+
+
+def test_a_large_model_is_placed_by_an_activity_of_its_own_which_is_no_failure(prepared, house, monkeypatch):
+    monkeypatch.setattr("activities.planning.activities.SMALL_CELLS", 1)
+    found = prepared(planning=partial(PlanningActivities, solver=LaterSolver()))
+    assert answers(found) == ["resolved", "validated", "thawed"]
+    with house.store.read() as unit:
+        assert not any(change.message for change in unit.changes("ranker"))
+
+
 def test_what_a_freeze_holds_is_not_planned(prepared, house):
     freeze(house)
     assert answers(prepared()) == ["resolved", "validated"]
 
 
 def test_a_stage_that_fails_is_left_to_its_own_activity(prepared):
-    assert answers(prepared(planning=Busy)) == ["resolved", "validated", "thawed"]
+    assert answers(prepared(planning=partial(Busy, solver=ThreadSolver()))) == ["resolved", "validated", "thawed"]
 
 
 def test_what_does_not_pass_is_raised_as_by_the_stage_itself(prepared, house):

@@ -100,6 +100,16 @@ def test_a_process_gives_the_same_plan_as_a_thread_and_says_what_it_took(problem
     assert "solving for 0 s" in beats.words[0]
 
 
+def test_a_process_places_one_model_as_a_thread_does(problem):
+    named = (problem.models[0], problem.models[0].model_copy(update={"model": "-n"}))
+    two = problem.model_copy(update={"models": named})
+
+    placed = ProcessSolver().solve(two, beat=Beats(), model="-n").plan
+
+    assert placed == ThreadSolver().solve(two, beat=Beats(), model="-n").plan
+    assert {row.model for row in placed.replicas} == {"-n"}
+
+
 def test_what_the_planner_refuses_comes_back_as_it_is(problem):
     twice = problem.model_copy(update={"models": (*problem.models, *problem.models)})
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from activities.validation import checkpoints
 from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.checkpoints import check_checkpoints
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
@@ -16,7 +15,6 @@ from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.checkpoint import Checkpoint
 from ipnext.model.registry.registry import SnapshotSource
-from serving.confinement.landlock import Confinement
 from tests.activities.validation.chat_templates import CHATML
 from tests.genai.support.checkpoints import llama_tensors, stored, write_llama
 
@@ -55,11 +53,11 @@ def only(results):
 
 @pytest.fixture
 def judged(candidate):
-    """The one result of the check on a snapshot, run with settings."""
+    """The one result of the check on a snapshot, run with settings; `fields` replace those of the candidate."""
 
-    def judge(source, **settings):
+    def judge(source, fields=None, **settings):
         found = candidate(spec=part_of(**settings), llm=source)
-        return only(check_checkpoints(found))
+        return only(check_checkpoints(replace(found, **fields or {})))
 
     return judge
 
@@ -175,21 +173,20 @@ def test_a_chat_template_beyond_the_limits_is_refused_with_its_file_and_line(jud
 def test_templates_are_rendered_once_for_parts_of_one_checkpoint(candidate, with_template, monkeypatch):
     seen = []
 
-    def judge(templates, special_tokens, beat, *, confinement):
-        seen.append(([template.place for template in templates], confinement))
+    def judge(templates, special_tokens, beat):
+        seen.append([template.place for template in templates])
         return "is refused"
 
-    monkeypatch.setattr(checkpoints, "find_template_fault", judge)
     one = with_template("a")
-    found = replace(candidate(spec=pair_of(), prefill=one, decode=one), confinement=Confinement.REQUIRED)
+    found = replace(candidate(spec=pair_of(), prefill=one, decode=one), find_template_fault=judge)
     results = list(check_checkpoints(found))
     assert [result.message for result in results] == ["part 'prefill': is refused", "part 'decode': is refused"]
-    assert seen == [(["chat_template.jinja"], Confinement.REQUIRED)]
+    assert seen == [["chat_template.jinja"]]
 
 
-def test_templates_of_a_checkpoint_that_is_refused_anyway_are_not_rendered(judged, with_template, monkeypatch):
-    monkeypatch.setattr(checkpoints, "find_template_fault", lambda *_, **__: pytest.fail("rendered"))
-    result = judged(with_template("a"), maxModelLen=65)
+def test_templates_of_a_checkpoint_that_is_refused_anyway_are_not_rendered(judged, with_template):
+    unasked = {"find_template_fault": lambda *_: pytest.fail("rendered")}
+    result = judged(with_template("a"), unasked, maxModelLen=65)
     assert result.reason is Reason.SCHEMA_MISMATCH
 
 
