@@ -16,7 +16,6 @@ from typing import Final
 from ipnext import __version__
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import WEIGHTS_SUFFIX, LocalFiles, ReadCheckpoint, read_checkpoint
-from ipnext.artifacts.hashing import chunks_of
 from ipnext.artifacts.layout import CHUNK_BYTES, manifest_bytes
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.part_tensors import embedding_signature, text_spec
@@ -122,12 +121,9 @@ def _signature(facts: Checkpoint) -> Signature:
 
 
 def _file(files: LocalFiles, path: str) -> ArtifactFile:
-    digest, size = hashlib.sha256(), 0
     with files.open(path) as stream:
-        for chunk in chunks_of(stream):
-            digest.update(chunk)
-            size += len(chunk)
-    return ArtifactFile(path=path, sha256=digest.hexdigest(), size_bytes=size)
+        digest = hashlib.file_digest(stream, "sha256")
+        return ArtifactFile(path=path, sha256=digest.hexdigest(), size_bytes=stream.tell())
 
 
 def _bring(files: LocalFiles, path: str, target: Path, *, link: bool) -> None:
