@@ -122,7 +122,7 @@ def _signature(facts: Checkpoint) -> Signature:
 
 def _file(files: LocalFiles, path: str) -> ArtifactFile:
     with files.open(path) as stream:
-        digest = hashlib.file_digest(stream, "sha256")
+        digest = hashlib.file_digest(stream, "sha256")  # type: ignore[arg-type]  # a file has `readinto`, too
         return ArtifactFile(path=path, sha256=digest.hexdigest(), size_bytes=stream.tell())
 
 
