@@ -22,8 +22,8 @@ _BYTES_OF: Final = {b"[": 64, b"{": 72, b",": 84, b":": 130}
 object. Measured with CPython 3.11; whole numbers up to 256 take less."""
 _FEW_QUOTES: Final = 2**14
 """Quotes in a piece up to which splitting it is faster than an array."""
-_FEW_SEPARATORS: Final = 16
-"""Commas and opening brackets in a text up to which those within strings aren't told apart."""
+_SEPARATORS: Final = (",", "[", "{")
+"""Characters before the values of a JSON text, but the outermost one."""
 _HEAD: Final = 256
 """Memory of the outermost value."""
 _TWO_BYTES: Final = 0x80
@@ -70,15 +70,12 @@ def _count(character: bytes, text: bytes | bytearray) -> int:
 
 
 def most_values(text: str) -> int:
-    """Return an upper bound of the members and entries at all levels of a JSON text.
-
-    It is the number of separators outside strings; for up to _FEW_SEPARATORS also of those within.
-    """
-    separators = text.count(",") + text.count("[") + text.count("{")
-    if separators <= _FEW_SEPARATORS:
-        return separators
+    """Return an upper bound of the members and entries at all levels of a JSON text: its separators outside strings."""
+    if len(text) <= SMALL_BYTES:
+        outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+        return sum(map(outside.count, _SEPARATORS))
     content = text.encode(errors="replace")
-    return sum(count for character in (b",", b"[", b"{") for count in _counts_outside(character, content))
+    return sum(sum(_counts_outside(separator.encode(), content)) for separator in _SEPARATORS)
 
 
 def _is_above(most: int, character: bytes, text: bytes | bytearray) -> bool:

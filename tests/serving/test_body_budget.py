@@ -20,7 +20,7 @@ from serving.http.compression import unpack_request
 from serving.http.limits import BodyBudget, HttpLimits
 from serving.http.messages import Request
 from serving.protocol.frames import FrameProtocol, bytes_frame
-from serving.protocol.json_size import MAX_STRUCTURES, SMALL_BYTES, parsed_bytes
+from serving.protocol.json_size import MAX_STRUCTURES, SMALL_BYTES, most_values, parsed_bytes
 from serving.protocol.tensors import Tensor, decoded_bytes
 from serving.protocol.v2 import InferRequest, decode_request, encode_request
 from serving.routing.host_connection import Pieces
@@ -72,6 +72,20 @@ def test_more_structures_than_are_taken_are_refused_before_they_are_parsed():
         parsed_bytes(b"[" + b"{}," * half + b"[]," * half + b"1]")
     with pytest.raises(TooLarge):
         decode_request(b'{"inputs":[' + b"[]," * MAX_STRUCTURES + b"1]}")
+
+
+@pytest.mark.parametrize("longer", [0, SMALL_BYTES])
+@pytest.mark.parametrize(
+    ("value", "values"),
+    [
+        ({"a": 1, "b": [1, 2, {"c": 'x,[{"y"}'}]}, 6),
+        ({"a": "\\", "b,": '\\",'}, 2),
+        (["ü", None], 2),
+    ],
+)
+def test_values_of_a_text_are_counted_outside_its_strings(value, values, longer):
+    text = orjson.dumps([value, "," * longer]).decode()
+    assert most_values(text) == values + 2
 
 
 def test_a_short_text_is_not_looked_at():
