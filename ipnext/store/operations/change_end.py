@@ -299,13 +299,14 @@ def note_waiting(repository: Repository, change: Change) -> None:
         return
     record = repository.model(change.model)
     wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
-    newest = judge_up_to_date(record, wanted, (change,))
+    # before the first generation is a target, an older publish may wait
+    newest = judge_up_to_date(record, wanted, (change,) if wanted else repository.changes(record.name))
     if newest.message not in {
         each.message for each in repository.conditions(record.name) if each.type is ConditionType.UP_TO_DATE
     }:
         repository.set_condition(record.name, ConditionType.UP_TO_DATE, newest.status, newest.reason, newest.message)
     if change.kind is not ChangeKind.ROLLBACK:
-        number = change.generation or record.target_generation
+        number = change.generation or record.target_generation or repository.newest_generation(record.name)
         refuse_users(repository, record, _why_nothing_serves(record, newest, number))
     if change.kind is ChangeKind.APPLY:
         refuse_further_users(repository, record, newest.reason)

@@ -154,6 +154,16 @@ async def test_the_first_publish_waits_for_its_turn(applied):
     assert (table.region, table.unmet_rules) == ("eu", ("generation 1 does not serve (Pending)",))
 
 
+async def test_a_manifest_that_is_applied_while_the_first_publish_waits_does_not_deny_it(applied):
+    change_id = await publish(applied)
+    await apply(applied, ADDS_US)
+    assert (await conditions_of(applied))["Ready"]["reason"] == "Pending"
+    with applied.rooms.store.read() as unit:
+        told = {table.region: table.unmet_rules for table in unit.routes("ranker")}
+        assert unit.change(change_id).generation == 1
+    assert told == dict.fromkeys(("eu", "us"), ("generation 1 does not serve (Pending)",))
+
+
 def pending(world):
     with world.rooms.store.read() as unit:
         return {table.region: table.unmet_rules for table in unit.routes("ranker") if table.pending}
@@ -195,6 +205,7 @@ async def test_the_first_transition_of_a_model_keeps_its_regions_too(applied):
     """A table of its regions that changed under it would fail its step."""
     change_id = await publish(applied)
     with applied.rooms.store.begin("ranker") as unit:
+        unit.update_model("ranker", target_generation=1)
         move_to(unit, change_id, "eu")
         before = unit.route("ranker", "eu")
     await apply(applied, ADDS_US)
