@@ -1,7 +1,7 @@
 """The real embedded infrastructure: one agent process for each region, called over HTTP."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 from urllib.parse import urlencode
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from ipnext.model.deployment.applied_state import AppliedState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
 from ipnext.model.deployment.prefetch import MOST_SNAPSHOTS, Prefetch
+from ipnext.model.validation_errors import first_line
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 
@@ -185,5 +186,4 @@ def _own_state(region: str, state: RegionState) -> RegionState:
 
 def _first(error: ValidationError) -> str:
     """Return the first fault of an answer, without the answer itself."""
-    first: Any = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(step) for step in first['loc']) or 'body'}: {first['msg']}"[:200]
+    return first_line(error, "body")[:200]

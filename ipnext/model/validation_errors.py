@@ -1,4 +1,7 @@
-"""Errors of pydantic in the words of YAML, for a person who wrote a manifest and knows no Python."""
+"""Errors of pydantic in the words of YAML, for a person who wrote a manifest and knows no Python.
+
+Every reader of pydantic's faults uses `faults_of`: a document of a stranger may have millions.
+"""
 
 import functools
 from collections import Counter
@@ -9,6 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ipnext.errors import InvalidInput
+from ipnext.model.echoes import join_steps
+
+MOST_FAULTS: Final = 1_000
+"""Most faults of a value that are described: pydantic takes a kilobyte for each, and describes all or none."""
 
 _WORDS: Final[Mapping[str, str]] = {
     "Value error, ": "",
@@ -27,9 +34,28 @@ def fault_text(fault: ErrorDetails) -> str:
     return text
 
 
+def faults_of(error: ValidationError) -> list[ErrorDetails]:
+    """Return the faults of a pydantic error.
+
+    If there are more than MOST_FAULTS, pydantic does not describe them, and the one fault of the result counts them.
+    """
+    found = error.error_count()
+    if found > MOST_FAULTS:
+        text = f"it has {found} faults, too many to describe; allowed: at most {MOST_FAULTS}"
+        return [ErrorDetails(type="too_many_faults", loc=(), msg=text, input=None)]
+    return error.errors(include_url=False)
+
+
+def first_line(error: ValidationError, whole: str = "") -> str:
+    """Return the place and the text of a pydantic error's first fault; `whole` names the place of the whole value."""
+    first = faults_of(error)[0]
+    place = join_steps(first["loc"]) or whole
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
 def invalid_input(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
     """Return the first fault of a pydantic error as one line: path, value, allowed values."""
-    return first_fault(error.errors(include_url=False), model)
+    return first_fault(faults_of(error), model)
 
 
 def first_fault(found: Sequence[ErrorDetails], model: type[BaseModel]) -> InvalidInput:
@@ -43,7 +69,7 @@ def first_fault(found: Sequence[ErrorDetails], model: type[BaseModel]) -> Invali
         msg = f"{field}: unknown field; allowed here: {', '.join(allowed)}"
         return InvalidInput(msg, field=field, value=first["input"], allowed=allowed)
     value = first["input"]
-    given = "" if first["type"] in {"missing", "value_error"} else f" (got {value!r:.200})"
+    given = "" if first["type"] in {"missing", "value_error", "too_many_faults"} else f" (got {value!r:.200})"
     text = fault_text(first)
     more = len(faults) - 1
     msg = f"{field}: {text}{given}" if field else f"{text}{given}"

@@ -31,13 +31,16 @@ LONGEST_SECONDS: Final = 366 * 86400.0
 """Longest wait of a change in a manifest."""
 
 
-_LISTS: Final = frozenset({"list", "tuple", "set", "frozenset"})
+_COLLECTIONS: Final = frozenset({"list", "tuple", "set", "frozenset", "dict"})
 _NO_SCHEMAS: Final = frozenset({"metadata", "default", "expected"})
 """Of a schema: values, not schemas."""
 
 
 def _fail_fast(schema: Any, *, inside: bool = False) -> None:
-    """Let the lists of a model's schema end at their first fault. `inside`: models in it have done so themselves."""
+    """Let the lists and mappings of a model's schema end at their first fault.
+
+    `inside`: models in it have done so themselves.
+    """
     if isinstance(schema, list | tuple):
         for part in schema:
             _fail_fast(part, inside=inside)
@@ -46,7 +49,7 @@ def _fail_fast(schema: Any, *, inside: bool = False) -> None:
     kind = schema.get("type")  # of the dictionary of fields it may be a field
     if kind == "model" and inside:
         return
-    if isinstance(kind, str) and kind in _LISTS:
+    if isinstance(kind, str) and kind in _COLLECTIONS:
         schema["fail_fast"] = True
     for name, part in schema.items():
         if name not in _NO_SCHEMAS:
@@ -54,9 +57,9 @@ def _fail_fast(schema: Any, *, inside: bool = False) -> None:
 
 
 class _FailsFast(BaseModel):
-    """A model whose lists are judged up to their first fault.
+    """A model whose lists and mappings are judged up to their first fault.
 
-    Each fault is described, and strangers write long lists.
+    Each fault is described, and strangers write long ones.
     """
 
     @classmethod

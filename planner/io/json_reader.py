@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails, from_json
 
 from ipnext.errors import InvalidInput
 from ipnext.model.planning.plan import FigureRow
+from ipnext.model.validation_errors import faults_of
 from ipnext.model.value import Value
 
 LARGEST_FILE_BYTES = 190_000_000
@@ -201,7 +202,7 @@ def _validate(judge: Callable[[Any], Any], found: Any, kind: type[Value], place:
     try:
         return judge(found)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
+        detail = faults_of(error)[0]
         steps = detail["loc"]
         if steps and isinstance(steps[0], int):
             steps = (steps[0] + start, *steps[1:])

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
 from ipnext.model.echoes import cut_text, join_steps
+from ipnext.model.validation_errors import faults_of
 from ipnext.model.wire import decode
 from ipnext.names import DEADLINE_HEADER, ERROR_HEADER
 from ipnext.process.machine_details import shorten_text
@@ -134,7 +135,7 @@ def parse_model(kind: type[M], body: bytes | bytearray) -> M:
     try:
         return decode(kind, bytes(body))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = faults_of(error)[0]
         where = join_steps(first["loc"]) or "body"
         msg = f"{where}: {first['msg']}"
         raise InvalidInput(msg, field=where) from error

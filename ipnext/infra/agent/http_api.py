@@ -18,6 +18,7 @@ from ipnext.model.access.predictions import AccessList
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.deployment.logs import LogQuery
 from ipnext.model.deployment.prefetch import Prefetch
+from ipnext.model.validation_errors import faults_of
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 from ipnext.network.allowed_hosts import AllowedHosts, joined_headers
@@ -206,6 +207,6 @@ async def _body(request: web.Request, kind: type[Body]) -> Body:
 
 def _to_invalid_input(error: ValidationError) -> InvalidInput:
     """Name the first error and its field."""
-    first = error.errors(include_url=False)[0]
+    first = faults_of(error)[0]
     field = ".".join(str(step) for step in first["loc"])
     return InvalidInput(f"{field or 'body'}: {first['msg']}", field=field, value=first.get("input"))

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ipnext.errors import SignatureInvalid
 from ipnext.model.registry.registry import SNAPSHOT_FILE
+from ipnext.model.validation_errors import first_line
 from ipnext.model.value import Value, WrittenValue, canonical_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -158,8 +159,7 @@ def _digest_in(payload: bytes) -> str:
 
 def _first_fault(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        fault = error.errors(include_url=False)[0]
-        return f"{'.'.join(str(step) for step in fault['loc']) or 'file'}: {fault['msg']}"
+        return first_line(error, "file")
     if isinstance(error, RecursionError | json.JSONDecodeError | UnicodeDecodeError):
         return "it is no JSON"
     return f"payload: {error}"

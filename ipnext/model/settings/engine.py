@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from ipnext.model.settings.kv_transfer import TRANSFER_ARGUMENTS, KvTransferSettings
 from ipnext.model.settings.routing import RoutingSettings
-from ipnext.model.validation_errors import fault_text
+from ipnext.model.validation_errors import fault_text, faults_of
 from ipnext.model.value import LONGEST_SECONDS, WrittenValue
 
 OWN_ARGUMENTS: Final = (
@@ -181,7 +181,7 @@ def _validate_settings(model: type[_Settings], engine: str, settings: Mapping[st
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ValueError(_describe_fault(error.errors(include_url=False)[0], model, engine)) from error
+        raise ValueError(_describe_fault(faults_of(error)[0], model, engine)) from error
 
 
 def _describe_fault(fault: ErrorDetails, model: type[WrittenValue], engine: str) -> str:

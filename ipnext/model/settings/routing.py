@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
-from ipnext.model.validation_errors import fault_text
+from ipnext.model.validation_errors import fault_text, faults_of
 from ipnext.model.value import WrittenValue
 
 RoutingPolicy = Literal["prefix", "least-loaded", "round-robin"]
@@ -36,7 +36,7 @@ def routing_policy(settings: Mapping[str, Any]) -> RoutingPolicy | None:
     try:
         return RoutingSettings.model_validate(settings[ROUTING_SETTING]).policy
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
+        fault = faults_of(error)[0]
         field = ".".join(("settings", ROUTING_SETTING, *(str(step) for step in fault["loc"])))
         msg = f"{field}: {fault_text(fault)} (got {fault['input']!r:.100})"
         raise InvalidInput(msg, field=field, value=fault["input"]) from error
