@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from temporalio import activity
 from temporalio.exceptions import CancelledError, TemporalError
@@ -72,8 +72,16 @@ weights."""
 
 MOST_RESULTS = 500
 """Of one check in a report."""
+MOST_CHECKS = 100
+"""Names of checks in a report: a validator gives its results any. Results of further ones are counted together."""
+MOST_REFUSALS = 500
+"""Of one check: then it is stopped."""
 LONGEST_TEXT = 2000
 """Of a subject or message in a report."""
+
+
+T = TypeVar("T")
+_END: Final[Any] = object()
 
 
 class ValidatorError(Exception):
@@ -187,14 +195,16 @@ def _native_signers(file: Path | None) -> SignerPolicy | None:
 def abridge_results(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
     """Bound the size of a report.
 
-    For each check the first MOST_RESULTS results, all up to the first refusal, and a count of the rest.
+    For each check the first MOST_RESULTS results, all up to the first refusal, and a count of the rest. Results of the
+    rest are not kept while further ones are made.
     """
     found: list[CheckResult] = []
     kept, left_out = Counter[str](), Counter[str]()
     has_refused = False
     for result in results:
-        if kept[result.check] >= MOST_RESULTS and (result.passed or has_refused):
-            left_out[result.check] += 1
+        is_beyond = kept[result.check] >= MOST_RESULTS if result.check in kept else len(kept) >= MOST_CHECKS
+        if is_beyond and (result.passed or has_refused):
+            left_out[result.check if result.check in kept else "others"] += 1
             continue
         kept[result.check] += 1
         short = {"subject": result.subject[:LONGEST_TEXT], "message": result.message[:LONGEST_TEXT]}
@@ -220,29 +230,42 @@ def run_validators(candidate: Candidate, validators: Sequence[Validator]) -> Ite
         if validator.name in skip:
             yield pass_check(validator.name, candidate.manifest.name, f"skipped: {skip[validator.name]}")
             continue
-        results = _results(validator, candidate)
-        yield from results
-        if any(not result.passed for result in results):
+        refusals = 0
+        for result in _results(validator, candidate):
+            yield result
+            refusals += not result.passed
+            if refusals == MOST_REFUSALS:
+                break
+        if refusals:
             return
 
 
-def _results(validator: Validator, candidate: Candidate) -> Sequence[CheckResult]:
-    """Run a validator. Its own faults are raised with its name, because most validators are third-party code."""
+def _results(validator: Validator, candidate: Candidate) -> Iterator[CheckResult]:
+    """Run a validator: one result at a time, with a heartbeat for each, since it may yield any number of them.
+
+    Its own faults are raised with its name, because most validators are third-party code.
+    """
+    results = _own_faults(validator, lambda: iter(validator.check(candidate)))
+    while (result := _own_faults(validator, lambda: next(results, _END))) is not _END:
+        if not isinstance(result, CheckResult):
+            msg = (
+                f"validator {validator.name!r} gave {result!r}; allowed: results of "
+                "`activities.validation.validator.pass_check` and `fail_check`"
+            )
+            raise ValidatorError(msg)
+        candidate.beat(f"running the check {validator.name}")
+        yield result
+
+
+def _own_faults(validator: Validator, step: Callable[[], T]) -> T:
+    """Run a step of a validator; its own faults are raised as ValidatorError."""
     try:
-        results: Sequence[Any] = tuple(validator.check(candidate))
+        return step()
     except (IPnextError, OSError, TemporalError, CancelledError):
         raise
     except (Exception, SystemExit) as error:
         msg = f"validator {validator.name!r} ended with {type(error).__name__}: {error}"
         raise ValidatorError(msg) from error
-    wrong = next((result for result in results if not isinstance(result, CheckResult)), None)
-    if wrong is not None:
-        msg = (
-            f"validator {validator.name!r} gave {wrong!r}; allowed: results of "
-            "`activities.validation.validator.pass_check` and `fail_check`"
-        )
-        raise ValidatorError(msg)
-    return results
 
 
 def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, Snapshot]:

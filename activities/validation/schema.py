@@ -1,5 +1,6 @@
 """Validators of compatibility: engines, the edges of the graph, and the interface that clients rely on."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from activities.validation.validator import Candidate, fail_check, pass_check
@@ -23,6 +24,9 @@ ENGINES = "engines"
 EDGES = "graph-edges"
 INTERFACE = "interface"
 
+MOST_EDGES = 100_000
+"""Of a graph. Each one is written in the manifest, which has at most that many commas and opening brackets."""
+
 _UNORDERED = frozenset({"BYTES", "BOOL"})
 
 
@@ -42,14 +46,19 @@ def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
 
 def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
     """Check that every input of every node, and every output, has a source, of the input's datatype and shape."""
-    graph, known = candidate.graph, _signatures(candidate.manifest.spec.parts, candidate.snapshots)
+    graph, signatures = candidate.graph, _signatures(candidate.manifest.spec.parts, candidate.snapshots)
+    if fault := _too_many_edges(graph, signatures):
+        yield fail_check(EDGES, "graph", Reason.SCHEMA_MISMATCH, fault)
+        return
     parts = {node.name: node.part for node in graph.nodes}
+    known = _outputs_by_name(signatures)
+    inputs_of = {part: {tensor.name: tensor for tensor in signature.inputs} for part, signature in signatures.items()}
     request: dict[str, TensorSpec] = {}
     for node in sorted(
         graph.nodes, key=lambda node: node.prompt is not None
     ):  # other nodes that take a tensor of the request declare it first
-        inputs = {tensor.name: tensor for tensor in known[node.part].inputs}
-        written = prompt_inputs(node, known[node.part])
+        inputs = inputs_of[node.part]
+        written = prompt_inputs(node, signatures[node.part])
         for name in sorted(inputs.keys() | node.inputs.keys()):
             edge = f"{node.inputs.get(name, '?')} -> {node.name}.{name}"
             if name in written:
@@ -80,21 +89,27 @@ def check_interface(candidate: Candidate) -> Iterator[CheckResult]:
     lost = _find_request_inputs(candidate.serving_graph, candidate.serving) - _find_request_inputs(
         candidate.graph, candidate.snapshots
     )
-    faults = [*_input_changes(before[0], now[0]), *_once_changes(lost, now[0]), *_output_changes(before[1], now[1])]
-    for subject, message in faults:
+    has_faults = False
+    for subject, message in itertools.chain(
+        _input_changes(before[0], now[0]), _once_changes(lost, now[0]), _output_changes(before[1], now[1])
+    ):
+        has_faults = True
         yield fail_check(INTERFACE, subject, Reason.SCHEMA_MISMATCH, f"{subject}: {message}")
-    if not faults:
+    if not has_faults:
         yield pass_check(INTERFACE, candidate.manifest.name)
 
 
 Tensors = Mapping[str, TensorSpec]
+Outputs = Mapping[str, Tensors]
+"""Part -> its outputs by name."""
 
 
 def interface(graph: PartGraph, signatures: Mapping[str, Signature]) -> tuple[Tensors, Tensors]:
     """Return the tensors of a request and those of the answer. Broken edges are left out."""
     parts = {node.name: node.part for node in graph.nodes}
     inputs = request_tensors(graph, signatures)
-    found = {name: _output(source, signatures, parts) for name, source in graph.outputs.items()}
+    known = _outputs_by_name(signatures)
+    found = {name: _output(source, known, parts) for name, source in graph.outputs.items()}
     return inputs, {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
@@ -109,10 +124,26 @@ def _signatures(parts: Iterable[PartSpec], snapshots: Mapping[str, Snapshot]) ->
     return signatures(parts, {part: snapshot.manifest for part, snapshot in snapshots.items()})
 
 
+def _outputs_by_name(signatures: Mapping[str, Signature]) -> Outputs:
+    return {part: {tensor.name: tensor for tensor in signature.outputs} for part, signature in signatures.items()}
+
+
+def _too_many_edges(graph: PartGraph, signatures: Mapping[str, Signature]) -> str:
+    """Return why a graph has too many edges, before any is looked at; empty if it has not."""
+    edges = len(graph.outputs)
+    edges += sum(max(len(signatures[node.part].inputs), len(node.inputs)) for node in graph.nodes)
+    if edges <= MOST_EDGES:
+        return ""
+    return (
+        f"the {len(graph.nodes)} nodes of the graph have {edges} edges together, by the inputs that the snapshots of "
+        f"their parts take; allowed: {MOST_EDGES}"
+    )
+
+
 def _written_fault(
     node: GraphNode,
     name: str,
-    signatures: Mapping[str, Signature],
+    known: Outputs,
     parts: Mapping[str, str],
     request: dict[str, TensorSpec],
 ) -> str:
@@ -123,9 +154,9 @@ def _written_fault(
             source_tensor(source), written_spec(node, name, source_tensor(source))
         )
     else:
-        found = _output(source, signatures, parts)
+        found = _output(source, known, parts)
     if found is None:
-        return f"no such output; {_known_outputs(source, signatures, parts)}"
+        return f"no such output; {_known_outputs(source, known, parts)}"
     if len(found.shape) != 1:
         return f"gives {_format_tensor(found)}, but a prompt takes lists: one dimension"
     ordering = node.prompt is not None and name in node.prompt.orders
@@ -145,7 +176,7 @@ def _input_fault(inputs: Tensors, wired: Mapping[str, str], name: str) -> str:
 def _edge_fault(
     wanted: TensorSpec,
     source: str,
-    signatures: Mapping[str, Signature],
+    known: Outputs,
     parts: Mapping[str, str],
     request: dict[str, TensorSpec],
 ) -> str:
@@ -158,20 +189,19 @@ def _edge_fault(
             f"takes {_format_tensor(wanted)}, another node takes the same tensor of the request as "
             f"{_format_tensor(given)}"
         )
-    found = _output(source, signatures, parts)
+    found = _output(source, known, parts)
     if found is None:
-        return f"no such output; {_known_outputs(source, signatures, parts)}"
+        return f"no such output; {_known_outputs(source, known, parts)}"
     return "" if compatible(found, wanted) else f"gives {_format_tensor(found)}, but {_format_tensor(wanted)} is taken"
 
 
-def _output(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> TensorSpec | None:
-    outputs = signatures[parts[source_node(source)]].outputs
-    return next((tensor for tensor in outputs if tensor.name == source_tensor(source)), None)
+def _output(source: str, known: Outputs, parts: Mapping[str, str]) -> TensorSpec | None:
+    return known[parts[source_node(source)]].get(source_tensor(source))
 
 
-def _known_outputs(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> str:
-    outputs = signatures[parts[source_node(source)]].outputs
-    return f"{source_node(source)} gives: {_join_names([tensor.name for tensor in outputs]) or 'nothing'}"
+def _known_outputs(source: str, known: Outputs, parts: Mapping[str, str]) -> str:
+    outputs = known[parts[source_node(source)]]
+    return f"{source_node(source)} gives: {_join_names(list(outputs)) or 'nothing'}"
 
 
 def _join_names(names: Sequence[str]) -> str:

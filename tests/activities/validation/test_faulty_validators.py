@@ -1,17 +1,19 @@
 """Validators of others that have faults of their own: told by their names, and no fault of the candidate."""
 
 import sys
+from dataclasses import replace
 
 import pytest
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor
 
 from activities.runtime.errors import TypedFailures
-from activities.validation.activities import ValidatorError, run_validators
-from activities.validation.validator import FunctionValidator, pass_check
+from activities.validation.activities import MOST_REFUSALS, ValidatorError, run_validators
+from activities.validation.validator import FunctionValidator, fail_check, pass_check
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.status import Reason
 
 
 def later_fault(candidate):
@@ -26,6 +28,7 @@ def later_fault(candidate):
         (lambda _: 1 / 0, "validator 'mine' ended with ZeroDivisionError: division by zero"),
         (lambda _: 42, "validator 'mine' ended with TypeError: 'int' object is not iterable"),
         (lambda _: None, "validator 'mine' ended with TypeError: 'NoneType' object is not iterable"),
+        (lambda _: [None], "validator 'mine' gave None; allowed: results of"),
         (lambda _: ["good"], "validator 'mine' gave 'good'; allowed: results of"),
         (later_fault, "validator 'mine' ended with ZeroDivisionError"),
     ],
@@ -43,6 +46,32 @@ def test_what_the_platform_itself_raises_stays_what_it_is(candidate):
 
     with pytest.raises(Unavailable):
         tuple(run_validators(candidate(), [FunctionValidator("mine", check)]))
+
+
+def test_results_are_taken_one_at_a_time_and_many_refusals_stop_a_validator(candidate):
+    made = []
+
+    def endless(_):
+        while True:
+            made.append(1)
+            yield fail_check("mine", str(len(made)), Reason.SCHEMA_MISMATCH, "no")
+
+    results = run_validators(candidate(), [FunctionValidator("mine", endless)])
+    assert next(results).subject == "1"
+    assert len(made) == 1
+    assert 1 + sum(1 for _ in results) == len(made) == MOST_REFUSALS
+
+
+def test_a_validation_that_is_to_end_waits_for_no_further_result(candidate):
+    def endless(_):
+        while True:
+            yield pass_check("mine", "x")
+
+    def ended(_):
+        raise CancelledError
+
+    with pytest.raises(CancelledError):
+        sum(1 for _ in run_validators(replace(candidate(), beat=ended), [FunctionValidator("mine", endless)]))
 
 
 def test_good_results_are_passed_on(candidate):

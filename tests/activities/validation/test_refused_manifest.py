@@ -4,7 +4,13 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.planning.replan import fleet_snapshot
-from activities.validation.activities import LONGEST_TEXT, MOST_RESULTS, ValidationActivities, abridge_results
+from activities.validation.activities import (
+    LONGEST_TEXT,
+    MOST_CHECKS,
+    MOST_RESULTS,
+    ValidationActivities,
+    abridge_results,
+)
 from activities.validation.validator import fail_check, pass_check
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
@@ -105,4 +111,6 @@ def test_a_report_keeps_what_refused_and_a_bounded_number_of_results():
     assert max(len(result.message) for result in report) == LONGEST_TEXT
     assert report[-2] == refused
     assert report[-1].message == "350 more results are left out"
+    others = (pass_check(f"check-{n}", "dense") for n in range(MOST_CHECKS + 300))
+    assert [result.message for result in abridge_results(others)][MOST_CHECKS:] == ["300 more results are left out"]
     assert abridge_results(many[:5]) == tuple(r.model_copy(update={"message": "x" * LONGEST_TEXT}) for r in many[:5])

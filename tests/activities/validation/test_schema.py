@@ -2,6 +2,7 @@
 
 import pytest
 
+from activities.validation import schema
 from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.schema import check_edges, check_engines, check_interface, compatible
 from ipnext.model.lifecycle.status import Reason
@@ -38,6 +39,20 @@ def test_a_snapshot_for_another_engine_is_refused(candidate, house, kit):
 )
 def test_tensors_fit_by_datatype_rank_and_known_dimensions(one, other, fits):
     assert compatible(one, other) is compatible(other, one) is fits
+
+
+def test_a_graph_of_too_many_edges_is_refused_by_their_number(candidate, house, kit, monkeypatch):
+    found = candidate()
+    edges = len(list(check_edges(found)))
+    monkeypatch.setattr(schema, "MOST_EDGES", edges)
+    assert refused(check_edges(found)) == []
+    monkeypatch.setattr(schema, "MOST_EDGES", edges - 1)
+    (only,) = check_edges(found)
+    assert (only.subject, only.reason) == ("graph", Reason.SCHEMA_MISMATCH)
+    assert only.message.startswith(f"the 2 nodes of the graph have {edges} edges together")
+    many = Signature(inputs=tuple(tensor(f"x{n}") for n in range(100)), outputs=(tensor("score", (-1, 1)),))
+    (only,) = check_edges(candidate(dense=house.source(many, kit.weights(2))))
+    assert "edges together" in only.message
 
 
 @pytest.mark.parametrize(
