@@ -5,16 +5,17 @@ The parent is a snapshot of the same part, and each changed tensor fits the full
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
-from pydantic import ValidationError
 
 from activities.validation.finite_weights import pieces_of
 from activities.validation.validator import Candidate, fail_check, pass_check
+from ipnext.artifacts.bounded_json import read_document
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places
 from ipnext.artifacts.layout import snapshot_uri
-from ipnext.errors import ArtifactError
+from ipnext.errors import ArtifactError, InvalidInput
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.delta import DELTA_FILES, ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
@@ -22,8 +23,9 @@ from ipnext.model.registry.registry import DELTA_FILE, DELTA_WEIGHTS_FILE, Snaps
 
 DELTAS = "deltas"
 BASE_WEIGHTS_FILE = "weights.safetensors"
-LARGEST_DOCUMENT_BYTES = 16 << 20
-"""Of `delta.json`: about 60,000 tensors."""
+LARGEST_DOCUMENT_BYTES = 8 << 20
+MOST_SEPARATORS = 150_000
+"""Of `delta.json`: about 30,000 tensors."""
 ROW_NUMBER_BYTES = 8
 MOST_NAMED = 10
 """Tensors that a refusal names."""
@@ -100,12 +102,11 @@ def _document(candidate: Candidate, snapshot: Snapshot) -> DeltaDocument:
         if size > LARGEST_DOCUMENT_BYTES:
             msg = f"{DELTA_FILE}: {size} bytes are too many; allowed: {LARGEST_DOCUMENT_BYTES}"
             raise _Refused(Reason.UNSAFE_FORMAT, msg)
+        read = partial(read_document, kind=DeltaDocument, most_separators=MOST_SEPARATORS)
         try:
-            return candidate.parse(size, lambda: DeltaDocument.model_validate_json(stream.read(size)))
-        except ValidationError as error:
-            first = error.errors()[0]
-            msg = f"{DELTA_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise _Refused(Reason.UNSAFE_FORMAT, msg) from error
+            return candidate.parse(size, lambda: read(stream.read(size)))
+        except InvalidInput as error:
+            raise _Refused(Reason.UNSAFE_FORMAT, f"{DELTA_FILE}: {error.message}") from error
 
 
 @contextmanager

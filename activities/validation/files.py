@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from activities.validation.json_process import LARGEST_JSON_BYTES, JsonFiles
 from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, pass_check
-from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
@@ -24,9 +24,6 @@ SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".m
 """Formats that hold data only: no pickle, no archive that may contain one, no native code."""
 
 NATIVE_MAGIC = b"\x7fELF"
-
-LARGEST_JSON_BYTES = 64 << 20
-"""A larger .json file is not parsed, and therefore not accepted."""
 
 _CODE_MAGIC = {
     b"\x80\x02": "a pickle",
@@ -94,13 +91,18 @@ def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
     """
     judged: dict[tuple[str, str], str] = {}
     for _, snapshot in sorted(candidate.snapshots.items()):
+        documents = JsonFiles(candidate.confinement)
         for file in snapshot.manifest.files:
             candidate.beat(f"looking at {snapshot.part}/{file.path}")
-            yield _format_result(candidate, snapshot, file, judged)
+            yield _format_result(candidate, snapshot, file, judged, documents)
 
 
 def _format_result(
-    candidate: Candidate, snapshot: Snapshot, file: ArtifactFile, judged: dict[tuple[str, str], str]
+    candidate: Candidate,
+    snapshot: Snapshot,
+    file: ArtifactFile,
+    judged: dict[tuple[str, str], str],
+    documents: JsonFiles,
 ) -> CheckResult:
     """Check one file. `judged` caches faults by blob and suffix, because many names may share one blob."""
     part = snapshot.part
@@ -112,7 +114,7 @@ def _format_result(
         else:
             key = (file.sha256, PurePosixPath(file.path).suffix.lower())
             if key not in judged:
-                judged[key] = _format_fault(candidate, file)
+                judged[key] = _format_fault(candidate, file, documents)
             fault = judged[key]
     except ArtifactMissing as error:
         return fail_check(FORMATS, subject, Reason.ARTIFACT_MISSING, error.message)
@@ -176,7 +178,7 @@ def form_fault(file: ArtifactFile) -> str:
     return ""
 
 
-def _format_fault(candidate: Candidate, file: ArtifactFile) -> str:
+def _format_fault(candidate: Candidate, file: ArtifactFile, documents: JsonFiles) -> str:
     if fault := form_fault(file):
         return fault
     suffix = PurePosixPath(file.path).suffix.lower()
@@ -186,15 +188,5 @@ def _format_fault(candidate: Candidate, file: ArtifactFile) -> str:
             if suffix != ".safetensors" and start.startswith(magic):
                 return f"is {what} under the name of {suffix}"
         if suffix == ".json":
-            return candidate.parse(file.size_bytes, lambda: _json_fault(start + stream.read(LARGEST_JSON_BYTES)))
-    return ""
-
-
-def _json_fault(content: bytes) -> str:
-    try:
-        load_bounded(content)
-    except TooManyValues as error:
-        return f"is JSON with {error}"
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON: {error}"
+            return candidate.parse(file.size_bytes, lambda: documents.find_fault(start, stream, file.size_bytes))
     return ""

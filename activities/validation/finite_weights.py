@@ -11,7 +11,7 @@ import numpy as np
 
 from activities.validation.parsing import Parse, parse_at_once
 from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, pass_check
-from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, exactly, read_places, size_fault
+from ipnext.artifacts.checkpoints.tensor_headers import HeaderSum, MalformedTensors, exactly, read_places, size_fault
 from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import ArtifactFile
@@ -19,7 +19,7 @@ from ipnext.model.registry.registry import ArtifactFile
 FINITE = "finite-weights"
 
 Finite = Callable[[bytes], bool]
-_FileCheck = Callable[[Candidate, ArtifactFile, str], CheckResult]
+_FileCheck = Callable[[Candidate, ArtifactFile, str, HeaderSum], CheckResult]
 
 
 def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
@@ -38,20 +38,21 @@ def check_headers(candidate: Candidate) -> Iterator[CheckResult]:
 def _check_files(candidate: Candidate, doing: str, check: _FileCheck) -> Iterator[CheckResult]:
     judged: dict[str, CheckResult] = {}
     for part, snapshot in sorted(candidate.snapshots.items()):
+        headers = HeaderSum()
         for file in snapshot.manifest.files:
             if not file.path.endswith(".safetensors"):
                 continue
             subject = f"{part}/{file.path}"
             candidate.beat(f"{doing} {subject}")
             if file.sha256 not in judged:
-                judged[file.sha256] = check(candidate, file, subject)
+                judged[file.sha256] = check(candidate, file, subject, headers)
             yield judged[file.sha256].model_copy(update={"subject": subject})
 
 
-def _check_header(candidate: Candidate, file: ArtifactFile, subject: str) -> CheckResult:
+def _check_header(candidate: Candidate, file: ArtifactFile, subject: str, headers: HeaderSum) -> CheckResult:
     with candidate.open(file.sha256) as stream:
         try:
-            places, _ = read_places(stream, file.size_bytes, parse=candidate.parse)
+            places, _ = read_places(stream, file.size_bytes, parse=candidate.parse, headers=headers)
         except MalformedTensors as error:
             return fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
     fault = next(filter(None, (size_fault(name, place) for name, place in places.items())), "")
@@ -59,13 +60,17 @@ def _check_header(candidate: Candidate, file: ArtifactFile, subject: str) -> Che
 
 
 def non_finite_tensor(
-    stream: BinaryIO, size_bytes: int, beat: Callable[[str], None], parse: Parse = parse_at_once
+    stream: BinaryIO,
+    size_bytes: int,
+    beat: Callable[[str], None],
+    parse: Parse = parse_at_once,
+    headers: HeaderSum | None = None,
 ) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity; None if all are finite.
 
     Raises MalformedTensors.
     """
-    places, start = read_places(stream, size_bytes, parse=parse)
+    places, start = read_places(stream, size_bytes, parse=parse, headers=headers)
     position = start
     for name, place in places.items():
         if fault := size_fault(name, place):
@@ -89,10 +94,10 @@ def pieces_of(stream: BinaryIO, count: int) -> Iterator[bytes]:
         yield piece
 
 
-def _check_tensors(candidate: Candidate, file: ArtifactFile, subject: str) -> CheckResult:
+def _check_tensors(candidate: Candidate, file: ArtifactFile, subject: str, headers: HeaderSum) -> CheckResult:
     try:
         with candidate.open(file.sha256) as stream:
-            name = non_finite_tensor(stream, file.size_bytes, candidate.beat, candidate.parse)
+            name = non_finite_tensor(stream, file.size_bytes, candidate.beat, candidate.parse, headers)
     except MalformedTensors as error:
         return fail_check(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
     if name is None:

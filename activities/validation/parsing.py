@@ -1,7 +1,8 @@
 """Parses documents of snapshots: one large one at a time in a worker, without delaying a validation that ends.
 
-A large document takes up to a gigabyte while it is parsed (docs/lifecycle.md), and seconds in which nothing in Python
-can interrupt it. So a separate thread parses it, and the thread of the activity sends heartbeats meanwhile.
+A large document takes hundreds of megabytes while it is parsed. Nothing in Python can interrupt its parser, and no
+other thread runs until it is done: the limits of documents (docs/lifecycle.md) keep that below half a second. A
+separate thread parses, so that activities that wait for their turn, or for a process that parses, send heartbeats.
 """
 
 from collections import deque

@@ -7,18 +7,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
+from ipnext.artifacts.bounded_json import count_separators, read_document
 from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid, TooLarge
 from ipnext.model.registry.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.registry.signing import MOST_KEPT, SignatureEnvelope, read_envelope
-from ipnext.model.validation_errors import invalid_input
 from ipnext.model.value import canonical_json
 
 CHUNK_BYTES = 1 << 20
 """Blobs are read and hashed in chunks of this size."""
 
 LARGEST_MANIFEST_BYTES = 4 << 20
+MOST_SEPARATORS = 200_000
+"""Most commas and opening brackets of a manifest. 10,000 files have 40,000; 8,192 tensors of ten dimensions 122,000."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -73,6 +73,10 @@ def manifest_bytes(manifest: SnapshotManifest) -> bytes:
     if len(content) > LARGEST_MANIFEST_BYTES:
         msg = f"{SNAPSHOT_FILE} has {len(content)} bytes; allowed: {LARGEST_MANIFEST_BYTES}"
         raise TooLarge(msg)
+    found = count_separators(content)
+    if found > MOST_SEPARATORS:
+        msg = f"{SNAPSHOT_FILE} has {found} commas and brackets; allowed: {MOST_SEPARATORS}"
+        raise TooLarge(msg)
     return content
 
 
@@ -85,11 +89,10 @@ def check_manifest(manifest: SnapshotManifest) -> None:
 def read_manifest(content: bytes, subject: str) -> SnapshotManifest:
     """Parse a snapshot.json from outside. InvalidInput names the field, or the unsafe path."""
     try:
-        manifest = SnapshotManifest.model_validate_json(content)
-    except ValidationError as error:
-        fault = invalid_input(error, SnapshotManifest)
+        manifest = read_document(content, SnapshotManifest, most_separators=MOST_SEPARATORS)
+    except InvalidInput as fault:
         msg = f"{subject}: {fault.message}"
-        raise InvalidInput(msg, field=fault.field, value=fault.value, allowed=fault.allowed) from error
+        raise InvalidInput(msg, field=fault.field, value=fault.value, allowed=fault.allowed) from fault
     check_paths(manifest.files)
     return manifest
 

@@ -3,6 +3,7 @@
 Only JSON and the headers of safetensors files are read, never weights; pickled weights are refused.
 """
 
+import hashlib
 import itertools
 import math
 import re
@@ -12,25 +13,38 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
-from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
+from ipnext.artifacts.bounded_json import TooManyValues, load_bounded, validate_document
 from ipnext.artifacts.checkpoints import tokenizer_files
-from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places, size_fault
+from ipnext.artifacts.checkpoints.tensor_headers import (
+    HeaderSum,
+    MalformedTensors,
+    TensorPlace,
+    read_places,
+    size_fault,
+)
 from ipnext.artifacts.checkpoints.tokenizer_files import ChatTemplate, MalformedTemplates
 from ipnext.artifacts.local_links import open_directory
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
-from ipnext.model.value import digest_of
+from ipnext.model.value import Value, canonical_json
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 WEIGHTS_SUFFIX: Final = ".safetensors"
 PICKLED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LARGEST_CONFIG_BYTES: Final = 32 << 20
-"""An index of 300,000 tensors is that large, at a hundred bytes each."""
-MOST_TENSORS: Final = 500_000
-"""Most tensors in all files of a checkpoint together; 256 experts in 60 layers, with scales, are 92,000."""
+LARGEST_INDEX_BYTES: Final = 32 << 20
+"""An index of MOST_TENSORS has 25 MB, at a hundred bytes each."""
+LARGEST_CONFIG_BYTES: Final = 16 << 20
+"""Of every other document. Gemma 3 has a `tokenizer_config.json` of 1.2 MB."""
+MOST_TENSORS: Final = 250_000
+"""Most tensors in all files of a checkpoint together; 384 experts in 60 layers, packed in 4 bits, are 207,000."""
+MOST_DIMENSIONS: Final = 8
+"""Of a tensor of a checkpoint; those of known models have up to five."""
+MOST_INDEX_SEPARATORS: Final = MOST_TENSORS + 1_000
+MOST_CONFIG_SEPARATORS: Final = 150_000
+"""Of every document except the index. The `tokenizer_config.json` of Gemma 3, with 6,400 words, has some 50,000."""
 CODE_FIELD: Final = "auto_map"
 CODE_FILES: Final = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"),
@@ -40,7 +54,7 @@ CODE_FILES: Final = (
 OTHER_MODEL_FIELD: Final = "speculators_config"
 """Field of CONFIG_FILE: vLLM serves the model that it names, a path or a repository, in place of the checkpoint."""
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Value)
 T = TypeVar("T")
 
 
@@ -75,8 +89,10 @@ class LocalFiles:
         return read()
 
 
-class AdapterConfig(BaseModel):
+class AdapterConfig(Value):
     """The used fields of PEFT's `adapter_config.json`."""
+
+    model_config = Value.model_config | {"extra": "ignore"}
 
     base_model_name_or_path: str | None = None
     peft_type: str = "LORA"
@@ -132,8 +148,9 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
     _check_own_content(files)
     weights, told = _weight_files(files, adapter=adapter is not None)
     tensors: dict[str, TensorPlace] = {}
+    headers = HeaderSum()
     for file in weights:
-        for name, place in _places(files, file).items():
+        for name, place in _places(files, file, headers).items():
             if name in tensors:
                 msg = f"{file}: tensor {name!r} stands in another file too"
                 raise _fault(msg)
@@ -233,18 +250,24 @@ def _weight_map(files: CheckpointFiles) -> Mapping[str, str]:
     return told
 
 
-def _places(files: CheckpointFiles, file: str) -> Mapping[str, TensorPlace]:
+def _places(files: CheckpointFiles, file: str, headers: HeaderSum) -> Mapping[str, TensorPlace]:
     with files.open(file) as stream:
         try:
-            places, _ = read_places(stream, files.sizes[file], parse=files.parse)
+            places, _ = read_places(stream, files.sizes[file], parse=files.parse, headers=headers)
         except MalformedTensors as error:
             msg = f"{file}: is no whole safetensors file: {error}"
             raise _fault(msg) from error
     for name, place in places.items():
-        if fault := size_fault(name, place):
+        if fault := _dimension_fault(name, place) or size_fault(name, place):
             msg = f"{file}: {fault}"
             raise _fault(msg)
     return places
+
+
+def _dimension_fault(name: str, place: TensorPlace) -> str:
+    if len(place.shape) <= MOST_DIMENSIONS:
+        return ""
+    return f"tensor {name!r} has {len(place.shape)} dimensions; allowed: {MOST_DIMENSIONS}"
 
 
 def _facts(config: CheckpointConfig, tensors: Mapping[str, TensorPlace]) -> Checkpoint:
@@ -276,27 +299,39 @@ def _forms(tensors: Mapping[str, TensorPlace]) -> dict[str, Any]:
     numbers = Counter[str]()
     for place in tensors.values():
         numbers[place.dtype] += math.prod(place.shape)
-    forms = [[name, place.dtype, list(place.shape)] for name, place in sorted(tensors.items())]
     dtype = numbers.most_common(1)[0][0] if numbers else "none"
-    return {"dtype": dtype, "parameters": numbers.total(), "tensors": digest_of(forms)}
+    return {"dtype": dtype, "parameters": numbers.total(), "tensors": _digest_of_forms(tensors)}
+
+
+def _digest_of_forms(tensors: Mapping[str, TensorPlace]) -> str:
+    """Return the SHA-256 of the canonical JSON of all forms, whose text is never held as a whole."""
+    digest = hashlib.sha256(b"[")
+    for number, name in enumerate(sorted(tensors)):
+        place = tensors[name]
+        text = canonical_json([name, place.dtype, list(place.shape)])
+        digest.update(f",{text}".encode() if number else text.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _config(files: CheckpointFiles, name: str, kind: type[M]) -> M:
+    document = _json(files, name)
     try:
-        return kind.model_validate(_json(files, name))
-    except ValidationError as error:
-        first = error.errors()[0]
-        msg = f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return validate_document(document, kind)
+    except InvalidInput as error:
+        msg = f"{name}: {error.message}"
         raise _fault(msg) from error
 
 
 def _json(files: CheckpointFiles, name: str) -> dict[str, Any]:
-    if files.sizes[name] > LARGEST_CONFIG_BYTES:
-        msg = f"{name}: {files.sizes[name]} bytes are too many; allowed: {LARGEST_CONFIG_BYTES}"
+    largest = LARGEST_INDEX_BYTES if name == INDEX_FILE else LARGEST_CONFIG_BYTES
+    if files.sizes[name] > largest:
+        msg = f"{name}: {files.sizes[name]} bytes are too many; allowed: {largest}"
         raise _fault(msg)
+    most = MOST_INDEX_SEPARATORS if name == INDEX_FILE else MOST_CONFIG_SEPARATORS
     with files.open(name) as stream:
         try:
-            content = files.parse(files.sizes[name], lambda: load_bounded(stream.read()))
+            content = files.parse(files.sizes[name], lambda: load_bounded(stream.read(), most_separators=most))
         except TooManyValues as error:
             msg = f"{name}: has {error}"
             raise _fault(msg) from error

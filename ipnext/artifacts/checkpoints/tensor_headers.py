@@ -6,6 +6,7 @@ and position, then the tensors' bytes.
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -13,8 +14,10 @@ from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 
 LARGEST_HEADER_BYTES: Final = 8 << 20
 """Some 60,000 tensors in one file. Parsed, a header takes up to thirty times as much memory as its text."""
-MOST_SEPARATORS: Final = 1_500_000
-"""Twice as many as in a header of that size."""
+MOST_SEPARATORS: Final = 500_000
+"""Of one header; 60,000 tensors of two dimensions have 480,000."""
+MOST_HEADER_BYTES: Final = 64 << 20
+"""Of all headers of a snapshot together; those of 250,000 tensors have some 35 MB."""
 
 ITEM_BYTES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
@@ -34,6 +37,23 @@ class MalformedTensors(ValueError):
     """A file whose content does not match its suffix."""
 
 
+class HeaderSum:
+    """The bytes of a snapshot's headers that were read so far."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def add(self, header_bytes: int) -> None:
+        """Count one more header. Raises MalformedTensors if together they exceed MOST_HEADER_BYTES."""
+        self._bytes += header_bytes
+        if self._bytes > MOST_HEADER_BYTES:
+            msg = (
+                f"its header and those of the files before it have {self._bytes} bytes together; "
+                f"allowed: {MOST_HEADER_BYTES}"
+            )
+            raise MalformedTensors(msg)
+
+
 class TensorPlace(NamedTuple):
     """Position of a tensor, in bytes from the start of the data, and its form."""
 
@@ -48,13 +68,15 @@ Parse = Callable[[int, Callable[[], dict[str, TensorPlace]]], dict[str, TensorPl
 
 
 def read_places(
-    stream: BinaryIO, size_bytes: int, *, parse: Parse = lambda _, read: read()
+    stream: BinaryIO, size_bytes: int, *, parse: Parse = lambda _, read: read(), headers: HeaderSum | None = None
 ) -> tuple[dict[str, TensorPlace], int]:
     """Return the position of each tensor, in order, and the start of the data, to which the stream is advanced.
 
-    Raises MalformedTensors.
+    `headers` has the headers of the snapshot's other files. Raises MalformedTensors.
     """
     content = _header(stream, size_bytes)
+    if headers is not None:
+        headers.add(len(content))
     start = 8 + len(content)
     return parse(len(content), lambda: _tensors(_parse_header(content), size_bytes - start)), start
 
@@ -120,7 +142,7 @@ def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlac
 def _place(name: str, entry: Any) -> TensorPlace:
     try:
         begin, end = map(_whole, entry["data_offsets"])
-        return TensorPlace(begin, end, str(entry["dtype"]), _shape(entry["shape"]))
+        return TensorPlace(begin, end, sys.intern(str(entry["dtype"])), _shape(entry["shape"]))
     except (KeyError, TypeError, ValueError) as error:
         msg = (
             f"tensor {name!r} has no dtype, shape and offsets: whole numbers below 2^63, "

@@ -1,15 +1,21 @@
 """Large documents are parsed one at a time, and a validation that is to end waits for none of them."""
 
+import io
+import json
+import signal
 from threading import Event, Thread
 
 import pytest
 from temporalio.exceptions import CancelledError
 
+from activities.validation import json_process
 from activities.validation.files import check_formats
+from activities.validation.json_process import WORKER_BYTES, WORKER_SEPARATORS
 from activities.validation.parsing import SMALL_BYTES, ParsingThread
 from activities.validation.programs import check_programs
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.programs.reader import LARGEST_PROGRAM_BYTES
+from ipnext.errors import Unavailable
 from tests.waiting import PATIENCE_SECONDS, until
 
 LARGE = SMALL_BYTES + 1
@@ -111,13 +117,57 @@ def test_a_document_of_too_many_objects_is_refused_before_any_is_made():
     assert load_bounded(b"[[],[],[]]", most_separators=6) == [[], [], []]
 
 
-def test_a_json_file_of_too_many_objects_is_refused(candidate, house, kit, monkeypatch):
-    monkeypatch.setattr("ipnext.artifacts.bounded_json.MOST_SEPARATORS", 100)
-    content = b"[" + b"[]," * 200 + b"[]]"
-    found = candidate(dense=house.source(kit.DENSE, kit.weights(2), more={"vocabulary.json": content}))
-    refused = [result for result in check_formats(found) if not result.passed]
-    assert [result.subject for result in refused] == ["dense/vocabulary.json"]
-    assert "is JSON with 402 commas and brackets; allowed: " in refused[0].message
+def arrays(count):
+    return b"[" + b"[]," * (count - 1) + b"[]]"
+
+
+def judge_files(candidate, house, kit, **files):
+    found = candidate(dense=house.source(kit.DENSE, kit.weights(2), more={f"{n}.json": c for n, c in files.items()}))
+    subjects = {f"dense/{name}.json" for name in files}
+    return {one.subject: one.message for one in check_formats(found) if not one.passed and one.subject in subjects}
+
+
+@pytest.mark.parametrize("filling", [b"", b" " * WORKER_BYTES], ids=["many values", "many bytes"])
+def test_a_json_file_of_too_many_objects_is_refused_before_any_is_made(candidate, house, kit, monkeypatch, filling):
+    monkeypatch.setattr(json_process, "MOST_SEPARATORS", 100)
+    monkeypatch.setattr(json_process, "run_child", None)
+    parsed = []
+    monkeypatch.setattr(json_process, "json_fault", lambda content: parsed.append(content) or "")
+    found = judge_files(candidate, house, kit, vocabulary=filling + arrays(200))
+    assert found.keys() == {"dense/vocabulary.json"}
+    assert found["dense/vocabulary.json"] == "is JSON with 400 commas and brackets; allowed: 100"
+    assert not any(arrays(200) in content for content in parsed)
+
+
+def test_json_files_of_a_snapshot_are_bounded_together(candidate, house, kit, monkeypatch):
+    monkeypatch.setattr(json_process, "MOST_SEPARATORS_TOGETHER", 100_000)
+    found = judge_files(candidate, house, kit, a=arrays(20_000), b=arrays(20_000) + b" ", c=arrays(20_000) + b"  ")
+    assert found.keys() == {"dense/c.json"}
+    assert "commas and brackets in such files; allowed: 100000" in found["dense/c.json"]
+    monkeypatch.setattr(json_process, "MOST_JSON_BYTES", 1_000_000)
+    found = judge_files(candidate, house, kit, a=b" " * 900_000 + b"1", b=b" " * 200_000 + b"1")
+    assert found.keys() == {"dense/b.json"}
+    assert "bytes of it; allowed: 1000000" in found["dense/b.json"]
+
+
+@pytest.mark.usefixtures("subprocesses")
+@pytest.mark.parametrize("large", [arrays(WORKER_SEPARATORS), arrays(2) + b" " * WORKER_BYTES])
+def test_large_json_files_are_parsed_in_a_process_of_their_own(candidate, house, kit, monkeypatch, large):
+    monkeypatch.setattr(json_process, "load_bounded", lambda content, **_: json.loads(content[:1000]))
+    assert judge_files(candidate, house, kit, good=large) == {}
+    (fault,) = judge_files(candidate, house, kit, bad=large + b"]").values()
+    assert fault.startswith("is not JSON: Extra data")
+
+
+def test_a_process_that_ends_without_an_answer_refuses_no_file():
+    with pytest.raises(Unavailable, match="ended by SIGKILL: it said nothing"):
+        json_process.judge_end(-signal.SIGKILL, "", "")
+
+
+def test_no_more_of_a_file_is_read_than_its_manifest_says():
+    stream = io.BytesIO(b"2]" + b" " * 100)
+    assert json_process.JsonFiles().find_fault(b"[1,", stream, 5) == ""
+    assert stream.tell() == 2
 
 
 def test_a_program_that_is_too_large_is_refused_unread(candidate, house, kit):

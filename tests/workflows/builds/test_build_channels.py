@@ -44,7 +44,11 @@ TOLERANT = {
     "serving.http.messages": frozenset({"parse_model"}),
 }
 """Module -> what reads and ignores unknown fields."""
-STRICT = frozenset({"model_validate", "model_validate_json", "validate_json", "validate_python"})
+STRICT_READERS = {"ipnext.artifacts.bounded_json": frozenset({"read_document", "validate_document"})}
+"""Module -> what reads and refuses unknown fields."""
+STRICT = frozenset({"model_validate", "model_validate_json", "validate_json", "validate_python"}).union(
+    *STRICT_READERS.values()
+)
 PLAIN = frozenset({"json", "orjson", "pickle"})
 
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
@@ -115,7 +119,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "activities/transition/admission.py": ONE_BUILD,
     "activities/optimization/split_process.py": ONE_BUILD,
     "activities/validation/deltas.py": DIGEST,
-    "activities/validation/files.py": DIGEST,
+    "activities/validation/json_process.py": ONE_BUILD,
     "activities/validation/template_process.py": ONE_BUILD,
     "activities/planning/problem.py": ONE_BUILD,
     "activities/planning/solver.py": ONE_BUILD,
@@ -190,6 +194,7 @@ def names_read(path: Path) -> frozenset[str]:
                 found.add(f"{module}.{name}")
             case ast.ImportFrom(module=str(module)):
                 found |= {alias.name for alias in node.names} & TOLERANT.get(module, frozenset())
+                found |= {alias.name for alias in node.names} & STRICT_READERS.get(module, frozenset())
     return frozenset(found)
 
 

@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
 
-from activities.validation import files
+from activities.validation import json_process
 from activities.validation.parsing import SMALL_BYTES
 from ipnext import names
 from ipnext.errors import Conflict
@@ -304,15 +304,15 @@ async def test_an_abort_waits_for_no_document_that_is_being_parsed(
 ):
     """Nothing in Python stops a parser: the validation is given up while it goes on."""
     await rolled_out()
-    begun, let_go, read = Event(), Event(), files.load_bounded
+    begun, let_go, read = Event(), Event(), json_process.load_bounded
 
-    def slow(content):
+    def slow(content, **limits):
         if len(content) > SMALL_BYTES:
             begun.set()
             assert let_go.wait(PATIENCE_SECONDS)
-        return read(content)
+        return read(content, **limits)
 
-    monkeypatch.setattr(files, "load_bounded", slow)
+    monkeypatch.setattr(json_process, "load_bounded", slow)
     large = {"compiled.json": b"[" + b" " * SMALL_BYTES + b"]"}
     change = house.publish(model, 2, dense=house.source(kit.DENSE, kit.weights(2), more=large))
     await submit(change)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint, import_checkpoint
-from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
+from ipnext.artifacts.checkpoints.reader import MOST_DIMENSIONS, LocalFiles, read_checkpoint
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import InvalidInput
@@ -237,3 +237,24 @@ def test_a_manifest_without_a_checkpoint_keeps_the_digest_that_it_had():
     assert manifest.digest == digest_of(json.loads(former))
     told = manifest.model_copy(update={"checkpoint": facts()})
     assert SnapshotManifest.model_validate_json(canonical_json(told)) == told
+
+
+def test_a_tensor_of_a_checkpoint_has_at_most_eight_dimensions(tmp_path):
+    shape = (1,) * MOST_DIMENSIONS
+    read_checkpoint(LocalFiles(write_llama(tmp_path / "a", tensors={"a": np.zeros(shape, np.float32)})))
+    with pytest.raises(InvalidInput, match=r"^model.safetensors: tensor 'a' has 9 dimensions; allowed: 8$"):
+        read_checkpoint(LocalFiles(write_llama(tmp_path / "b", tensors={"a": np.zeros((1, *shape), np.float32)})))
+
+
+def test_the_headers_of_a_checkpoint_are_bounded_together(tmp_path, monkeypatch):
+    files = LocalFiles(write_llama(tmp_path / "hf", shards=3))
+    read_checkpoint(files)
+    monkeypatch.setattr("ipnext.artifacts.checkpoints.tensor_headers.MOST_HEADER_BYTES", 1000)
+    with pytest.raises(InvalidInput, match=r"^model-0000[23].*those of the files before it have \d+ bytes together"):
+        read_checkpoint(files)
+
+
+def test_the_digest_of_the_forms_is_that_of_their_canonical_json(tmp_path):
+    checkpoint = read_checkpoint(LocalFiles(write_llama(tmp_path / "hf")))
+    forms = [[name, place.dtype, list(place.shape)] for name, place in sorted(checkpoint.tensors.items())]
+    assert checkpoint.facts.tensors == digest_of(forms)
