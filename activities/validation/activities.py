@@ -92,7 +92,8 @@ class ValidationActivities:
     """Validation activities, on the store and the artifact store. `validators` run after the built-in ones.
 
     `native_library_keys_file` has the keys of signers whose native code the operator lets run (see `check_formats`).
-    `confinement`: of the process that renders chat templates. `shares`: of the slots that owners' validations hold.
+    `confinement`: of the processes that render chat templates and parse large documents. `shares`: of the slots that
+    owners' validations hold.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class ValidationActivities:
         self._artifacts = artifacts
         self._native_library_keys_file = native_library_keys_file
         self._shares = shares or OwnerShares()
+        self._confinement = confinement
         self._templates = TemplateVerdicts(confinement=confinement)
         self._validators = (*BUILT_IN, *validators)
         self._parsing = ParsingThread()
@@ -181,6 +183,7 @@ class ValidationActivities:
             native_signers=_native_signers(self._native_library_keys_file),
             published=ancestors(repository, snapshots.values()),
             find_template_fault=self._templates.of(owner),
+            confinement=self._confinement,
         )
 
 

@@ -21,6 +21,7 @@ from ipnext.model.manifest.part_tensors import graph_of_one
 from ipnext.model.registry.registry import PartGraph, Snapshot
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.plugins import Plugins
+from serving.confinement.landlock import Confinement
 
 CHUNK_BYTES = 4 << 20
 
@@ -51,6 +52,8 @@ class Candidate:
     """Runs functions that build objects from a document."""
     find_template_fault: FindTemplateFault = find_template_fault
     """Judges chat templates in a confined process."""
+    confinement: Confinement = Confinement.AVAILABLE
+    """Of the process that parses large documents."""
 
     @property
     def graph(self) -> PartGraph:
