@@ -20,6 +20,7 @@ from ipnext.api.routes.regions.regions import fleet_or_none, region_views
 from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.services.hidden_fields import filter_states, redact_fleet
 from ipnext.api.services.region_states import States
+from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.model.api.resources import RegionView
 from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.store.repository import Repository
@@ -127,14 +128,14 @@ def _access_metrics(unit: Repository, limit: int, *, whole: bool) -> Iterator[Me
 
 
 def _process_metrics(rooms: PlatformAdapters, *, whole: bool) -> Iterator[Metric]:
-    """Yield figures of this process, for principals that see all models: they count changes and users of all owners.
+    """Yield figures of this process, for principals that see all models: they count changes and users of all owners."""
+    if whole:
+        yield gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)])
+        yield from _outbox_metrics(rooms.outbox)
 
-    Each replica of the API submits.
-    """
-    if not whole:
-        return
-    outbox = rooms.outbox
-    yield gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)])
+
+def _outbox_metrics(outbox: Outbox) -> Iterator[Metric]:
+    """Yield figures of this process's outbox: each replica of the API submits."""
     yield gauge(
         "outbox_stuck_changes", "Changes that Temporal refuses or does not take.", [], [([], len(outbox.stuck))]
     )
