@@ -15,10 +15,10 @@ PROGRAM_FILE: Final = "program.json"
 ENGINE: Final = "torch"
 """The engine whose snapshots have a program."""
 
-LARGEST_PROGRAM_BYTES: Final = 8 << 20
-"""Some 7,000 operations."""
-MOST_SEPARATORS: Final = 500_000
-"""Some 5,500 operations, at 90 each; a plain transformer of twenty layers has 320."""
+LARGEST_PROGRAM_BYTES: Final = 16 << 20
+"""Some 14,000 operations."""
+MOST_SEPARATORS: Final = 1_000_000
+"""Some 11,000 operations, at 90 each; a plain transformer of twenty layers has 320."""
 
 
 def program_file(manifest: SnapshotManifest) -> ArtifactFile | None:
