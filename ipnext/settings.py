@@ -195,8 +195,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """Build of the worker's code, if runs must end on the build that they began on; None: any worker executes any
     run."""
     worker_makes_current: bool = False
-    """Whether a worker with a build id makes its build the current one at its start, even if another one is; if not,
-    only the first worker of a deployment does, and later builds are promoted by `ipnext platform promote`."""
+    """Whether a worker with a build id makes its build the current one at its start, even if another one is or workers
+    without a build id run; if not, only the first worker of a platform does, and later builds are promoted by
+    `ipnext platform promote`."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
     api_tls_certificate_file: Path | None = None

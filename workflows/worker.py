@@ -64,13 +64,12 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.components.private_files import keep_new_files_private
 from ipnext.devfile import TaskQueueGroup
-from ipnext.errors import Conflict, InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.platform.access_lists import AccessPublisher
-from ipnext.platform.builds import make_first_current, promote
 from ipnext.platform.collection import DEFAULT_GRACE, Grace
 from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
 from ipnext.platform.setup import warn_of_missing
@@ -90,6 +89,7 @@ from workflows.model import ModelWorkflow
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
+from workflows.runtime.build_routing import claim_runs, succeed_unversioned
 from workflows.runtime.credential_renewal import CurrentClient
 from workflows.runtime.fault_injection import FaultInjector, fault_of
 from workflows.runtime.health import ActivityLoad, announce_ready, keep_ready
@@ -322,12 +322,15 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
                 await workers.enter_async_context(started[-1])
             await workers.enter_async_context(keeping_schedules(current.get, schedules_of(settings)))
             with announce_ready(settings.worker_ready_file):
-                await _make_current(client, settings, stopped)
+                waits = not await claim_runs(client, makes_current=settings.worker_makes_current, stopped=stopped)
                 warming = asyncio.create_task(asyncio.to_thread(_warm_up))
                 log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
                 following = asyncio.create_task(current.follow(started, partial(_connect, settings, runtime)))
+                succeeding = asyncio.create_task(succeed_unversioned(current.get)) if waits else None
                 await keep_ready(current.get, loads, settings.worker_ready_file, stopped)
                 following.cancel()
+                if succeeding is not None:
+                    succeeding.cancel()
             await warming
             log.info("worker_stops")
 
@@ -339,30 +342,6 @@ def _warm_up() -> None:
         hint = "set XDG_CACHE_HOME to a directory that the worker can write"
         structlog.get_logger().warning("planner_kernels_not_kept", hint=hint)
     collect_rarely()
-
-
-async def _make_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
-    """Make this build the current one once the server has seen its pollers.
-
-    Only if none is current, or if the settings require it.
-    """
-    if BUILD_ID is None:
-        return
-    log = structlog.get_logger()
-    while not stopped.is_set():
-        try:
-            if settings.worker_makes_current:
-                await promote(client, BUILD_ID)
-                return
-            current = await make_first_current(client, BUILD_ID)
-        except (Conflict, NotFound, Unavailable) as error:
-            log.info("worker_waits", error=error.message)
-            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
-        else:
-            if current != BUILD_ID:
-                hint = f"ipnext platform promote {BUILD_ID}"
-                log.info("another_build_is_current", current=current, build=BUILD_ID, hint=hint)
-            return
 
 
 def _connect(settings: PlatformSettings, runtime: Runtime | None) -> Awaitable[Client]:

@@ -2,6 +2,7 @@
 
 A build is a version of the Worker Deployment `ipnext`. Every change of the routing carries the conflict token of the
 state that was read, so that two operators, or an operator and a starting worker, never overwrite each other.
+If no build is current, new runs begin on the workers without a build id.
 """
 
 from collections.abc import AsyncIterator
@@ -21,9 +22,13 @@ from ipnext import names
 from ipnext.errors import Conflict, NotFound, Unavailable
 from ipnext.model.value import Value
 from ipnext.platform.namespace import retention_of
+from ipnext.platform.polling import POLLED, PolledQueue, pollers
 from ipnext.temporal import Connection, reaching
 
 WHAT = f"the worker deployment {names.WORKER_DEPLOYMENT}"
+
+UNVERSIONED = ""
+"""Temporal's build id of all workers that have none."""
 
 _DRAINAGE: dict[int, Literal["draining", "drained"]] = {
     VersionDrainageStatus.VERSION_DRAINAGE_STATUS_DRAINING: "draining",
@@ -73,7 +78,7 @@ async def builds(client: Connection) -> tuple[Build, ...]:
 
 
 async def promote(client: Connection, build_id: str, *, ramp_percent: float | None = None) -> None:
-    """Make a build current, or give it `ramp_percent` of the new runs. Its workers must already run.
+    """Make a build current, which ends any ramp, or give it `ramp_percent` of the new runs. Its workers must run.
 
     Raises:
         NotFound: no worker of this build has polled yet; the message names the builds that have.
@@ -91,13 +96,35 @@ async def promote(client: Connection, build_id: str, *, ramp_percent: float | No
         msg = f"build: no worker of build {build_id!r} has polled; known: {', '.join(sorted(known)) or 'none'}"
         raise NotFound(msg)
     if ramp_percent is None:
-        await _set_current(client, build_id, token=found.conflict_token)
+        await _set_only(client, build_id, found)
     else:
         await _set_ramping(client, build_id, percent=ramp_percent, token=found.conflict_token)
 
 
-async def make_first_current(client: Connection, build_id: str) -> str:
-    """Make a build current if none is, and return the current build. Another current build is never replaced.
+async def promote_unversioned(client: Connection) -> None:
+    """Make the workers without a build id current, which ends any ramp. They must already run.
+
+    Raises:
+        NotFound: no worker without a build id has polled each queue recently, or there is no such namespace.
+        Conflict: the routing was changed by another writer; read it again.
+        Unavailable, EngineRefused: Temporal does not answer, or refuses.
+    """
+    found = await _describe_deployment(client)
+    if found is None:
+        await _check_namespace(client)
+    polled = await polled_unversioned(client)
+    missing = [str(each) for each in POLLED if each not in polled]
+    if missing:
+        msg = f"build: no worker without a build id polls {'; '.join(missing)}: start such workers first"
+        raise NotFound(msg)
+    if found is not None:
+        await _set_only(client, UNVERSIONED, found)
+
+
+async def make_first_current(client: Connection, build_id: str) -> str | None:
+    """Make a build current if none has ever been and no worker without a build id polls. Return the current one.
+
+    So a build that starts takes the runs of no other worker. None if workers without a build id are current.
 
     Raises Unavailable, also while the server has not seen a worker of this build: try again.
     """
@@ -105,14 +132,33 @@ async def make_first_current(client: Connection, build_id: str) -> str:
     if found is None:
         msg = f"{WHAT}: the server has not seen a worker of build {build_id} yet"
         raise _not_yet(msg)
-    current = found.worker_deployment_info.routing_config.current_deployment_version.build_id
+    routing = found.worker_deployment_info.routing_config
+    current = routing.current_deployment_version.build_id
     if current:
         return current
+    if routing.HasField("current_version_changed_time") or await polled_unversioned(client):
+        return None
     try:
         await _set_current(client, build_id, token=found.conflict_token)
     except (Conflict, NotFound) as error:  # another worker was first, or this one is not seen yet: try again
         raise _not_yet(error.message) from error
     return build_id
+
+
+async def current_build(client: Connection) -> str | None:
+    """Return the current build; None if new runs begin on workers without a build id.
+
+    Raises EngineRefused, Unavailable.
+    """
+    found = await _describe_deployment(client)
+    routing = None if found is None else found.worker_deployment_info.routing_config
+    return None if routing is None else routing.current_deployment_version.build_id or None
+
+
+async def polled_unversioned(client: Connection) -> frozenset[PolledQueue]:
+    """Return the queues that workers without a build id poll. Raises EngineRefused, Unavailable."""
+    found = [(polled, await pollers(client, polled)) for polled in POLLED]
+    return frozenset(polled for polled, those in found if any(poller.build_id is None for poller in those))
 
 
 def _not_yet(message: str) -> Unavailable:
@@ -140,6 +186,14 @@ async def _check_namespace(client: Connection) -> None:
         raise NotFound(msg)
 
 
+async def _set_only(client: Connection, build_id: str, found: DescribeWorkerDeploymentResponse) -> None:
+    """Make a build current and end the ramp of another one: a new current build leaves that as it is."""
+    routing, token = found.worker_deployment_info.routing_config, found.conflict_token
+    if routing.ramping_deployment_version.build_id not in {UNVERSIONED, build_id}:
+        token = await _set_ramping(client, UNVERSIONED, percent=0, token=token)
+    await _set_current(client, build_id, token=token)
+
+
 async def _set_current(client: Connection, build_id: str, *, token: bytes) -> None:
     asked = SetWorkerDeploymentCurrentVersionRequest(
         namespace=client.namespace,
@@ -153,7 +207,8 @@ async def _set_current(client: Connection, build_id: str, *, token: bytes) -> No
         await client.workflow_service.set_worker_deployment_current_version(asked)
 
 
-async def _set_ramping(client: Connection, build_id: str, *, percent: float, token: bytes) -> None:
+async def _set_ramping(client: Connection, build_id: str, *, percent: float, token: bytes) -> bytes:
+    """Return the token of the new routing."""
     asked = SetWorkerDeploymentRampingVersionRequest(
         namespace=client.namespace,
         deployment_name=names.WORKER_DEPLOYMENT,
@@ -164,7 +219,7 @@ async def _set_ramping(client: Connection, build_id: str, *, percent: float, tok
         ignore_missing_task_queues=True,
     )
     async with reaching(WHAT), _changing(build_id):
-        await client.workflow_service.set_worker_deployment_ramping_version(asked)
+        return (await client.workflow_service.set_worker_deployment_ramping_version(asked)).conflict_token
 
 
 @asynccontextmanager
@@ -174,7 +229,8 @@ async def _changing(build_id: str) -> AsyncIterator[None]:
         yield
     except RPCError as error:
         if error.status in {RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.ABORTED}:
-            msg = f"{WHAT} was not changed to build {build_id}: {error.message}"
+            to = f"build {build_id}" if build_id else "workers without a build id"
+            msg = f"{WHAT} was not changed to {to}: {error.message}"
             raise Conflict(msg) from error
         if error.status is RPCStatusCode.NOT_FOUND:
             msg = f"build: {build_id!r} is not known to Temporal: {error.message}"

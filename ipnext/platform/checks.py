@@ -1,7 +1,7 @@
 """Checks of a platform's needs, item by item, with the remedy for a missing one. Reads only."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Literal
 
@@ -13,7 +13,7 @@ from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.model.value import Value
 from ipnext.platform.access_settings import REMEDY, read_access_settings
-from ipnext.platform.builds import builds
+from ipnext.platform.builds import Build, builds
 from ipnext.platform.namespace import attributes_of, retention_of
 from ipnext.platform.polling import POLLED, pollers
 from ipnext.platform.schedules import FoundSchedule, PlatformSchedule, describe_interval, find_schedule, schedules_of
@@ -58,8 +58,7 @@ async def check(settings: PlatformSettings) -> tuple[Item, ...]:
         for item, look in (
             ("search attributes", _attributes),
             ("schedules", _schedules_of(settings)),
-            ("task queues", _queues),
-            ("current build", _current),
+            ("workers", _workers),
             ("database owner", _owner_of(settings)),
         ):
             found += await _run_look(item, look, client)
@@ -132,28 +131,84 @@ def _schedule(wanted: PlatformSchedule, found: FoundSchedule | None) -> Item:
     )
 
 
-async def _queues(client: Connection) -> Sequence[Item]:
-    return [_queue(str(polled), len(await pollers(client, polled))) for polled in POLLED]
-
-
-def _queue(item: str, workers: int) -> Item:
-    if not workers:
-        return Item(
-            item=item, state="missing", detail="no worker asks for work", remedy="start `python -m workflows.worker`"
-        )
-    return Item(item=item, state="ok", detail=f"{workers} workers")
-
-
-async def _current(client: Connection) -> Sequence[Item]:
+async def _workers(client: Connection) -> Sequence[Item]:
+    """Check that the builds which get runs are polled for: Temporal sends a task to workers of its build only."""
     found = await builds(client)
+    polled = {str(each): [poller.build_id for poller in await pollers(client, each)] for each in POLLED}
+    current = next((build.build_id for build in found if build.state == "current"), None)
+    return (
+        *(_queue(queue, builds_of, current) for queue, builds_of in polled.items()),
+        _current(found, current, polled),
+        *(_used_build(build, polled) for build in found if _has_runs(build)),
+    )
+
+
+def _has_runs(build: Build) -> bool:
+    """Return whether a build that is not the current one has pinned runs, or gets new ones."""
+    return build.ramp_percent > 0 or (build.state == "draining" and build.open_runs > 0)
+
+
+Polled = Mapping[str, Sequence[str | None]]
+"""For each task queue, the builds of the workers that poll it."""
+
+
+def _queue(item: str, builds_of: Sequence[str | None], current: str | None) -> Item:
+    workers = builds_of.count(current)
+    if workers:
+        return Item(item=item, state="ok", detail=f"{workers} workers{_of_build(current)}")
+    if not builds_of:
+        remedy = f"start `python -m workflows.worker`{_of_build(current)}"
+        return Item(item=item, state="missing", detail="no worker asks for work", remedy=remedy)
+    detail = f"no worker{_of_build(current) or ' without a build id'} asks for work, and others get none of it"
+    return Item(item=item, state="missing", detail=detail, remedy=_start_or_promote(current, builds_of))
+
+
+def _current(found: Sequence[Build], current: str | None, polled: Polled) -> Item:
+    item = "current build"
+    lacking = _unpolled(current, polled)
     if not found:
-        return (Item(item="current build", state="ok", detail="workers run without build ids"),)
-    current = [build.build_id for build in found if build.state == "current"]
-    if current:
-        return (Item(item="current build", state="ok", detail=current[0]),)
-    known = ", ".join(build.build_id for build in found)
-    remedy = "run `ipnext platform promote BUILD`"
-    return (Item(item="current build", state="missing", detail=f"none of {known}", remedy=remedy),)
+        return Item(item=item, state="ok", detail="workers run without build ids")
+    if lacking and current is None:
+        known = ", ".join(build.build_id for build in found)
+        detail = f"none of {known}, and no worker without a build id polls {lacking}"
+        return Item(item=item, state="missing", detail=detail, remedy=_start_or_promote(None, _all_of(polled)))
+    if lacking:
+        detail = f"{current}, and no worker of it polls {lacking}"
+        return Item(item=item, state="missing", detail=detail, remedy=_start_or_promote(current, _all_of(polled)))
+    return Item(item=item, state="ok", detail=current or "workers without a build id")
+
+
+def _used_build(build: Build, polled: Polled) -> Item:
+    """Check a build, not the current one, for which `_has_runs`."""
+    item = f"{build.state} build"
+    share = f"{build.ramp_percent:g} % of new runs, " if build.state == "ramping" else ""
+    detail = f"{build.build_id}, {share}{build.open_runs} open runs"
+    if not (lacking := _unpolled(build.build_id, polled)):
+        return Item(item=item, state="ok", detail=detail)
+    remedy = f"start workers of build {build.build_id}"
+    if build.state == "ramping":
+        remedy += f", or end its share: `ipnext platform promote {build.build_id} --ramp 0`"
+    return Item(item=item, state="missing", detail=f"{detail}, and no worker of it polls {lacking}", remedy=remedy)
+
+
+def _unpolled(build_id: str | None, polled: Polled) -> str:
+    return "; ".join(queue for queue, builds_of in polled.items() if build_id not in builds_of)
+
+
+def _all_of(polled: Polled) -> Sequence[str | None]:
+    return [build_id for builds_of in polled.values() for build_id in builds_of]
+
+
+def _start_or_promote(current: str | None, polling: Iterable[str | None]) -> str:
+    """Return the remedy for a current build without workers: to start them, or to promote another one that polls."""
+    others = sorted({"--unversioned" if build_id is None else build_id for build_id in polling if build_id != current})
+    start = f"start workers{_of_build(current) or ' without a build id'}"
+    promotions = " or ".join(f"`ipnext platform promote {other}`" for other in others)
+    return f"{start}, or run {promotions}" if others else start
+
+
+def _of_build(build_id: str | None) -> str:
+    return "" if build_id is None else f" of build {build_id}"
 
 
 def _owner_of(settings: PlatformSettings) -> Look:

@@ -67,7 +67,7 @@ async def find_unpolled(client: Client, loads: Mapping[str, ActivityLoad]) -> Se
         polled
         for polled in POLLED
         if not (polled.work == "activities" and polled.queue in loads and loads[polled.queue].full)
-        and client.identity not in await pollers(client, polled)
+        and client.identity not in {poller.identity for poller in await pollers(client, polled)}
     ]
 
 

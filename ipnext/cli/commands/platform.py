@@ -15,7 +15,7 @@ from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, rows, say, write
 from ipnext.cli.plugin_group import INSTALL
 from ipnext.client.user import system_user
-from ipnext.errors import EXIT_FAILURE
+from ipnext.errors import EXIT_FAILURE, InvalidInput
 from ipnext.settings import platform_settings
 
 Json = Annotated[bool, typer.Option("--json", help="The same as -o json.")]
@@ -71,24 +71,44 @@ def builds(output: Output = Form.TABLE, json: Json = False) -> None:
     found = asyncio.run(list_builds())
     lines = ((b.build_id, b.state, f"{b.ramp_percent:g} %" if b.ramp_percent else "", b.open_runs) for b in found)
     write(found, Form.JSON if json else output, lambda: rows("", ("build", "state", "ramp", "open runs"), lines))
+    if not any(b.state == "current" for b in found):
+        say("no build is current: new runs begin on the workers without a build id")
 
 
 def promote(
-    build: Annotated[str, typer.Argument(metavar="BUILD", help="Build id of workers that run.", show_default=False)],
+    build: Annotated[
+        str | None, typer.Argument(metavar="BUILD", help="Build id of workers that run.", show_default=False)
+    ] = None,
     ramp: Annotated[
         float | None, typer.Option("--ramp", min=0, max=100, help="Only this share of new runs, in percent.")
     ] = None,
+    unversioned: Annotated[
+        bool, typer.Option("--unversioned", help="In place of BUILD: the workers without a build id.")
+    ] = False,
 ) -> None:
     """Make a build the current one: new runs begin on it, entities go over to it."""
+    if bool(build) == unversioned:
+        msg = "BUILD or --unversioned: name one of them; `ipnext platform builds` lists the builds"
+        raise InvalidInput(msg, field="BUILD", value=build or "")
+    if unversioned and ramp is not None:
+        msg = "--ramp: only a build with an id can have a share of new runs; without --ramp they get all"
+        raise InvalidInput(msg, field="--ramp", value=ramp)
     with _requiring_platform():
         from ipnext.platform import builds as versions  # noqa: PLC0415 - the platform's dependencies are an extra
         from ipnext.temporal import connect  # noqa: PLC0415
 
     async def promote_build() -> None:
-        await versions.promote(await connect(), build, ramp_percent=ramp)
+        client = await connect()
+        if build:
+            await versions.promote(client, build, ramp_percent=ramp)
+        else:
+            await versions.promote_unversioned(client)
 
     asyncio.run(promote_build())
-    say(f"build {build} is current" if ramp is None else f"build {build} takes {ramp:g} % of new runs")
+    if not build:
+        say("workers without a build id are current")
+    else:
+        say(f"build {build} is current" if ramp is None else f"build {build} takes {ramp:g} % of new runs")
 
 
 def admin_key(
