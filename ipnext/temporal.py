@@ -117,7 +117,15 @@ class _TimedOutbound(OutboundInterceptor):
         input: StartWorkflowUpdateWithStartInput,  # noqa: A002
     ) -> WorkflowUpdateHandle[Any]:
         input.start_workflow_input.task_timeout = self._workflow_task
+        input._on_start_error = _ignore_start_error  # noqa: SLF001 - the SDK offers no other way
         return await super().start_update_with_start_workflow(input)
+
+
+def _ignore_start_error(error: BaseException) -> None:
+    """Set no exception on the future of the started workflow's handle: nothing awaits it, so asyncio would log it.
+
+    The caller gets the same error from the update.
+    """
 
 
 async def connect(

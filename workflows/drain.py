@@ -22,7 +22,9 @@ ASKED = frozenset({DrainState.RECORDED, DrainState.CHECKING})
 ENDED = frozenset({DrainState.DRAINED, DrainState.REFUSED, DrainState.RETURNED})
 
 
-@workflow.defn(name=names.DRAIN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY)
+@workflow.defn(
+    name=names.DRAIN_WORKFLOW, failure_exception_types=policies.BEGUN_AGAIN, versioning_behavior=policies.ENTITY
+)
 class DrainWorkflow:
     """Drain and restoration of one region."""
 

@@ -49,6 +49,9 @@ It need not be a fault of the code: a worker that replays may put an update befo
 commands (temporalio/sdk-rust#1146), and commands then come in another order.
 """
 
+BEGUN_AGAIN: tuple[type[Exception], ...] = (*BUGS, *OTHER_HISTORY)
+"""Errors that end a run which is begun again from the store or by its schedule: replans, drains and reconciliation."""
+
 BUILD_ID = os.environ.get("IPNEXT_WORKER_BUILD_ID") or None
 """Build id of this code, if Temporal routes runs by builds. Read at import: the decorators below need it, and the
 server refuses a behaviour from a worker without a build id.

@@ -23,7 +23,7 @@ PASSES = 200
 
 
 @workflow.defn(
-    name=names.RECONCILE_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY
+    name=names.RECONCILE_WORKFLOW, failure_exception_types=policies.BEGUN_AGAIN, versioning_behavior=policies.ENTITY
 )
 class ReconcileWorkflow:
     """The platform's reconciler."""

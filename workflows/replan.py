@@ -36,7 +36,9 @@ STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 STOPPED = "stopped by hand"
 
 
-@workflow.defn(name=names.REPLAN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY)
+@workflow.defn(
+    name=names.REPLAN_WORKFLOW, failure_exception_types=policies.BEGUN_AGAIN, versioning_behavior=policies.ENTITY
+)
 class ReplanWorkflow:
     """Runs one replan after the other while any are requested. The plan in force stays if no better one is found."""
 

@@ -209,7 +209,7 @@ class Resubmission:
         ]
 
     def _lost_changes(self) -> Sequence[NeededRun]:
-        """Return the runs of changes that have been open for longer, and that no pause and no other change blocks."""
+        """Return the runs of changes that have been open for longer, unless a pause or another change blocks them."""
         with self._store.read() as unit:
             changes = unit.changes_due(seconds=self._lost)
         return [

@@ -37,6 +37,12 @@ LONGEST_ID = 200
 _ORDER: Sequence[ChangeState] = (ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING)
 _TAKEN = (ChangeState.QUEUED.value, ChangeState.RUNNING.value)
 
+_URGENT = frozenset({ChangeKind.ROLLBACK.value, ChangeKind.RETIRE.value})
+"""Kinds that wait for no pause, and stop a running change of another kind."""
+
+_PASSES_PAUSE = _URGENT | {ChangeKind.REPAIR.value}
+"""Kinds that wait for no pause."""
+
 
 class Changes(Snapshots):
     """The journal of changes. `sequence` rises by one for each model."""
@@ -192,15 +198,19 @@ class Changes(Snapshots):
     def changes_due(self, *, seconds: float) -> tuple[Change, ...]:
         """Return the changes, recorded at least `seconds` ago, of which a run should be open.
 
-        Those that have begun; of a model without such a change and without a pause, the first that waits.
+        Those that have begun, and of each model the first that waits if neither a begun one nor a pause blocks it: a
+        rollback or retirement passes both, a repair passes pauses.
         """
         query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN))
         found = self._session.exec(query.order_by(col(ChangeRow.model), col(ChangeRow.sequence))).all()
         begun = [row for row in found if row.state == ChangeState.RUNNING.value]
-        blocked = {row.model for row in begun} | set(self._session.exec(select(PauseRow.model)))
+        passing = dict.fromkeys(self._session.exec(select(PauseRow.model)), _PASSES_PAUSE)
+        for row in begun:
+            passing[row.model] = frozenset() if row.kind in _URGENT else passing.get(row.model, _URGENT) & _URGENT
         first: dict[str, ChangeRow] = {}
         for row in found:
-            if row.model not in blocked:
+            waits = row.state == ChangeState.QUEUED.value
+            if waits and (row.model not in passing or row.kind in passing[row.model]):
                 first.setdefault(row.model, row)
         since = self._now() - timedelta(seconds=seconds)
         return tuple(_change(row) for row in (*begun, *first.values()) if row.created_at <= since)

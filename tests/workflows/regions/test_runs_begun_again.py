@@ -5,7 +5,8 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from temporalio.client import WorkflowExecutionStatus
+from temporalio import workflow
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.service import RPCError
 
 from ipnext import names
@@ -17,6 +18,8 @@ from ipnext.model.lifecycle.messages import ChangeKind, ReplanState
 from ipnext.temporal import signal_drain, wake_replan
 from tests.fleets import two_regions
 from tests.workflows.regions.drains import EUROPE, drain_of, regions, replans_ended, stored_destinations
+from workflows.drain import DrainWorkflow
+from workflows.replan import ReplanWorkflow
 from workflows.worker import WORKFLOWS
 
 DRAIN = names.drain_workflow_id(EUROPE)
@@ -103,6 +106,51 @@ async def test_a_disaster_whose_run_was_terminated_before_it_began_is_carried_ou
     async with serving():
         assert (await drains.reaches(DrainState.DRAINED)).disaster
         assert stored_destinations(house, model) == {"us-east"}
+
+
+@pytest.fixture
+def other_commands(monkeypatch):
+    """From now on a workflow begins with another command than those that began before."""
+
+    def changed(workflow_type, first):
+        method = getattr(workflow_type, first)
+
+        async def later(self, *arguments):
+            await workflow.sleep(0.01)
+            return await method(self, *arguments)
+
+        monkeypatch.setattr(workflow_type, first, later)
+
+    return changed
+
+
+async def test_a_drain_and_a_replan_whose_histories_do_not_replay_end_and_are_begun_again(
+    house, model, serving, carried_out, *, told, look, drains, client, until, other_commands
+):
+    async with serving():
+        for name in (model, f"{model}-b"):
+            house.apply(name)
+            await carried_out(house.publish(name, 1))
+        house.infrastructure.stall()
+        await told()
+        await drains.reaches(DrainState.DRAINING)
+        await until(lambda: any(replan.state is ReplanState.MOVING for replan in replans(house)))
+    runs = {name: (await client.get_workflow_handle(name).describe()).run_id for name in (DRAIN, names.REPLAN_ID)}
+    other_commands(DrainWorkflow, "_try")
+    other_commands(ReplanWorkflow, "_compute")
+
+    async with serving():
+        await signal_drain(client, EUROPE)
+        await wake_replan(client)
+        for name, run_id in runs.items():
+            with pytest.raises(WorkflowFailureError):
+                await client.get_workflow_handle(name, run_id=run_id).result()
+        house.infrastructure.release()
+
+        assert await look() == [DRAIN, names.REPLAN_ID]
+
+        await drains.reaches(DrainState.DRAINED)
+        await replans_ended(house, until)
 
 
 async def test_a_planned_drain_whose_run_was_terminated_goes_on(house, draining, terminate, look, drains):

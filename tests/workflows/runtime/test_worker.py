@@ -1,12 +1,13 @@
 """The worker's composition: what it registers, what shadows it, fault points, heartbeats, the schedule."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -16,10 +17,11 @@ from activities.planning.solver import ProcessSolver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, InvalidInput, Unavailable
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.store import Store
-from ipnext.temporal import connect, namespace_of, reachable, ui_link
+from ipnext.temporal import connect, namespace_of, reachable, submit_change, ui_link
 from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies
 from workflows.runtime.fault_injection import InjectedFault, fault_of
@@ -222,3 +224,23 @@ def test_agents_that_are_no_urls_are_refused_in_words(monkeypatch, agents, told)
     with pytest.raises(InvalidInput) as refused:
         platform_settings()
     assert told in refused.value.message
+
+
+async def test_a_submission_that_times_out_leaves_no_exception_to_the_event_loop(temporal_address, model, monkeypatch):
+    monkeypatch.setattr("ipnext.temporal.SUBMIT_SECONDS", 0.2)
+    client, unretrieved = await connect(address=temporal_address), []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unretrieved.append(context["message"]))
+    change = Change(
+        id=f"{model}-1",
+        model=model,
+        kind=ChangeKind.APPLY,
+        sequence=1,
+        state=ChangeState.RECORDED,
+        created_at=datetime.now(UTC),
+    )
+
+    with pytest.raises(Unavailable):
+        await submit_change(client, change)  # no worker runs
+
+    gc.collect()
+    assert unretrieved == []

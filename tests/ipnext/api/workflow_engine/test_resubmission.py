@@ -274,6 +274,41 @@ async def test_a_change_that_waits_behind_no_other_one_needs_its_run(store: Stor
     assert lifecycle.looked_again == ["m03"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "before", "paused", "looks"),
+    [
+        (ChangeKind.ROLLBACK, None, True, True),
+        (ChangeKind.RETIRE, None, True, True),
+        (ChangeKind.REPAIR, None, True, True),
+        (ChangeKind.APPLY, None, True, False),
+        (ChangeKind.ROLLBACK, ChangeKind.APPLY, False, True),
+        (ChangeKind.RETIRE, ChangeKind.MOVE, True, True),
+        (ChangeKind.REPAIR, ChangeKind.APPLY, False, False),
+        (ChangeKind.REPAIR, ChangeKind.APPLY, True, False),
+        (ChangeKind.ROLLBACK, ChangeKind.RETIRE, False, False),
+    ],
+)
+async def test_a_lost_change_that_passes_what_is_before_it_is_found(
+    drained: Store, kind: ChangeKind, before: ChangeKind | None, paused: bool, looks: bool
+) -> None:
+    lifecycle = MemoryLifecycle()
+    with drained.begin() as repository:
+        if before is not None:
+            repository.add_change("idle", before, change_id="before")
+            repository.update_change("before", state=ChangeState.RUNNING)
+            lifecycle.change_runs = {names.lifecycle_workflow_id("idle", "before")}
+        repository.add_change("idle", ChangeKind.APPLY, change_id="blocked")
+        repository.add_change("idle", kind, change_id="lost")
+        for change_id in ("blocked", "lost"):
+            repository.update_change(change_id, state=ChangeState.QUEUED)
+        if paused:
+            repository.put_pause("idle", ControlAsked(by="ann"))
+
+    await resubmission(drained, lifecycle, lost_seconds=0).recover_lost_changes()
+
+    assert lifecycle.looked_again == (["idle"] if looks else [])
+
+
 async def test_lost_changes_are_looked_for_all_the_time(store: Store) -> None:
     lifecycle = await with_entities(store)
     lifecycle.change_runs = running_runs()
