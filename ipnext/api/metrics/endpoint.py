@@ -137,7 +137,10 @@ def _process_metrics(rooms: PlatformAdapters, *, whole: bool) -> Iterator[Metric
 def _outbox_metrics(outbox: Outbox) -> Iterator[Metric]:
     """Yield figures of this process's outbox: each replica of the API submits."""
     yield gauge(
-        "outbox_stuck_changes", "Changes that Temporal refuses or does not take.", [], [([], len(outbox.stuck))]
+        "outbox_stuck_changes",
+        "Changes and drains that Temporal does not take.",
+        [],
+        [([], len(outbox.stuck))],
     )
     yield counter(
         "outbox_refused_total",

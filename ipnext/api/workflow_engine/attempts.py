@@ -14,15 +14,19 @@ from ipnext.errors import EngineRefused, IPnextError
 STUCK_AFTER = 3
 """Attempts after which a change that is not accepted is stuck; one that Temporal refuses is stuck from the first."""
 
+NOT_SUBMITTED = "not submitted yet: "
+"""Begin of the message of a recorded change or drain while attempts to submit it fail."""
+
 LONGEST_ERROR = 500
 """Characters of an error that are written on a change."""
 
 
 @dataclass(frozen=True)
 class FailedSubmission:
-    """A failed submission of a change."""
+    """A failed submission of a change or a drain."""
 
     change_id: str
+    """Id of the change or drain."""
     tries: int
     since: datetime
     error: str
@@ -38,13 +42,12 @@ class FailedSubmission:
     def message(self) -> str:
         """Text such as `not submitted yet: ..., tried 4 times since 2026-01-01 10:00 UTC`."""
         times = "once" if self.tries == 1 else f"{self.tries} times"
-        return (
-            f"not submitted yet: {self.error[:LONGEST_ERROR]}, tried {times} since {self.since:%Y-%m-%d %H:%M:%S} UTC"
-        )
+        since = f"{self.since:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{NOT_SUBMITTED}{self.error[:LONGEST_ERROR]}, tried {times} since {since}"
 
 
 class Attempts:
-    """One line for each model.
+    """One line for each model, or for each region with a drain.
 
     Only the first change of a line is ever tried, so a line has at most one failed attempt.
     """

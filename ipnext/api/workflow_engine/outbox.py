@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import structlog
 
-from ipnext.api.workflow_engine.attempts import Attempts, FailedSubmission
+from ipnext.api.workflow_engine.attempts import NOT_SUBMITTED, Attempts, FailedSubmission
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.model.lifecycle.drain import Drain
@@ -64,6 +64,7 @@ class Outbox:
         self._max_backoff = max_backoff_seconds
         self._submit_timeout = submit_timeout_seconds
         self._in_flight: dict[str, asyncio.Task[bool]] = {}
+        self._drain_attempts = Attempts(first_seconds=interval_seconds, most_seconds=max_backoff_seconds)
         self._attempts = Attempts(first_seconds=interval_seconds, most_seconds=max_backoff_seconds)
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self.foreign = False
@@ -95,13 +96,13 @@ class Outbox:
 
     @property
     def stuck(self) -> Sequence[FailedSubmission]:
-        """Recorded changes that are not accepted, for a reason that an operator should look at."""
-        return self._attempts.stuck()
+        """Recorded changes and drains that are not accepted, for a reason that an operator should look at."""
+        return (*self._drain_attempts.stuck(), *self._attempts.stuck())
 
     @property
     def refusals(self) -> int:
         """Submissions that Temporal refused since this process began, although the change may be valid."""
-        return self._attempts.refused
+        return self._attempts.refused + self._drain_attempts.refused
 
     def freezes_changed(self) -> None:
         """Signal every run that waits for a freeze to check again, until the engine has accepted it.
@@ -126,6 +127,8 @@ class Outbox:
             return False
         unsubmitted = await asyncio.to_thread(self._find_unsubmitted, tried)
         self._attempts.keep(unsubmitted | (self._attempts.lines - tried))
+        if DRAINS not in self._in_flight:
+            self._drain_attempts.keep({drain.region for drain in drains})
         for model, changes in pending.items():
             self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
         if room and sum(map(len, pending.values())) == room:
@@ -248,19 +251,32 @@ class Outbox:
             return unit.frozen_changes()
 
     async def _signal_drains(self, drains: Sequence[Drain]) -> bool:
-        for drain in drains:
-            log = structlog.get_logger().bind(region=drain.region)
-            try:
-                async with asyncio.timeout(self._submit_timeout):
-                    await self._lifecycle.signal_drain(drain.region)
-                await asyncio.to_thread(self._mark_submitted, drain)
-            except TimeoutError:
-                log.warning("drain_not_told_yet", error="timed out")
-                return False
-            except IPnextError as error:
-                log.warning("drain_not_told_yet", code=error.code, error=error.message)
-                return False
+        """Signal all of them, each by itself. False if one is not accepted."""
+        return all(await asyncio.gather(*map(self._signal_drain, drains)))
+
+    async def _signal_drain(self, drain: Drain) -> bool:
+        try:
+            async with asyncio.timeout(self._submit_timeout):
+                await self._lifecycle.signal_drain(drain.region)
+            await asyncio.to_thread(self._mark_submitted, drain)
+        except IPnextError as error:
+            return await self._not_signalled(drain, error)
+        except TimeoutError:
+            return await self._not_signalled(drain, None)
+        self._drain_attempts.done(drain.region)
         return True
+
+    async def _not_signalled(self, drain: Drain, error: IPnextError | None) -> bool:
+        """Raise the alarm for a drain that stays recorded. Always False."""
+        attempt = self._drain_attempts.note_failure(drain.region, drain.id, error)
+        log = structlog.get_logger().bind(region=drain.region, tries=attempt.tries, error=attempt.error)
+        log.warning("drain_stuck" if attempt.stuck else "drain_not_told_yet", hint="ipnext platform check")
+        if self._drain_attempts.worth_writing(drain.region):
+            try:
+                await asyncio.to_thread(self._mark_drain_stuck, drain, attempt.message)
+            except IPnextError as failure:
+                log.warning("alarm_not_written", code=failure.code)
+        return False
 
     def _pending(
         self, busy: Collection[str], limit: int
@@ -282,6 +298,13 @@ class Outbox:
     def _mark_submitted(self, drain: Drain) -> None:
         with self._store.begin() as unit:
             unit.mark_submitted([drain])
+            known = unit.drain(drain.region)
+            if known is not None and known.message.startswith(NOT_SUBMITTED):
+                unit.update_drain(known.id, message="")
+
+    def _mark_drain_stuck(self, drain: Drain, message: str) -> None:
+        with self._store.begin() as unit:
+            unit.update_drain(drain.id, message=message)
 
     def _mark_replans_queued(self, ids: Sequence[str]) -> None:
         with self._store.begin() as unit:

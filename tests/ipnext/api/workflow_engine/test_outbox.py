@@ -9,6 +9,7 @@ import pytest
 
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.port import MemoryLifecycle
+from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS
@@ -64,3 +65,40 @@ async def test_it_takes_a_record_that_nobody_has_and_asks_again_while_the_engine
     assert lifecycle.drains_told == ["eu"]
     with store.read() as repository:
         assert repository.belongs_to() == await lifecycle.namespace()
+
+
+class DeafTo(MemoryLifecycle):
+    """Takes no signal for some regions."""
+
+    def __init__(self, *regions: str) -> None:
+        super().__init__()
+        self.deaf_to = set(regions)
+
+    async def signal_drain(self, region: str) -> None:
+        if region in self.deaf_to:
+            raise Unavailable("no worker")
+        await super().signal_drain(region)
+
+
+async def test_a_drain_that_is_not_taken_has_the_alarm_of_a_change_and_holds_up_no_other(store: Store) -> None:
+    with store.begin() as repository:
+        repository.add_drain("us")
+    lifecycle = DeafTo("eu")
+    outbox = Outbox(store, lifecycle, interval_seconds=0.01)
+
+    def message() -> str:
+        with store.read() as repository:
+            drain = repository.drain("eu")
+        assert drain is not None
+        return drain.message
+
+    while not message():
+        await outbox.submit_pending()
+
+    assert lifecycle.drains_told == ["us"]
+    assert [attempt.change_id for attempt in outbox.stuck] == ["drain-eu-1"]
+    assert message().startswith("not submitted yet: no worker, tried ")
+    lifecycle.deaf_to.clear()
+    while lifecycle.drains_told != ["us", "eu"] or outbox.stuck:
+        await outbox.submit_pending()
+    assert message() == ""
