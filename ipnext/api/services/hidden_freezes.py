@@ -1,11 +1,11 @@
 """Freezes as principals see them that may see the models of only some owners.
 
-Whoever applies a freeze writes its texts, and may name models of all owners in them.
+The texts of a freeze are free, so they may name models of all owners.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import cached_property
+from typing import Final
 
 from ipnext.api.services.hidden_fields import HIDDEN, Visible
 from ipnext.model.manifest.freeze import FreezeManifest, FreezeScope
@@ -13,19 +13,18 @@ from ipnext.model.metadata import Metadata
 from ipnext.store.operations.change_scope import find_touched_regions
 from ipnext.store.repository import Repository
 
+READ_AT_ONCE: Final = 200
+"""Models."""
+
 
 class VisibleModels:
-    """The models of the visible owners, which freezes may bind; each query is made once for all freezes."""
+    """The models of the visible owners, which freezes may bind; what is read is kept for all freezes."""
 
     def __init__(self, unit: Repository, owners: frozenset[str]) -> None:
         self._unit, self.owners = unit, owners
         self.owner_of = unit.owners_of(unit.names_of_owners(owners))
         """Model -> its owner; read also if the freeze is not there, so that the queries tell nothing."""
-
-    @cached_property
-    def touched(self) -> Mapping[str, frozenset[str]]:
-        """Model -> the regions that a change of it may touch."""
-        return find_touched_regions(self._unit, tuple(self.owner_of))
+        self._touched: dict[str, frozenset[str]] = {}
 
     def is_bound(self, scope: FreezeScope) -> bool:
         """Return whether changes of a visible model wait for a freeze of this scope, or of a model applied later."""
@@ -35,8 +34,16 @@ class VisibleModels:
             if _matches(scope.models, (name,)) and _matches(scope.owners, (owner,))
         ]
         if scope.regions:
-            return any(_matches(scope.regions, self.touched[name]) for name in bound)
+            return any(_matches(scope.regions, regions) for regions in self._list_touched(bound))
         return bool(bound) or not scope.models
+
+    def _list_touched(self, models: Sequence[str]) -> Iterator[frozenset[str]]:
+        """Yield the regions that changes of each model may touch. Reads in steps: the first model often suffices."""
+        for start in range(0, len(models), READ_AT_ONCE):
+            some = models[start : start + READ_AT_ONCE]
+            unknown = [name for name in some if name not in self._touched]
+            self._touched |= find_touched_regions(self._unit, unknown)
+            yield from (self._touched[name] for name in some)
 
 
 def models_in_freezes(unit: Repository, visible: Visible) -> VisibleModels | None:

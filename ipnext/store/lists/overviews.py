@@ -166,6 +166,15 @@ class Overviews(UnitOfWork):
                 found[model].update(share["to"] for share in plain(text))
         return {model: frozenset(regions) for model, regions in found.items()}
 
+    def replica_regions(self, models: Collection[str]) -> Mapping[str, frozenset[str]]:
+        """Map each model to the regions in which replicas of it are desired."""
+        found: dict[str, set[str]] = defaultdict(set)
+        query = select(DeploymentRow.model, DeploymentRow.region).where(DeploymentRow.replicas > 0)
+        for some in batches(models):
+            for model, region in self._session.exec(query.where(self._among(col(DeploymentRow.model), some))):
+                found[model].add(region)
+        return {model: frozenset(regions) for model, regions in found.items()}
+
     def models_wanted_in(self, regions: Collection[str]) -> frozenset[str]:
         """Return the models with a desired replica in one of these regions."""
         query = select(DeploymentRow.model).where(

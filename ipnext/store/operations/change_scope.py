@@ -27,9 +27,6 @@ def find_touched(unit: Repository, model: str) -> TouchedRegions:
 def find_touched_regions(unit: Repository, models: Collection[str]) -> Mapping[str, frozenset[str]]:
     """Map each of these models to the regions that changes of it may touch, as `find_touched`; few queries for all."""
     found = {name: set(demand) for name, demand in unit.demands(models).items()}
-    for name, regions in unit.placed_regions(models).items():
+    for name, regions in (*unit.placed_regions(models).items(), *unit.replica_regions(models).items()):
         found[name] |= regions
-    for deployment in unit.deployments_of(models):
-        if deployment.replicas:
-            found[deployment.key.model].add(deployment.key.region)
     return {name: frozenset(regions) for name, regions in found.items()}
