@@ -102,8 +102,9 @@ VALIDATION_LIMIT = timedelta(hours=2)
 OPTIMIZATION_LIMIT = timedelta(hours=2)
 """Fetching a model, splitting it, running it whole and in pieces, and storing the pieces."""
 
-PLACEMENT_LIMIT = timedelta(minutes=5)
-"""One model: seconds as a rule; the first time imports the solver."""
+PLACEMENT_LIMIT = timedelta(minutes=10)
+"""One model: seconds as a rule; the first time imports the solver. If budgets bind, a large model takes two searches,
+each in a process with a hard limit."""
 
 REPLAN_LIMIT = timedelta(minutes=25)
 """The whole fleet. The planner's process has a lower hard limit: at most 15 minutes of search and 4 of grace

@@ -7,10 +7,12 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.planning import activities
 from activities.planning.activities import PlanningActivities, SearchDied
-from activities.planning.solver import ProcessSolver, SolveFailed, ThreadSolver
+from activities.planning.policy import PlanningPolicy
+from activities.planning.solver import GRACE_SECONDS, SEARCHES, ProcessSolver, SolveFailed, ThreadSolver
 from activities.runtime.owner_turns import OwnerShares, ShareTaken
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.lifecycle.status import Reason
+from workflows.policies import PLACEMENT_LIMIT
 
 OWNER = "default"
 
@@ -106,3 +108,9 @@ def test_beyond_its_owners_share_no_model_is_placed(place, monkeypatch, cells):
     environment.info = replace(environment.info, task_queue=queue)
     with pytest.raises(ShareTaken):
         environment.run(fill)
+
+
+def test_an_attempt_has_time_for_two_searches_that_end_at_their_hard_limit():
+    """The second one is without budgets: it says what would suffice. Else each attempt would end before it."""
+    search = PlanningPolicy().place_limits.time_seconds * SEARCHES + GRACE_SECONDS
+    assert 2 * search < PLACEMENT_LIMIT.total_seconds()
