@@ -48,15 +48,19 @@ def count_separators(content: bytes) -> int:
 
 def read_document(content: bytes, kind: type[M], *, most_separators: int) -> M:
     """Return the value of a document. Raises InvalidInput with its first fault, without a name of the document."""
+    return validate_document(parse_bounded(content, most_separators=most_separators), kind)
+
+
+def parse_bounded(content: bytes, *, most_separators: int) -> Any:
+    """As `load_bounded`. Raises InvalidInput with the fault, without a name of the document."""
     try:
-        found = load_bounded(content, most_separators=most_separators)
+        return load_bounded(content, most_separators=most_separators)
     except TooManyValues as error:
         msg = f"has {error}"
         raise InvalidInput(msg) from error
     except (ValueError, RecursionError) as error:
         msg = f"is not JSON: {error}"
         raise InvalidInput(msg) from error
-    return validate_document(found, kind)
 
 
 def validate_document(found: Any, kind: type[M]) -> M:

@@ -217,6 +217,7 @@ class UnitOfWork:
         return row
 
     def _no_model(self, name: str) -> NotFound:
+        """Return the error of an unknown model; `Models`, which every repository has, names the known ones."""
         raise NotImplementedError
 
     def _add(self, row: Any) -> None:

@@ -6,9 +6,10 @@ the commands `ipnext split`, `compile` and `delta`, which the platform runs too.
 
 from typing import Any, Final
 
-from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
+from ipnext.artifacts.bounded_json import parse_bounded
 from ipnext.artifacts.programs.forms import UnsafeProgram
 from ipnext.artifacts.programs.schema import FORMAT, check_document
+from ipnext.errors import InvalidInput
 from ipnext.model.registry.registry import ArtifactFile, SnapshotManifest
 
 PROGRAM_FILE: Final = "program.json"
@@ -40,13 +41,9 @@ def parse_program(content: bytes) -> dict[str, Any]:
         msg = f"has {len(content)} bytes; allowed: {LARGEST_PROGRAM_BYTES}"
         raise UnsafeProgram(msg)
     try:
-        document = load_bounded(content, most_separators=MOST_SEPARATORS)
-    except TooManyValues as error:
-        msg = f"has {error}"
-        raise UnsafeProgram(msg) from error
-    except (ValueError, RecursionError) as error:
-        msg = f"is not JSON: {error}"
-        raise UnsafeProgram(msg) from error
+        document = parse_bounded(content, most_separators=MOST_SEPARATORS)
+    except InvalidInput as error:
+        raise UnsafeProgram(error.message) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         msg = f"is not of format {FORMAT}"
         raise UnsafeProgram(msg)

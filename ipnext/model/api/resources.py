@@ -393,5 +393,5 @@ class Readiness(Value):
     unsubmitted_changes: int | None = None
     """None for callers that do not operate the platform, and without the store."""
     stuck_changes: int | None = None
-    """Of those: tried in vain in a way that an operator should look at. `ipnext platform check` says what is missing.
-    None for the same callers."""
+    """Of those: refused by Temporal, or not taken after several attempts; `ipnext platform check` names the cause. None
+    for the same callers."""

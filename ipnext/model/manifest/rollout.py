@@ -29,14 +29,14 @@ class RolloutSpec(WrittenValue):
     """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts
     300."""
     swap_wait_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
-    """With `refresh: swap`: how long a request waits at most for an engine that goes over; left out: as long as
-    `drain_seconds`, so that the streams that it waits for end first."""
+    """With `refresh: swap`: longest wait of a request for an engine that is being swapped; left out: `drain_seconds`,
+    so that open streams end first."""
     keep_warm: int = Field(default=1, ge=0, le=MOST_KEPT_WARM)
     """Former generations that stay loaded, without traffic, so that a rollback needs no load."""
     approval: Literal["none", "canary", "each"] = "none"
     """Behind which waves a person has to approve before the run goes on: the canary, or each but the last."""
     manual_deadline_seconds: float = Field(default=86400.0, gt=0, le=LONGEST_SECONDS)
-    """How long a run waits for a person (an approval, the end of a pause); then it goes back."""
+    """The longest wait of a run for a user (an approval, the end of a pause); then it is reverted."""
     on_newer: Literal["finish", "turn"] = "finish"
     """When a newer publish comes while a generation rolls out: finish, or go back first and begin with the newer
     one."""

@@ -1,8 +1,8 @@
 """Route tables for users that a manifest names and no generation serves.
 
-The gateways answer 503 with the reason, not 404. Written when a change is recorded, when a freeze holds it and when it
-ends: for a model that serves nobody in all regions of its users, for one that serves in the regions that only a newer
-manifest names. The reconciler sends them to the gateways; the next transition replaces them.
+The gateways answer 503 with the reason, not 404. The tables are written when a change is recorded, when a freeze blocks
+it and when it ends. A model without a serving generation has one in each region of its users, a serving model in the
+regions that only a newer manifest names. The reconciler sends them to the gateways; the next transition replaces them.
 """
 
 from ipnext.model.deployment.deployment import RouteTable

@@ -38,7 +38,7 @@ from tests.workflows.builds.next_build import (
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("activities", "ipnext", "serving", "workflows")
 TOLERANT = {
-    "ipnext.artifacts.bounded_json": frozenset({"load_bounded"}),
+    "ipnext.artifacts.bounded_json": frozenset({"load_bounded", "parse_bounded"}),
     "ipnext.infra.process.message_link": frozenset({"from_object"}),
     "ipnext.model.wire": frozenset({"decode", "decode_frozen", "decode_plain"}),
     "serving.http.messages": frozenset({"parse_model"}),

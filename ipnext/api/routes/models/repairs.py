@@ -31,8 +31,8 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
         record = unit.model(name)
         if record.retired or record.serving_generation is None:
             why = "is retired" if record.retired else "serves no generation yet"
-            todo = "apply its manifest again, then publish" if record.retired else "publish it"
-            msg = f"model {name!r} {why}: there is nothing to repair; {todo}"
+            remedy = "apply its manifest again, then publish" if record.retired else "publish it"
+            msg = f"model {name!r} {why}: there is nothing to repair; {remedy}"
             raise Conflict(msg)
         check_not_retiring(unit, record)
         recent = unit.changes(name)

@@ -277,6 +277,7 @@ def replan(unit: Repository) -> None:
     unit.held_models(SOME)
     unit.moving_models(but=SOME[0])
     unit.find_remaining("north")
+    unit.find_held("north")
     unit.shares_to("north")
 
 
