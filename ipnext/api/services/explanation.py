@@ -59,6 +59,12 @@ ADVICE_WHILE_RETRIED = (
 )
 """A step of the running change fails."""
 
+ADVICE_WHILE_STUCK = (
+    "The platform submits the change again until Temporal accepts it: remove the cause that the message names. "
+    "`ipnext platform check` looks for it."
+)
+"""The oldest change is recorded, and Temporal does not accept it."""
+
 ADVICE_WHILE_OUT = (
     "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; "
     "else {back}, or raise the "
@@ -215,6 +221,8 @@ def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
         return ADVICE_FOR_OLD_MANIFEST
     if (retried := _retried(facts)) is not None and retried.reason is reason:
         return ADVICE_WHILE_RETRIED
+    if reason is Reason.PENDING and _stuck(facts) is not None:
+        return ADVICE_WHILE_STUCK
     moves = change is not None and change.kind is ChangeKind.MOVE
     return (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
 
@@ -282,6 +290,8 @@ def _explain_unfailed(
         return retried.reason or Reason.PROGRESSING, retried.message
     if trouble is not None and (not is_ready or (under_way and trouble.told)):
         return trouble.reason, trouble.message
+    if (stuck := _stuck(facts)) is not None:
+        return Reason.PENDING, stuck.message
     if change is not None and under_way:
         started = change.state is ChangeState.RUNNING
         return (Reason.PROGRESSING if started else Reason.PENDING), _progress(conditions, change)
@@ -291,6 +301,13 @@ def _explain_unfailed(
 def _retried(facts: ModelFacts) -> Change | None:
     """Return the oldest change with a step that fails and is tried again: the others wait for it."""
     return next((change for change in reversed(facts.changes) if change.is_retried), None)
+
+
+def _stuck(facts: ModelFacts) -> Change | None:
+    """Return the oldest change that Temporal does not accept, if none runs: the others wait for it."""
+    if any(change.state is ChangeState.RUNNING for change in facts.changes):
+        return None
+    return next((change for change in reversed(facts.changes) if change.is_stuck), None)
 
 
 def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> tuple[Reason, str]:

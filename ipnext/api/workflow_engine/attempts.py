@@ -23,10 +23,10 @@ LONGEST_ERROR = 500
 
 @dataclass(frozen=True)
 class FailedSubmission:
-    """A failed submission of a change or a drain."""
+    """A failed submission of a change, a drain or replans."""
 
     change_id: str
-    """Id of the change or drain."""
+    """Id of the change or drain, or of the oldest replan."""
     tries: int
     since: datetime
     error: str

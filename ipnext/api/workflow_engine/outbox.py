@@ -65,6 +65,7 @@ class Outbox:
         self._submit_timeout = submit_timeout_seconds
         self._in_flight: dict[str, asyncio.Task[bool]] = {}
         self._drain_attempts = Attempts(first_seconds=interval_seconds, most_seconds=max_backoff_seconds)
+        self._replan_attempts = Attempts(first_seconds=interval_seconds, most_seconds=max_backoff_seconds)
         self._attempts = Attempts(first_seconds=interval_seconds, most_seconds=max_backoff_seconds)
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self.foreign = False
@@ -96,13 +97,13 @@ class Outbox:
 
     @property
     def stuck(self) -> Sequence[FailedSubmission]:
-        """Recorded changes and drains that are not accepted, for a reason that an operator should look at."""
-        return (*self._drain_attempts.stuck(), *self._attempts.stuck())
+        """Recorded changes, drains and replans that are not accepted, for a reason that an operator should look at."""
+        return (*self._drain_attempts.stuck(), *self._replan_attempts.stuck(), *self._attempts.stuck())
 
     @property
     def refusals(self) -> int:
         """Submissions that Temporal refused since this process began, although the change may be valid."""
-        return self._attempts.refused + self._drain_attempts.refused
+        return self._attempts.refused + self._drain_attempts.refused + self._replan_attempts.refused
 
     def freezes_changed(self) -> None:
         """Signal every run that waits for a freeze to check again, until the engine has accepted it.
@@ -129,6 +130,8 @@ class Outbox:
         self._attempts.keep(unsubmitted | (self._attempts.lines - tried))
         if DRAINS not in self._in_flight:
             self._drain_attempts.keep({drain.region for drain in drains})
+        if not replans and REPLANS not in self._in_flight:
+            self._replan_attempts.keep(frozenset())
         for model, changes in pending.items():
             self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
         if room and sum(map(len, pending.values())) == room:
@@ -218,18 +221,23 @@ class Outbox:
 
     async def _wake_replan(self, replans: Sequence[Replan]) -> bool:
         ids = [replan.id for replan in replans]
-        log = structlog.get_logger().bind(replans=ids)
         try:
             async with asyncio.timeout(self._submit_timeout):
                 await self._lifecycle.wake_replan()
             await asyncio.to_thread(self._mark_replans_queued, ids)
-        except TimeoutError:
-            log.warning("replan_not_asked_yet", error="timed out")
-            return False
         except IPnextError as error:
-            log.warning("replan_not_asked_yet", code=error.code, error=error.message)
-            return False
+            return self._not_woken(ids, error)
+        except TimeoutError:
+            return self._not_woken(ids, None)
+        self._replan_attempts.done(REPLANS)
         return True
+
+    def _not_woken(self, ids: Sequence[str], error: IPnextError | None) -> bool:
+        """Raise the alarm for replans that stay recorded. Always False."""
+        attempt = self._replan_attempts.note_failure(REPLANS, ids[0], error)
+        log = structlog.get_logger().bind(replans=ids, tries=attempt.tries, error=attempt.error)
+        log.warning("replan_stuck" if attempt.stuck else "replan_not_asked_yet", hint="ipnext platform check")
+        return False
 
     async def _signal_frozen(self) -> bool:
         """Signal the runs that wait for a freeze.

@@ -78,6 +78,11 @@ class Change(Value):
         """True while a step of the run has failed and is tried again; `reason` and `message` are its failure."""
         return self.state is ChangeState.RUNNING and self.reason not in {None, Reason.FROZEN} and bool(self.message)
 
+    @property
+    def is_stuck(self) -> bool:
+        """True while attempts to submit the recorded change to the workflow engine fail; `message` has the error."""
+        return self.state is ChangeState.RECORDED and bool(self.message)
+
 
 class ModelEntityInput(Value):
     """Input of workflow `model`; `queue` and `recent` are carried over at continue-as-new."""

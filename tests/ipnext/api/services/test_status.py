@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipnext.api.services.explanation import ADVICE_FOR_OLD_MANIFEST, ADVICE_WHILE_RETRIED
+from ipnext.api.services.explanation import ADVICE_FOR_OLD_MANIFEST, ADVICE_WHILE_RETRIED, ADVICE_WHILE_STUCK
 from ipnext.api.services.explanation_chain import cause_steps, trouble_steps
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import Trouble, cause_of, serving_troubles
@@ -129,6 +129,25 @@ async def test_a_step_that_is_tried_again_is_told_with_its_failure(applied):
     answer, _ = await explained(applied)
     assert (answer["reason"], answer["message"]) == ("RouteFailed", failure)
     assert answer["advice"] == ADVICE_WHILE_RETRIED.replace("MODEL", "ranker")
+
+
+async def test_a_change_that_temporal_does_not_accept_is_explained_by_its_error(applied):
+    await serving(applied)
+    for salt in ("b", "c"):
+        applied.rooms.publish_directly("ranker", salt)
+    message = (
+        "not submitted yet: Temporal refused: the namespace is unknown, tried 4 times since 2026-01-01 10:00:00 UTC"
+    )
+    with applied.rooms.store.begin() as unit:
+        _newest, stuck = unit.changes("ranker", limit=2)
+        unit.update_change(stuck.id, state=ChangeState.RECORDED, message=message)
+    answer, _ = await explained(applied)
+    assert (answer["reason"], answer["message"]) == ("Pending", message)
+    assert answer["advice"] == ADVICE_WHILE_STUCK
+    with applied.rooms.store.begin() as unit:
+        unit.update_change(stuck.id, state=ChangeState.QUEUED, message="")
+    answer, _ = await explained(applied)
+    assert (answer["reason"], answer["advice"]) == ("Pending", ADVICE[Reason.PENDING])
 
 
 async def test_the_transitions_of_a_model_are_listed_with_their_waves(applied):

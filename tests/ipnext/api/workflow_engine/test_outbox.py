@@ -102,3 +102,25 @@ async def test_a_drain_that_is_not_taken_has_the_alarm_of_a_change_and_holds_up_
     while lifecycle.drains_told != ["us", "eu"] or outbox.stuck:
         await outbox.submit_pending()
     assert message() == ""
+
+
+async def test_replans_that_are_not_taken_have_the_alarm_of_a_change(store: Store) -> None:
+    with store.begin() as repository:
+        repository.mark_submitted(repository.unsubmitted_drains())
+        repository.add_replan("first", "manual")
+        repository.add_replan("second", "manual")
+    lifecycle = MemoryLifecycle()
+    lifecycle.down = True
+    outbox = Outbox(store, lifecycle, interval_seconds=0.01)
+    outbox._ours = True  # the namespace was read before Temporal went away
+
+    while not outbox.stuck:
+        await outbox.submit_pending()
+
+    assert [(attempt.change_id, attempt.tries) for attempt in outbox.stuck] == [("first", 3)]
+    lifecycle.down = False
+    while outbox.stuck:
+        await outbox.submit_pending()
+    assert lifecycle.replans_woken
+    with store.read() as repository:
+        assert not repository.due_replans()
