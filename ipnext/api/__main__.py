@@ -4,23 +4,25 @@ import logging
 import signal
 import sys
 
-import structlog
+from ipnext.process.garbage_collection import collect_after_imports, collect_rarely
 
-from ipnext.api.app import create_app
-from ipnext.api.server import Server
-from ipnext.api.workflow_engine.temporal import TemporalLifecycle
-from ipnext.artifacts.stores.locations import open_store
-from ipnext.components.private_files import keep_new_files_private
-from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
-from ipnext.infra.local_agents import LocalProcessInfrastructure
-from ipnext.network.loopback import check_bind
-from ipnext.platform.access_lists import AccessPublisher
-from ipnext.platform.access_settings import note_settings
-from ipnext.platform.key_uses import KeyUseCollector
-from ipnext.process.end import end_process
-from ipnext.process.garbage_collection import collect_rarely
-from ipnext.settings import PlatformSettings, platform_settings
-from ipnext.store.store import Store
+with collect_after_imports():
+    import structlog
+
+    from ipnext.api.app import create_app
+    from ipnext.api.server import Server
+    from ipnext.api.workflow_engine.temporal import TemporalLifecycle
+    from ipnext.artifacts.stores.locations import open_store
+    from ipnext.components.private_files import keep_new_files_private
+    from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
+    from ipnext.infra.local_agents import LocalProcessInfrastructure
+    from ipnext.network.loopback import check_bind
+    from ipnext.platform.access_lists import AccessPublisher
+    from ipnext.platform.access_settings import note_settings
+    from ipnext.platform.key_uses import KeyUseCollector
+    from ipnext.process.end import end_process
+    from ipnext.settings import PlatformSettings, platform_settings
+    from ipnext.store.store import Store
 
 OBSERVE_SECONDS = 3.0
 """Longest call to an agent: the API only observes, and answers without a region that takes longer than a second."""
