@@ -16,10 +16,12 @@ from ipnext.api.requests.stream import MOST_SUBSCRIBERS
 from ipnext.api.server import limits_of
 from ipnext.client import Client
 from ipnext.errors import InvalidInput
+from ipnext.model.access.rights import Role
 from ipnext.model.fleet import FleetManifest
 from ipnext.network.connections import ConnectionLimits, room_for_connections, source_of
 from ipnext.settings import PlatformSettings
 from tests.ipnext.api.test_process import environment
+from tests.ipnext.conftest import open_rooms
 from tests.ipnext.infra.envoy.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -95,10 +97,26 @@ def read_all(client):
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory, platforms):
-    """The address of an API with the usual limits: its interpreter takes five seconds of processor time."""
-    with api(tmp_path_factory.mktemp("usual")) as url:
+def usual_rooms(tmp_path_factory, migrated, room_settings):
+    """What lies behind `usual`."""
+    found = open_rooms(tmp_path_factory.mktemp("usual") / "rooms", migrated, room_settings)
+    found.admin_key = found.add_key("admin", Role.ADMIN)
+    yield found
+    found.store.close()
+
+
+@pytest.fixture(scope="module")
+def usual(usual_rooms, platforms):
+    """The address of an API with the usual limits: its interpreter takes three seconds of processor time."""
+    with api(usual_rooms.directory) as url:
         yield url
+
+
+@pytest.fixture
+def stream_request(usual_rooms):
+    """The bytes of a request for the stream of events, by the administrator."""
+    head = f"GET /v1/events/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {usual_rooms.admin_key}\r\n\r\n"
+    return head.encode()
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +216,9 @@ def test_the_rest_of_a_body_that_is_refused_unread_counts_as_no_headers(usual):
         assert b"HTTP/1.1 200 " in read_all(client)
 
 
-@pytest.mark.usefixtures("platforms")
-def test_headers_of_any_size_are_not_read_while_a_former_request_is_answered(tmp_path, rooms):
-    with api(tmp_path) as url, connect(url) as client:
-        ask = f"GET /v1/events/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {rooms.admin_key}\r\n\r\n"
-        client.sendall(ask.encode())
+def test_headers_of_any_size_are_not_read_while_a_former_request_is_answered(usual, stream_request):
+    with connect(usual) as client:
+        client.sendall(stream_request)
         received = b""
         while b"event: changed" not in received:
             received += client.recv(65536)
@@ -211,7 +227,7 @@ def test_headers_of_any_size_are_not_read_while_a_former_request_is_answered(tmp
             for _ in range(1024):
                 client.sendall(b"a" * 65536)
             pytest.fail("64 MiB of one header were taken")
-        assert is_served(url)
+        assert is_served(usual)
 
 
 @pytest.mark.parametrize("trailers", [b"A: " + b"a" * 2**16, b"A: a\r\n" * 2**14], ids=["one", "many"])
@@ -225,10 +241,9 @@ def test_trailers_of_any_size_are_not_read(usual, trailers):
         assert is_served(usual)
 
 
-@pytest.mark.usefixtures("platforms")
-def test_a_body_in_many_chunks_is_taken_whole(tmp_path, rooms):
-    with api(tmp_path) as url, connect(url) as client:
-        head = f"PUT /v1/fleet HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {rooms.admin_key}\r\n"
+def test_a_body_in_many_chunks_is_taken_whole(usual, usual_rooms):
+    with connect(usual) as client:
+        head = f"PUT /v1/fleet HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {usual_rooms.admin_key}\r\n"
         head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         client.sendall(head.encode() + b"1\r\n \r\n" * 100_000 + b"2\r\n{}\r\n0\r\nTrailer: x\r\n\r\n")
         received = read_all(client)
@@ -248,26 +263,23 @@ def test_what_follows_a_request_for_another_protocol_is_no_request(usual):
     assert b"connection: close" in received
 
 
-@pytest.mark.usefixtures("platforms")
-def test_a_stream_ends_with_its_connection_whatever_was_asked_after_it(tmp_path, rooms):
-    ask = f"GET /v1/events/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {rooms.admin_key}\r\n\r\n"
-    with api(tmp_path) as url:
-        for _ in range(MOST_SUBSCRIBERS):
-            with connect(url) as client:
-                client.sendall(ask.encode())
-                received = b""
-                while b"\r\n\r\n" not in received:
-                    received += client.recv(65536)
-                if received.startswith(b"HTTP/1.1 429 "):
-                    break
-                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+def test_a_stream_ends_with_its_connection_whatever_was_asked_after_it(usual, stream_request):
+    for _ in range(MOST_SUBSCRIBERS):
+        with connect(usual) as client:
+            client.sendall(stream_request)
+            received = b""
+            while b"\r\n\r\n" not in received:
+                received += client.recv(65536)
+            if received.startswith(b"HTTP/1.1 429 "):
+                break
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
 
-        def is_streamed():
-            with connect(url) as client:
-                client.sendall(ask.encode())
-                return client.recv(65536).startswith(b"HTTP/1.1 200 ")
+    def is_streamed():
+        with connect(usual) as client:
+            client.sendall(stream_request)
+            return client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
-        until(is_streamed, every_seconds=0.5)
+    until(is_streamed, every_seconds=0.5)
 
 
 @pytest.mark.usefixtures("platforms")
