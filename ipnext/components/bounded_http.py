@@ -18,7 +18,9 @@ from ipnext.errors import Unavailable
 
 _CONNECTIONS: Final = 100
 _IDLE_CONNECTIONS: Final = 20
-_IDLE_SECONDS: Final = 5.0
+_IDLE_SECONDS: Final = 30.0
+"""An idle connection is kept this long: longer than the pause between two checks of an agent, so that not each of them
+takes a TLS handshake."""
 CONNECTION_SECONDS: Final = 60.0
 """Longest use of a connection: far below the time from which a certificate has a successor to its end."""
 
