@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -157,7 +158,7 @@ class EnvoyProcess:
     async def _wait_idle(self, drain_seconds: float, hurry: asyncio.Event) -> None:
         deadline = time.monotonic() + drain_seconds
         while time.monotonic() < deadline and not hurry.is_set():
-            if int((await self._stats([ACTIVE_REQUESTS])).get(ACTIVE_REQUESTS, "0")) == 0:
+            if int((await self._stats("Gauges", [ACTIVE_REQUESTS])).get(ACTIVE_REQUESTS, "0")) == 0:
                 return
             await asyncio.sleep(CONFIRM_POLL_SECONDS)
 
@@ -242,7 +243,7 @@ class EnvoyProcess:
         if pid is None:
             return
         try:
-            stats = await self._stats([ROUTES_VERSION, CLUSTERS_VERSION])
+            stats = await self._stats("TextReadouts", [ROUTES_VERSION, CLUSTERS_VERSION])
         except Unavailable:
             return
         if pid == self.pid:
@@ -251,9 +252,10 @@ class EnvoyProcess:
             self._answered_at = time.monotonic()
             self._revisions = {v: told for v, told in self._revisions.items() if v >= self._followed}
 
-    async def _stats(self, names: Sequence[str]) -> Mapping[str, str]:
+    async def _stats(self, kind: Literal["Gauges", "TextReadouts"], names: Sequence[str]) -> Mapping[str, str]:
+        """Return those of these statistics, all of one kind, that Envoy has. It compares no name of another kind."""
         pattern = "|".join(re.escape(name) for name in names)
-        text = (await self._admin.call("GET", "stats", f"filter=^({pattern})$")).decode()
+        text = (await self._admin.call("GET", "stats", f"type={kind}&filter=^({pattern})$")).decode()
         pairs = (line.partition(": ") for line in text.splitlines())
         return {name: value.strip('"') for name, _, value in pairs}
 
