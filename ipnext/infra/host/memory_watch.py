@@ -4,21 +4,56 @@ The agent checks a declared limit at each probe, the other one every UNDECLARED_
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 import psutil
 
 UNDECLARED_SECONDS: Final = 5.0
-"""Interval of checks without a declared limit: each looks at all processes of the machine."""
+"""Interval of checks without a declared limit."""
+TREE_SECONDS: Final = 0.25
+"""Longest time for which a reading of all processes of the machine is used: shorter than the interval of probes."""
+
+
+class ProcessTree:
+    """Processes of the machine by their parents, read once for hosts that are checked shortly after each other."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._read_at = float("-inf")
+        self._children: Mapping[int, Sequence[psutil.Process]] = {}
+
+    def family(self, pid: int) -> Iterator[psutil.Process]:
+        """Yield a process and all that it has started, as of TREE_SECONDS ago or later; nothing if it has ended."""
+        if self._clock() - self._read_at >= TREE_SECONDS:
+            self._children = _read_children()
+            self._read_at = self._clock()
+        with suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
+            yield from self._below(pid)
+
+    def _below(self, pid: int) -> Iterator[psutil.Process]:
+        for child in self._children.get(pid, ()):
+            yield child
+            yield from self._below(child.pid)
+
+
+TREE: Final = ProcessTree()
+"""Shared by all hosts of this process's region."""
 
 
 class MemoryWatch:
     """Measures one host and all processes that it has started, such as engines."""
 
     def __init__(
-        self, allowance_bytes: int, undeclared_bytes: int, clock: Callable[[], float] = time.monotonic
+        self,
+        allowance_bytes: int,
+        undeclared_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        tree: ProcessTree = TREE,
     ) -> None:
         """`allowance_bytes` is the memory allowed beyond the budget.
 
@@ -28,6 +63,7 @@ class MemoryWatch:
         self._allowance_bytes = allowance_bytes
         self._undeclared_bytes = undeclared_bytes
         self._clock = clock
+        self._tree = tree
         self._due_at = clock()
         self.budget_bytes: int | None = None
         """Budget of the running process; None if it has none."""
@@ -45,7 +81,7 @@ class MemoryWatch:
             limit = self._undeclared_bytes
         else:
             limit = self.budget_bytes + self._allowance_bytes
-        family = tuple(_family(pid))
+        family = tuple(self._tree.family(pid))
         if _sum_bytes(family, lambda process: process.memory_info().rss) <= limit:
             return None
         taken = _sum_bytes(family, lambda process: process.memory_full_info().pss)
@@ -62,11 +98,13 @@ class MemoryWatch:
         )
 
 
-def _family(pid: int) -> Iterator[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        yield process
-        yield from process.children(recursive=True)
+def _read_children() -> Mapping[int, Sequence[psutil.Process]]:
+    """Map the id of each process to those that it has started."""
+    found = defaultdict(list)
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            found[process.ppid()].append(process)
+    return found
 
 
 def _sum_bytes(processes: Iterable[psutil.Process], count: Callable[[psutil.Process], int]) -> int:

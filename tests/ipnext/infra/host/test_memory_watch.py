@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from ipnext.infra.host.memory_watch import UNDECLARED_SECONDS, MemoryWatch
+from ipnext.infra.host import memory_watch
+from ipnext.infra.host.memory_watch import TREE_SECONDS, UNDECLARED_SECONDS, MemoryWatch, ProcessTree
 from tests.waiting import until
 
 MIB = 2**20
@@ -44,7 +46,7 @@ def grown(subprocesses):
 
 
 def watch(budget, allowance=0, undeclared=2**50):
-    found = MemoryWatch(allowance, undeclared)
+    found = MemoryWatch(allowance, undeclared, tree=ProcessTree())
     found.budget_bytes = budget
     return found
 
@@ -59,7 +61,7 @@ def test_a_process_is_too_large_beyond_its_budget_and_what_is_allowed_beside(gro
 
 def test_a_process_without_a_budget_has_the_limit_of_the_machine(grown):
     pid, now = grown(256), 0.0
-    found = MemoryWatch(0, 100 * MIB, lambda: now)
+    found = MemoryWatch(0, 100 * MIB, lambda: now, tree=ProcessTree())
     expected = "its part has no memoryBytes, and without them a host may take 104.9 MB"
     assert expected in found.excess(pid)
     assert found.excess(pid) is None, "looked at every few seconds"
@@ -72,6 +74,20 @@ def test_what_it_has_started_counts(grown):
     alone, family = grown(200), grown(200, child=True)
     assert watch(300 * MIB).excess(alone) is None
     assert watch(300 * MIB).excess(family)
+
+
+def test_hosts_that_are_checked_at_a_time_share_one_reading_of_the_machines_processes(grown, monkeypatch):
+    readings, clock = [], SimpleNamespace(now=0.0)
+    read = memory_watch._read_children
+    monkeypatch.setattr(memory_watch, "_read_children", lambda: readings.append(clock.now) or read())
+    hosts, tree = [grown(200, child=True) for _ in range(2)], ProcessTree(lambda: clock.now)
+    for moment in (0.0, TREE_SECONDS / 2, TREE_SECONDS):
+        clock.now = moment
+        for pid in hosts:
+            found = MemoryWatch(0, 2**50, tree=tree)
+            found.budget_bytes = 300 * MIB
+            assert found.excess(pid)
+    assert readings == [0.0, TREE_SECONDS]
 
 
 @pytest.mark.usefixtures("subprocesses")
