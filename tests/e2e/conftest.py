@@ -49,6 +49,13 @@ NATIVE_KEY = "native.pem"
 FIRST_VARIABLE = {"OMP_NUM_THREADS": "1"}
 """`ipnext dev` sets it; the command line of a process is found in front of the first variable of its environment."""
 
+TEMPORAL_VARIABLES = {"GOGC": "400", "GOMAXPROCS": "1"}
+"""Only Temporal is in Go. On a machine that is busy with other tests it would collect garbage all the time, and have
+its threads search for work on each other's processors."""
+
+NO_HOSTS = {"IPNEXT_AGENT_FORK_SERVER": '["serving.router"]'}
+"""For a platform without models: its fork servers import no torch, in seconds of processor time each."""
+
 
 class Running:
     """`ipnext dev` on a state directory."""
@@ -75,6 +82,7 @@ class Running:
                     **FIRST_VARIABLE,
                     **os.environ,
                     **FIRST_VARIABLE,
+                    **TEMPORAL_VARIABLES,
                     "IPNEXT_REPLAN_DELAY_SECONDS": "1",
                     **self._environment,
                 },
@@ -157,16 +165,15 @@ def running_pair(root: Path) -> Iterator[Running]:
 
 @contextmanager
 def running_bare(root: Path) -> Iterator[Running]:
-    """A platform without models.
+    """A platform of one worker, without models.
 
     Its generative engines are mocks, and its operator lets libraries run that its own key signed.
     """
     command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10)
     allowed = root / "native.pub.pem"
     write_key_pair(root / NATIVE_KEY, allowed)
-    running = Running(
-        root / "platform", IPNEXT_VLLM_COMMAND=command, IPNEXT_NATIVE_LIBRARY_KEYS_FILE=str(allowed)
-    ).start()
+    variables = {"IPNEXT_VLLM_COMMAND": command, "IPNEXT_NATIVE_LIBRARY_KEYS_FILE": str(allowed)}
+    running = Running(root / "platform", "--free-ports", "--workers", "1", **variables).start()
     try:
         yield running
     finally:

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 TESTS = """
 import json, sys, time
 from pathlib import Path
-from tests.e2e.conftest import Running
-running = Running(Path(sys.argv[1])).start()
+from tests.e2e.conftest import NO_HOSTS, Running
+running = Running(Path(sys.argv[1]), **NO_HOSTS).start()
 pids = [running.process.pid, *(process.pid for process in running.family())]
 print(json.dumps({"api": running.endpoints["api"], "pids": pids}), flush=True)
 time.sleep(3600)

@@ -18,6 +18,18 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.s3]
 
+FLEET = """
+apiVersion: ipnext/v1
+kind: Fleet
+spec:
+  regions: [us-east]
+  rttMs: [[1]]
+  hardware: [cpu]
+  supply:
+    - {region: us-east, hardware: cpu, units: 8, unitCost: 0.05}
+"""
+"""One region: what differs on these servers is the same in each."""
+
 Snapshots = Callable[[float], Mapping[str, Path]]
 
 
@@ -28,11 +40,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         postgres.run("CREATE DATABASE platform")
         options = ("--database-url", postgres.url("platform"), "--artifacts", f"s3://{s3.bucket}/platform")
         state = tmp_path_factory.mktemp("served")
+        (state / "fleet.yaml").write_text(FLEET)
         yield SimpleNamespace(postgres=postgres, s3=s3, options=options, state=state)
 
 
 def platform_on(servers: SimpleNamespace) -> Running:
-    return Running(servers.state, "--free-ports", *servers.options, IPNEXT_S3_ENDPOINT_URL=servers.s3.url)
+    options = ("--free-ports", "--workers", "1", "--fleet", str(servers.state / "fleet.yaml"), *servers.options)
+    return Running(servers.state, *options, IPNEXT_S3_ENDPOINT_URL=servers.s3.url)
 
 
 @pytest.fixture
@@ -73,7 +87,7 @@ def logs(platform: Any) -> str:
 def test_a_model_lives_on_them_alone(
     platform: Any, servers: SimpleNamespace, make_snapshots: Snapshots, pair_manifest: str
 ) -> None:
-    platform.client.apply(pair_manifest)
+    platform.client.apply(pair_manifest.replace(", {region: eu-west, qps: 50}", ""))
     done(platform, platform.client.publish("pair", make_snapshots(1.0)))
     assert marks(platform) == {1.0}
     assert servers.postgres.cut(), "the platform's connections end, as in a fail-over"
