@@ -55,7 +55,7 @@ spec:
 """
 
 
-ASK_SECONDS = 0.05
+ASK_SECONDS = 0.1
 """Between two requests of a client: the processors are for the platform, too."""
 ANSWER_SECONDS = 60
 PATIENT = {DEADLINE_HEADER: str(ANSWER_SECONDS * 1000)}

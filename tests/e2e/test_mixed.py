@@ -22,7 +22,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 pytestmark = pytest.mark.e2e
 
 REGION = "us-east"
-CLIENTS = 4
+CLIENTS = 2
 CHANGE_SECONDS = 240
 DOCUMENTS = ["short", "the longest of all", "of middle size"]
 STAMPS = re.compile(r"embedder=(\d+) question=(\d+) ranker=(\d+)")
@@ -89,7 +89,7 @@ class Load:
                     self.whole.append(ask(client))
                 except (openai.APIError, httpx.HTTPError, AssertionError) as error:
                     self.broken.append(repr(error))
-                time.sleep(0.05)
+                time.sleep(0.1)
 
 
 def ask(client):

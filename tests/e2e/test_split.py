@@ -139,7 +139,7 @@ def steady_load(platform: Any, expected: np.ndarray, layouts: Mapping[str, set[s
         return None if bits(answer) == expected.tobytes() else f"other bits from generation {generation}"
 
     def ask_on(region: str) -> None:
-        while not stop.wait(0.05):
+        while not stop.wait(0.1):
             found = fault(region)
             if found is not None:
                 wrong.append(f"{region}: {found}")
