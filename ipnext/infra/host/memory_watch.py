@@ -100,7 +100,7 @@ class MemoryWatch:
 
 def _read_children() -> Mapping[int, Sequence[psutil.Process]]:
     """Map the id of each process to those that it has started."""
-    found = defaultdict(list)
+    found: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess):
             found[process.ppid()].append(process)
