@@ -36,7 +36,7 @@ pytest_plugins = ["tests.tiers", "tests.processor_time"]
 ON_ONE_PLATFORM = (
     (
         *("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),
-        *("e2e/test_doors.py", "e2e/test_machine_details.py"),
+        *("e2e/test_doors.py", "e2e/test_machine_details.py", "e2e/test_prediction_access.py"),
     ),
     ("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
     ("genai/platform/test_platform.py", "genai/platform/test_swap.py"),
