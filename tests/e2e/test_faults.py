@@ -102,15 +102,15 @@ def killed_again_and_again(find: Callable[[], list[psutil.Process]]) -> Iterator
 
 
 def found_soon(*words: str, but: set[int]) -> list[psutil.Process]:
-    """Before a host that starts within a fraction of a second is ready.
+    """Before a process that starts within a fraction of a second is ready.
 
-    Nothing but the command lines of this machine is read.
+    Nothing but the command lines of processes that are not among `but` is read: this is called again at once.
     """
     found = []
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in set(psutil.pids()) - but:
         with suppress(OSError, psutil.Error):
-            command = line.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if all(word in command for word in words) and (pid := int(line.parent.name)) not in but:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if all(word in command for word in words):
                 found.append(psutil.Process(pid))
     return found
 
@@ -187,8 +187,10 @@ def test_a_region_whose_agent_does_not_answer_is_named(
     """
     platform.client.pause("pair", reason="to give it less time")
     platform.client.apply(quick)
-    agent = platform.child("ipnext.infra.agent", "--region eu-west")
-    find = lambda: platform.found("ipnext.infra.agent", "--region eu-west")  # noqa: E731 - a name for both
+    words = ("ipnext.infra.agent", "--region eu-west")
+    agent = platform.child(*words)
+    others = set(psutil.pids()) - {agent.pid}
+    find = lambda: found_soon(*words, str(platform.state), but=others)  # noqa: E731 - a name for both
     with suspended(agent) if how == "stopped" else killed_again_and_again(find):
         change = platform.client.publish("pair", make_snapshots(510.0 + len(how)))
         platform.client.resume("pair")
@@ -202,9 +204,9 @@ def test_a_host_that_is_killed_again_and_again_is_named(
 ) -> None:
     settle(platform, pair_manifest.replace("deadlineSeconds: 180", "deadlineSeconds: 180, refresh: replace"))
     words = ("serving.host", "--region us-east", "pair.second.cpu.")
-    hosts = {p.pid for p in platform.found(*words)}
+    before = set(psutil.pids())
     try:
-        with killed_again_and_again(lambda: found_soon(*words, str(platform.state), but=hosts)):
+        with killed_again_and_again(lambda: found_soon(*words, str(platform.state), but=before)):
             told = fails(platform, make_snapshots(520.0))
         assert told.reason == "CrashLoop"
         found = places(told)
