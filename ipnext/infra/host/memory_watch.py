@@ -31,13 +31,13 @@ class ProcessTree:
             self._children = _read_children()
             self._read_at = self._clock()
         with suppress(psutil.NoSuchProcess):
-            yield psutil.Process(pid)
-            yield from self._below(pid)
-
-    def _below(self, pid: int) -> Iterator[psutil.Process]:
-        for child in self._children.get(pid, ()):
-            yield child
-            yield from self._below(child.pid)
+            seen, below = {pid}, [psutil.Process(pid)]
+            while below:  # an id that is used again while they are read may make a circle
+                process = below.pop()
+                yield process
+                children = [child for child in self._children.get(process.pid, ()) if child.pid not in seen]
+                seen.update(child.pid for child in children)
+                below += children
 
 
 TREE: Final = ProcessTree()

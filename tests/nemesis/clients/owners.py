@@ -4,13 +4,16 @@ The model owner rolls back, pauses, freezes, asks for more; the approver lets wa
 replans, changes prices, drains regions and brings them back.
 """
 
+import contextlib
 import random
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from ipnext.errors import IPnextError
 from ipnext.model.lifecycle.drain import DrainState, DrainView
+from ipnext.model.lifecycle.status import Reason
 from tests.nemesis.clients.asking import Asking
 from tests.nemesis.clients.changes import Changes
 from tests.nemesis.models import (
@@ -50,6 +53,19 @@ class ModelOwner:
         )
         while not self._asking.ending.wait(draw.uniform(1.0, 4.0)):
             draw.choice(ways)(draw)
+            self._end_late_pauses()
+        self._end_late_pauses()
+
+    def _end_late_pauses(self) -> None:
+        """Resume the models that are paused although no pause is wanted.
+
+        A pause whose answer did not come in time may begin after the one that was asked for again has ended.
+        """
+        for model in self._changes.parts:
+            with contextlib.suppress(IPnextError):
+                if any(condition.reason is Reason.PAUSED for condition in self._client.model(model).status.conditions):
+                    resume = partial(self._client.resume, model, reason=REASON)
+                    self._asking.ask("resume", "owner", resume, model=model)
 
     def approve(self, draw: random.Random, over: threading.Event) -> None:
         """Lets waves that wait for a person go on, now and then, until the run is over."""
