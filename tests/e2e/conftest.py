@@ -49,10 +49,6 @@ NATIVE_KEY = "native.pem"
 FIRST_VARIABLE = {"OMP_NUM_THREADS": "1"}
 """`ipnext dev` sets it; the command line of a process is found in front of the first variable of its environment."""
 
-TEMPORAL_VARIABLES = {"GOGC": "400", "GOMAXPROCS": "1"}
-"""Only Temporal is in Go. On a machine that is busy with other tests it would collect garbage all the time, and have
-its threads search for work on each other's processors."""
-
 NO_HOSTS = {"IPNEXT_AGENT_FORK_SERVER": '["serving.router"]'}
 """For a platform without models: its fork servers import no torch, in seconds of processor time each."""
 
@@ -82,7 +78,6 @@ class Running:
                     **FIRST_VARIABLE,
                     **os.environ,
                     **FIRST_VARIABLE,
-                    **TEMPORAL_VARIABLES,
                     "IPNEXT_REPLAN_DELAY_SECONDS": "1",
                     **self._environment,
                 },
