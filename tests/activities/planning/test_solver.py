@@ -75,16 +75,16 @@ def ended(pid: int) -> bool:
 
 
 class Beats:
-    """What is beaten, and something done once at the first beat."""
+    """What is beaten, and something done once, to the first process that has a command line at a beat."""
 
     def __init__(self, act=lambda: None) -> None:
         self.words: list[str] = []
         self._act = act
+        self._acted = False
 
     def __call__(self, words: str) -> None:
         self.words.append(words)
-        if len(self.words) == 1:
-            self._act()
+        self._acted = self._acted or bool(self._act())
 
 
 def test_a_process_gives_the_same_plan_as_a_thread_and_says_what_it_took(problem):

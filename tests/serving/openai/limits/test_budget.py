@@ -144,7 +144,7 @@ class Values(dict):
 async def test_a_body_is_gone_while_its_answer_streams_and_its_values_before(small, client, monkeypatch, model):
     parsed, while_asked, go_on = [], [], asyncio.Event()
     loads = orjson.loads
-    former = [one for one in gc.get_objects() if isinstance(one, Request | HttpProtocol)]  # of other tests
+    former = [one for one in gc.get_objects() if issubclass(type(one), Request | HttpProtocol)]  # of other tests
 
     class Watched:
         def loads(self, content):
@@ -172,7 +172,7 @@ async def test_a_body_is_gone_while_its_answer_streams_and_its_values_before(sma
         async with client.stream("POST", small.url + CHAT, json=body) as answer:
             pieces = answer.aiter_raw()
             assert await anext(pieces) == b"x"
-            found = [one for one in gc.get_objects() if isinstance(one, Request | HttpProtocol)]
+            found = [one for one in gc.get_objects() if issubclass(type(one), Request | HttpProtocol)]
             found = [one for one in found if not any(one is other for other in former)]
             requests = [one for one in found if isinstance(one, Request)]
             bodies = [len(one._body) for one in found if isinstance(one, HttpProtocol)]
