@@ -4,12 +4,12 @@ numba compiles them once, into a cache keyed by their sources (`planner.kernel_c
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 from planner import kernel_cache
 
@@ -18,13 +18,13 @@ os.environ.setdefault("NUMBA_OPT", "1")  # as fast here as higher levels, and co
 import numba
 from numba.core.caching import FunctionCache, NullCache
 
+OPTIONS: Final[Mapping[str, Any]] = {"nogil": True, "no_cfunc_wrapper": True}
+"""Without an entry for callers in C, which would take a fifth of the time to compile; numba's types lack the option."""
+
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function on its first call; it releases the GIL, so other Python threads run meanwhile.
-
-    It has no entry for callers in C, which would take a fifth of the time.
-    """
-    found: Any = numba.njit(nogil=True, no_cfunc_wrapper=True)(function)
+    """Compile a function on its first call; it releases the GIL, so other Python threads run meanwhile."""
+    found: Any = numba.njit(**OPTIONS)(function)
     found._cache = ForgivingCache(function)  # noqa: SLF001 - as numba's own `cache=True` sets it
     return found
 
