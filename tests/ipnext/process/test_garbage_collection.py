@@ -12,7 +12,7 @@ from ipnext.process.garbage_collection import collect_after_imports
 
 @pytest.fixture
 def collections():
-    """Each collection that begins, as a callback of the collector is told of it."""
+    """Records of the garbage collections that have started, in order."""
     begun = []
 
     def note(phase, info):
