@@ -221,8 +221,9 @@ class Story:
     def left(self, model: str, begin: float, end: float) -> set[int]:
         """Generations that may answer as well, for a disaster left nothing else.
 
-        They were allowed when the region was declared lost, and what serves was ready in no other one since. Users are
-        sent to them until a change that was asked since then is done (docs/drain.md, Disaster).
+        They were allowed when the region was declared lost, and what serves was ready in no other one since, but for
+        replicas that a change of since then brings: it moves the users wave by wave. They are sent to what was left
+        until such a change is done (docs/drain.md, Disaster).
         """
         return set[int]().union(*(self._left_by(drain, model, begin, end) for drain in self.drains if drain.disaster))
 
@@ -236,8 +237,14 @@ class Story:
         if end < drain.wall or begin > self.ended(drain, model, SENDING, returned + REPAIR_SECONDS):
             return set()
         serving = self.serving(model, begin)
-        elsewhere = (self._ready(event, model, serving) - {drain.region} for event in self._between(drain.wall, end))
+        samples = (event for event in self._between(drain.wall, end) if not self._is_sending(drain, model, event.wall))
+        elsewhere = (self._ready(event, model, serving) - {drain.region} for event in samples)
         return set() if any(elsewhere) else self.allowed(model, drain.wall, drain.wall)
+
+    def _is_sending(self, drain: Drained, model: str, wall: float) -> bool:
+        """Whether a change that was asked after a drain was open at a moment."""
+        since = (c for c in self.changes[model] if c.kind in SENDING and drain.wall <= c.created <= wall)
+        return any(change.finished is None or change.finished >= wall for change in since)
 
     def _between(self, begin: float, end: float) -> list[Event]:
         """Samples of a time in seconds since 1970, and the last one before it."""

@@ -248,6 +248,12 @@ def test_users_may_not_go_back_in_a_disaster_if_what_serves_is_ready_elsewhere(l
     assert broken(lost_at_the_end) == {"order"}
 
 
+def test_users_keep_what_a_disaster_left_while_the_repair_brings_what_serves(lost_at_the_end):
+    sample(lost_at_the_end, 32.4, ready=[["pair", "first", [1, 2]], ["pair", "second", [1, 2]]])
+    lost_at_the_end.answer(32.5, region="eu-west")
+    assert broken(lost_at_the_end) == set()
+
+
 def test_a_disaster_leaves_nothing_but_what_was_at_work_when_it_came(lost_at_the_end, make_change):
     lost_at_the_end.changes.append(make_change("c0", 0, 1, 0.0, 4.0))
     lost_at_the_end.changes[0] |= {"generation": 2}
