@@ -25,7 +25,7 @@ from ipnext.model.lifecycle.messages import (
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.registry.registry import Generation, GenerationState, Snapshot
-from ipnext.store.operations.change_end import BRINGS_NEW, ROLLS_OUT, note_superseded
+from ipnext.store.operations.change_end import BRINGS_NEW, ROLLS_OUT, judge_again
 from ipnext.store.records import ModelPlacement, ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -118,7 +118,7 @@ class MetadataActivities:
                         superseded.model, change.generation, GenerationState.SUPERSEDED, message=message
                     )
                 repository.add_event(superseded.model, "Superseded", f"{change.kind} {change.id}: {message}")
-            note_superseded(repository, superseded.model)
+            judge_again(repository, superseded.model)
         return Done(note=f"{len(superseded.superseded)} superseded")
 
     def _check_stored(self, snapshot: Snapshot) -> None:

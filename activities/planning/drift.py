@@ -10,11 +10,12 @@ from datetime import UTC, datetime, timedelta
 from activities.planning.adoption import settle
 from activities.state.drained_fleet import DrainedFleet
 from ipnext import names
-from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import Generation
-from ipnext.store.operations.change_end import write_ready
+from ipnext.store.operations.change_end import judge_again, write_ready
 from ipnext.store.repository import Repository
 
 PASSES_PAUSE = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE, ChangeKind.REPAIR})
@@ -48,7 +49,7 @@ def drift_of(repository: Repository, model: str) -> str:
     tables = [table for table in repository.routes(model) if table.region not in lost]
     deployments = [found for found in repository.deployments(model) if found.key.region not in lost]
     loaded = {number for found in deployments for number in (*found.generations, *found.own)}
-    told = [*_astray(tables, serving)]
+    told = [*describe_astray(tables, serving)]
     if loaded - {serving}:  # of most models nothing more is read
         served = repository.have_served(model, loaded)
         told += _find_leftovers(deployments, repository.generation(model, serving), served)
@@ -72,6 +73,7 @@ def record_repair(repository: Repository, model: str, *, now: datetime | None = 
     change_id = names.repair_id(model, changes[0].sequence + 1)
     repair = repository.add_change(model, ChangeKind.REPAIR, change_id=change_id)
     repository.add_event(model, "RepairRecorded", why)
+    judge_again(repository, model)
     return repair
 
 
@@ -141,13 +143,6 @@ def _pauses(changes: Iterable[Change], now: datetime) -> bool:
         newest = newest or change.finished_at
         failed += 1
     return newest is not None and now < newest + pause_after(failed)
-
-
-def _astray(tables: Iterable[RouteTable], serving: int) -> Iterable[str]:
-    for table in tables:
-        others = sorted({s.generation for s in table.shares if s.fraction > 0 and s.generation != serving})
-        if others:
-            yield f"users of {table.region} are sent to generation {', '.join(map(str, others))}"
 
 
 def _find_leftovers(deployments: Iterable[Deployment], serving: Generation, served: frozenset[int]) -> Iterable[str]:

@@ -26,6 +26,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState, describe_held, status_of
 from ipnext.model.lifecycle.messages import Change, ReplanState
 from ipnext.model.lifecycle.status import Reason
+from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
@@ -191,7 +192,8 @@ class DrainActivities:
 
     def _repair(self, model: str) -> None:
         with self._store.begin(model) as repository:
-            record_repair(repository, model)
+            if record_repair(repository, model) is None:
+                judge_again(repository, model)
 
     def _note_unrepaired(self, drain: Drain, failed: Mapping[str, str]) -> Drain:
         """Name the models whose repair could not be recorded: the reconciler records it."""

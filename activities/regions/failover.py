@@ -16,6 +16,8 @@ from activities.state.routed_models import read_routed
 from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
+from ipnext.model.lifecycle.astray import describe_astray
+from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
@@ -117,7 +119,8 @@ class RegionFailover:
         pushed = [table for table in tables if table.region not in lost and table.region in states]
         done.note_pushed(pushed, list(pool.map(self._push_table, pushed)))
         done.unreachable |= silent & {table.region for table in tables}
-        sent = _Sent([table for table in tables if not done.has_failed(table)], pushed)
+        kept = [table for table in tables if not done.has_failed(table)]
+        sent = _Sent(kept, pushed, astray=_find_astray(found, kept))
         self._keep_batch(sent, done)
 
     def _compute_tables(
@@ -206,17 +209,31 @@ class _Sent:
     pushed: Sequence[RouteTable]
     retiring: frozenset[str] = frozenset()
     """Models that were being retired when the tables were stored."""
+    astray: frozenset[str] = frozenset()
+    """Models with users who were sent, or are now, to a generation that does not serve."""
 
     def of(self, models: Collection[str]) -> "_Sent":
         """Return the tables of these models."""
         kept, pushed = ([table for table in found if table.model in models] for found in (self.kept, self.pushed))
-        return _Sent(kept, pushed)
+        return _Sent(kept, pushed, astray=self.astray.intersection(models))
 
 
 def _keep(repository: Repository, sent: _Sent) -> None:
-    """Store the tables of models that are not being retired."""
+    """Store the tables of models that are not being retired, and whether the models are ready by them."""
     sent.retiring = repository.retiring_models()
     repository.put_routes([table for table in sent.kept if table.model not in sent.retiring])
+    for model in sorted(sent.astray - sent.retiring):
+        judge_again(repository, model)
+
+
+def _find_astray(found: Sequence[DesiredFacts], new: Sequence[RouteTable]) -> frozenset[str]:
+    """Return the models of which a former or a new table sends users to a generation that does not serve."""
+    changed = {table.model for table in new}
+    serving = {facts.model: facts.serving for facts in found if facts.serving is not None and facts.model in changed}
+    tables = (*new, *(table for facts in found for table in facts.tables.values()))
+    return frozenset(
+        table.model for table in tables if table.model in serving and describe_astray([table], serving[table.model])
+    )
 
 
 @dataclass

@@ -311,7 +311,7 @@ def test_repairs_are_recorded_though_a_model_of_a_region_that_is_back_cannot_be_
     for model in MODELS:
         with fleet.store.begin(model) as unit:
             unit.put_route(table(model, EAST, (EAST, 2, 1.0), revision=2, generations=(1, 2)))
-    fail_for(monkeypatch, drift, "_astray", error, of=lambda given: tuple(each.model for each in given[0]))
+    fail_for(monkeypatch, drift, "describe_astray", error, of=lambda given: tuple(each.model for each in given[0]))
 
     recorded = fleet.run("record_repairs", Done())
 

@@ -28,6 +28,7 @@ from ipnext.api.services.status import (
     serving_troubles,
 )
 from ipnext.model.api.resources import ExplanationStep, StatusExplanation
+from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.drain import Drain, DrainState
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, cause_in
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, ValidationReport
@@ -64,6 +65,12 @@ ADVICE_WHILE_STUCK = (
     "`ipnext platform check` looks for it."
 )
 """The oldest change is recorded, and Temporal does not accept it."""
+
+ADVICE_WHILE_ASTRAY = (
+    "Nothing to do: a repair or the next plan moves the users. If no region has room for it, raise the supply or bring "
+    "a region back: `ipnext get regions`."
+)
+"""Users are sent to a generation that does not serve, and no change is open."""
 
 ADVICE_WHILE_OUT = (
     "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; "
@@ -217,14 +224,23 @@ def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
         return ADVICE_FOR_RETIRED
     if reason is Reason.NOT_PUBLISHED and any(found.generation for found in facts.changes):
         return ADVICE_FOR_RESTORED
-    if reason is Reason.SUPERSEDED and all(found.state.final for found in facts.changes):
-        return ADVICE_FOR_OLD_MANIFEST
+    if all(found.state.final for found in facts.changes) and (rests := _advice_at_rest(facts, reason)):
+        return rests
     if (retried := _retried(facts)) is not None and retried.reason is reason:
         return ADVICE_WHILE_RETRIED
     if reason is Reason.PENDING and _stuck(facts) is not None:
         return ADVICE_WHILE_STUCK
     moves = change is not None and change.kind is ChangeKind.MOVE
     return (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
+
+
+def _advice_at_rest(facts: ModelFacts, reason: Reason) -> str | None:
+    """Return the advice for a model that no open change brings where it should be."""
+    if reason is Reason.SUPERSEDED:
+        return ADVICE_FOR_OLD_MANIFEST
+    serving = facts.record.serving_generation
+    astray = reason is Reason.PROGRESSING and serving is not None and describe_astray(facts.routes, serving)
+    return ADVICE_WHILE_ASTRAY if astray else None
 
 
 def telling_change(facts: ModelFacts) -> Change | None:

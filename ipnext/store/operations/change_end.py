@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
@@ -277,8 +279,10 @@ def _cool_down(repository: Repository, model: str) -> None:
 def write_ready(repository: Repository, record: ModelRecord) -> None:
     """Write both halves of `Ready`, and the message for users while none of the model's generations serves."""
     wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
-    newest = judge_up_to_date(record, wanted, repository.changes(record.name))
     tables = repository.routes(record.name)
+    newest = judge_up_to_date(record, wanted, repository.changes(record.name))
+    if newest.status == "True" and (astray := _describe_astray(repository, record, tables)):
+        newest = ReadinessCondition("False", Reason.PROGRESSING, astray)
     unserved = unserved_regions(record.manifest, tables)
     if record.observed_generation < record.generation:
         unserved = routed_before(unserved, tables)
@@ -312,10 +316,26 @@ def note_waiting(repository: Repository, change: Change) -> None:
         refuse_further_users(repository, record, newest.reason)
 
 
-def note_superseded(repository: Repository, model: str) -> None:
-    """Judge `Ready` after changes of a model were marked as superseded. An open change judges it at its own end."""
+def judge_again(repository: Repository, model: str) -> None:
+    """Judge `Ready` after anything but the end of a change: changes were superseded, a failover changed the routes.
+
+    An open change judges it at its own end.
+    """
     if not repository.open_kinds(model).keys() - BRINGS_NOTHING_NEW:
         write_ready(repository, repository.model(model))
+
+
+def _describe_astray(repository: Repository, record: ModelRecord, tables: Sequence[RouteTable]) -> str:
+    """Describe users who are sent to a generation that does not serve; empty if there are none.
+
+    Tables of lost regions do not count.
+    """
+    serving = record.serving_generation
+    if serving is None:
+        return ""
+    lost = {drain.region for drain in repository.drains() if drain.lost}
+    astray = describe_astray((table for table in tables if table.region not in lost), serving)
+    return "; ".join((*astray, f"generation {serving} serves")) if astray else ""
 
 
 def _why_nothing_serves(record: ModelRecord, newest: ReadinessCondition, number: int | None) -> str:

@@ -62,7 +62,7 @@ class Written:
 @pytest.fixture
 def sent(monkeypatch):
     def facts(_, models):
-        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"})) for m in models]
+        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"}), serving=1) for m in models]
 
     monkeypatch.setattr(surviving, "read_routed", facts)
     monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
@@ -102,7 +102,7 @@ def test_tables_of_the_first_models_are_pushed_and_kept_before_later_ones_are_re
 
     def facts(_, models):
         happened.append(("read", len(models), len(regions.told), len(written.put)))
-        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"})) for m in models]
+        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"}), serving=1) for m in models]
 
     monkeypatch.setattr(surviving, "read_routed", facts)
     monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
@@ -121,7 +121,9 @@ def test_a_gateway_that_does_not_answer_is_tried_once_a_batch_and_no_more(monkey
     monkeypatch.setattr(
         surviving,
         "read_routed",
-        lambda _, models: [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset()) for m in models],
+        lambda _, models: [
+            SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset(), serving=1) for m in models
+        ],
     )
     monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
     sent = RegionFailover(written, regions).send_around("us")

@@ -5,7 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipnext.api.services.explanation import ADVICE_FOR_OLD_MANIFEST, ADVICE_WHILE_RETRIED, ADVICE_WHILE_STUCK
+from ipnext.api.services.explanation import (
+    ADVICE_FOR_OLD_MANIFEST,
+    ADVICE_WHILE_ASTRAY,
+    ADVICE_WHILE_RETRIED,
+    ADVICE_WHILE_STUCK,
+)
 from ipnext.api.services.explanation_chain import cause_steps, trouble_steps
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import Trouble, cause_of, serving_troubles
@@ -27,7 +32,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleRe
 from ipnext.model.lifecycle.reasons import ADVICE
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
-from ipnext.model.registry.registry import GraphNode, PartGraph
+from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
 from ipnext.store.operations.change_end import end_change, write_ready
 from ipnext.store.records import TransitionRecord
 from tests.ipnext.conftest import model_document
@@ -187,6 +192,20 @@ async def test_after_a_rollback_the_newest_manifest_keeps_its_reason(applied, st
     answer, _ = await explained(applied)
     assert (answer["reason"], answer["advice"]) == (reason.value, advice)
     assert answer["message"] == f"revision 1 of the manifest serves, 2 is wanted: {message}"
+
+
+async def test_users_of_a_generation_that_does_not_serve_keep_a_model_from_being_ready(applied):
+    await serving(applied)
+    applied.rooms.publish_directly("ranker", "b")
+    with applied.rooms.store.begin() as unit:
+        unit.update_change(unit.changes("ranker", limit=1)[0].id, state=ChangeState.DONE)
+        unit.update_model("ranker", serving_generation=2, target_generation=2)
+        unit.set_generation_state("ranker", 2, GenerationState.SERVING)
+        write_ready(unit, unit.model("ranker"))
+    assert conditions_of(await status_of(applied))["Ready"] == ("False", "Progressing")
+    answer, _ = await explained(applied)
+    assert answer["message"] == "users of eu are sent to generation 1; generation 2 serves"
+    assert answer["advice"] == ADVICE_WHILE_ASTRAY
 
 
 def end(unit, change, result):

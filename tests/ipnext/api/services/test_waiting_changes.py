@@ -8,7 +8,7 @@ from sqlalchemy import event
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
-from ipnext.store.operations.change_end import end_change, note_superseded, note_waiting, write_ready
+from ipnext.store.operations.change_end import end_change, judge_again, note_waiting, write_ready
 from ipnext.store.operations.refused_routes import refuse_further_users
 from ipnext.store.records import TransitionRecord
 
@@ -105,6 +105,10 @@ async def test_the_end_of_the_change_judges_the_model_again(applied, state, up_t
     change_id = await publish(applied)
     with applied.rooms.store.begin("ranker") as unit:
         unit.update_model("ranker", target_generation=2)
+        if state is ChangeState.DONE:
+            table = unit.route("ranker", "eu")
+            shares = tuple(share.model_copy(update={"generation": 2}) for share in table.shares)
+            unit.put_route(table.model_copy(update={"revision": table.revision + 1, "shares": shares}))
     end(applied, change_id, state, Reason(up_to_date[1]))
     found = (await conditions_of(applied))["UpToDate"]
     assert (found["status"], found["reason"]) == up_to_date
@@ -115,7 +119,7 @@ async def test_changes_that_were_superseded_before_they_began_leave_the_model_re
     change_id = await publish(applied)
     with applied.rooms.store.begin("ranker") as unit:
         unit.update_change(change_id, state=ChangeState.SUPERSEDED, reason=Reason.SUPERSEDED)
-        note_superseded(unit, "ranker")
+        judge_again(unit, "ranker")
     assert (await conditions_of(applied))["Ready"]["status"] == "True"
 
 
