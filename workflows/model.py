@@ -338,6 +338,9 @@ class ModelWorkflow:
         lost = self._state.recover(found, known)
         for item in lost:
             workflow.logger.warning("change %s was lost, and is taken up again", item.change.id)
+            if not item.begun:
+                self._runs.stop_for(item.change)
+                self._state.note_newer(item.change)
         return next((item.change for item in lost if item.begun and item.moves), None)
 
     async def _note(self, message: str, pause: ControlAsked | None) -> None:

@@ -98,6 +98,23 @@ def test_only_a_lost_change_that_moves_the_model_goes_before_the_one_that_runs(e
     assert asyncio.run(found._look()) == mover
 
 
+@pytest.mark.parametrize(
+    ("kind", "stopped", "newer"), [(ChangeKind.ROLLBACK, ["publish-1"], None), (ChangeKind.PUBLISH, [], "publish-2")]
+)
+def test_a_lost_change_that_waits_acts_on_the_running_one_as_if_just_submitted(
+    entity, monkeypatch, kind, stopped, newer
+):
+    found, running, lost = entity(), change(1), change(2, kind)
+    found._state.running, stops = running, []
+    found._state.reachable.add(running.id)
+    monkeypatch.setattr(found._runs, "stop", lambda change, _why: stops.append(change.id))
+    entity.found = (opened(lost, begun=False),)
+
+    asyncio.run(found._look())
+
+    assert (stops, found._state.newer and found._state.newer.id) == (stopped, newer)
+
+
 def test_marks_that_could_not_be_written_are_written_at_the_next_look(entity):
     marks = (SupersededChange(change_id="publish-1", by="publish-2"),)
     found = entity(superseded=marks)
