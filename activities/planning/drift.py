@@ -15,7 +15,7 @@ from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import Generation
-from ipnext.store.operations.change_end import judge_again, write_ready
+from ipnext.store.operations.change_end import write_ready
 from ipnext.store.repository import Repository
 
 PASSES_PAUSE = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE, ChangeKind.REPAIR})
@@ -73,7 +73,6 @@ def record_repair(repository: Repository, model: str, *, now: datetime | None = 
     change_id = names.repair_id(model, changes[0].sequence + 1)
     repair = repository.add_change(model, ChangeKind.REPAIR, change_id=change_id)
     repository.add_event(model, "RepairRecorded", why)
-    judge_again(repository, model)
     return repair
 
 

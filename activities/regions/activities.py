@@ -192,8 +192,8 @@ class DrainActivities:
 
     def _repair(self, model: str) -> None:
         with self._store.begin(model) as repository:
-            if record_repair(repository, model) is None:
-                judge_again(repository, model)
+            record_repair(repository, model)
+            judge_again(repository, model)
 
     def _note_unrepaired(self, drain: Drain, failed: Mapping[str, str]) -> Drain:
         """Name the models whose repair could not be recorded: the reconciler records it."""

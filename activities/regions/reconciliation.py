@@ -25,6 +25,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
 from ipnext.model.lifecycle.messages import Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
+from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
@@ -147,9 +148,10 @@ class ReconciliationActivities:
 
     def _repair(self, model: str, recorded: list[str]) -> None:
         with self._store.begin(model) as repository:
-            repair = record_repair(repository, model)
-        if repair is not None:
-            recorded.append(model)
+            if record_repair(repository, model) is None:
+                return
+            judge_again(repository, model)
+        recorded.append(model)
 
     def _withdraw(self, model: str, silent: set[str]) -> None:
         """Withdraw a model from every gateway first; replicas stay while an unreachable gateway may send to them.

@@ -4,8 +4,8 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
-from activities.planning.drift import record_repair
 from activities.regions.activities import DrainActivities
+from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.model.deployment.deployment import (
     AssignedSnapshot,
     Deployment,
@@ -15,7 +15,7 @@ from ipnext.model.deployment.deployment import (
     ServedGeneration,
 )
 from ipnext.model.lifecycle.drain import DrainInput
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
 from ipnext.store.operations.change_end import write_ready
@@ -124,6 +124,7 @@ def test_a_recorded_repair_names_the_users_that_it_is_for(moved):
     assert judged(moved).status == "True"
     with moved.store.begin() as unit:
         route(unit, EAST, EAST, 1, revision=9, holds=1)
-        assert record_repair(unit, "m") is not None
+    activities = ReconciliationActivities(moved.store, moved.infrastructure)
+    assert ActivityEnvironment().run(activities.record_repairs, Done()).models == ("m",)
 
     assert judged(moved).message == ASTRAY
