@@ -156,18 +156,18 @@ def _try_user(user: HostUser, reads: Iterable[Path], enters: Iterable[Path]) -> 
 def _unreachable(reads: Iterable[Path], enters: Iterable[Path]) -> Iterator[Path]:
     for path in reads:
         yield from (above for above in reversed(path.parents) if not os.access(above, os.X_OK))
-        if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+        if not os.access(path, os.R_OK) or (path.is_dir() and not os.access(path, os.X_OK)):
             yield path
     for path in enters:
         yield from (above for above in (*reversed(path.parents), path) if not os.access(above, os.X_OK))
 
 
 def _code() -> Iterator[Path]:
-    """Yield the code of hosts, and of vLLM if it is next to them."""
+    """Yield the code of hosts, and of vLLM if it is next to them. What a link leads to comes before the link."""
     vllm = Path(os.environ.get("IPNEXT_VLLM_PYTHON") or f"{sys.prefix}-genai/bin/python")
     for program in (Path(sys.executable), *([vllm] if vllm.exists() else [])):
-        yield program
         yield program.resolve()
+        yield program
     yield from (Path(entry).resolve() for entry in sys.path if entry and Path(entry).exists())
     for package in _PACKAGES:
         found = find_spec(package)

@@ -5,6 +5,7 @@ Hosts that have one are in test_real_data_plane.py.
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,25 @@ def test_what_a_user_may_not_reach_is_found_with_the_directory_that_is_closed(pl
     assert refusal(nobody(), reads=[place, inner]) == told.format(place / "closed")
     assert refusal(nobody(), reads=[], enters=[inner.parent]) == told.format(place / "closed")
     assert refusal(nobody(), reads=[place / "secret"]) == told.format(place / "secret")
+    (place / "link").symlink_to(inner)
+    assert refusal(nobody(), reads=[place / "link"]) == told.format(place / "link")
+
+
+@needs_root
+def test_code_behind_a_link_is_refused_by_the_directory_that_is_closed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, python = place / "closed", place / "closed" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    closed.chmod(0o700)
+    (place / "python").symlink_to(python)
+    state = place / "state"
+    state.mkdir()
+    monkeypatch.setattr(sys, "executable", str(place / "python"))
+    with capture_logs() as logs:
+        assert host_user("", state=state) is None
+    assert logs[0]["reason"].endswith(f": it may not enter or read {closed}")
 
 
 @needs_root
