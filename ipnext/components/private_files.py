@@ -45,13 +45,21 @@ def _is_made_own(path: Path) -> bool:
     except OSError:
         return False
     try:
-        found = os.fstat(descriptor)
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if not _is_own(os.fstat(descriptor)):
             return False
         os.fchmod(descriptor, 0o700)
     finally:
         os.close(descriptor)
     return True
+
+
+def is_own_directory(path: Path) -> bool:
+    """Return whether a directory is this user's, and neither its group nor others may write into it."""
+    return _is_own(path.stat())
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def let_group_enter(path: Path, group: int) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import Any
 import httpx
 import structlog
 
-from ipnext.components.private_files import keep_new_files_private
+from ipnext.components.private_files import is_own_directory, keep_new_files_private, make_private_directory
 from ipnext.components.settings import component_settings
 from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import Child, Family, end_orphans
@@ -98,13 +97,12 @@ class StatePaths:
 
 @contextmanager
 def lock_state(state: Path) -> Iterator[None]:
-    """Lock the state directory.
+    """Lock the state directory, and keep other users out of it: no mode of a file in it opens that file to them.
 
     Raises Conflict with the pid of the process that has locked it, or if others may write into it.
     """
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = state.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
+    if not is_own_directory(state):
         msg = (
             f"{state} belongs to another user, or others may write into it; choose another --state, "
             "or make it your own: chmod 700"
@@ -120,6 +118,7 @@ def lock_state(state: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        make_private_directory(state)
         yield
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -263,13 +264,26 @@ def test_a_state_directory_has_one_holder_who_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_state_directory_that_others_may_write_into_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o777, 0o702, 0o770])
+def test_a_state_directory_that_others_may_write_into_is_refused(tmp_path: Path, mode: int) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    state.chmod(0o777)
+    state.chmod(mode)
     with pytest.raises(Conflict, match="chmod 700"), lock_state(state):
         pass
     assert not list(state.iterdir())
+
+
+def test_other_users_can_not_enter_a_state_directory_whatever_its_mode_was(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o755)
+    with lock_state(state):
+        assert stat.S_IMODE(state.stat().st_mode) == 0o700
+        state.chmod(0o710)  # as of hosts with a user of their own
+        with pytest.raises(Conflict), lock_state(state):
+            pass
+        assert stat.S_IMODE(state.stat().st_mode) == 0o710
 
 
 def test_a_fleet_file_that_holds_no_fleet_is_refused_by_name(tmp_path: Path) -> None:
