@@ -115,7 +115,8 @@ def _model_shares(
     missed = weights.unmet_cost * model.priority
     price, nearest = weights.latency_weight, max(route.rtt_ms for route in routes)
     if price == 0:  # all served demand costs the same: serve as much as fits, as near as possible
-        price, missed = 1.0, 2.0 * nearest + 1.0
+        # room for one more request may send one of every other origin to its farthest region
+        price, missed = 1.0, len(origins) * nearest + 1.0
     cost = [route.qps * (price * route.rtt_ms - missed) / total for route in routes]
     served = np.array([[float(route.origin == origin) for route in routes] for origin in origins])
     load = np.array(
