@@ -104,9 +104,9 @@ def test_without_a_lost_region_in_the_shares_nothing_changes(shares, able, deman
 
 def test_free_capacity_decides_how_much_each_gets():
     shares = {"r1": (share("r1", 1.0),), "r2": (share("r2", 1.0),), "r3": (share("r3", 1.0),)}
-    able = [Survivor("r2", 1, 400.0), Survivor("r3", 1, 200.0)]
+    able = [Survivor("r2", 1, 400.0), Survivor("r3", 1, 250.0)]
     found = without_regions(shares, {"r1"}, able, demand={"r1": 90.0, "r2": 100.0, "r3": 50.0})
-    assert {s.to: s.fraction for s in found["r1"]} == pytest.approx({"r2": 300 / 450, "r3": 150 / 450})
+    assert {s.to: s.fraction for s in found["r1"]} == pytest.approx({"r2": 300 / 500, "r3": 200 / 500})
     assert found["r2"] == shares["r2"]
 
 
@@ -116,6 +116,11 @@ def test_near_regions_are_filled_before_far_ones_take_the_rest():
     rtt = Nearness({("r1", "r2"): 20.0, ("r1", "r3"): 200.0}, 100.0)
     found = without_regions(shares, {"r1"}, able, demand={"r1": 100.0}, nearness=rtt)
     assert {s.to: s.fraction for s in found["r1"]} == pytest.approx({"r2": 0.6, "r3": 0.4})
+
+
+def test_a_region_whose_latency_is_not_known_is_near():
+    assert Nearness({("r1", "r2"): 1.0}, 0.5).near("r1", "r3")
+    assert not Nearness({("r1", "r2"): 1.0}, 0.5).near("r1", "r2")
 
 
 def test_what_exceeds_all_free_capacity_is_spread_by_whole_capacity():
