@@ -9,8 +9,18 @@ from activities.state.desired import DesiredFacts
 from activities.state.replica_sets import former_generations, wanted_deployments
 from activities.state.route_shares import wanted_shares
 from activities.state.served_generations import served_generations
-from activities.state.wave_state import ModelWaveState, peak, planned_state, running_state, state_at, state_back
+from activities.state.wave_state import (
+    ModelWaveState,
+    fits_at_once,
+    peak,
+    planned_state,
+    running_state,
+    state_at,
+    state_back,
+    state_undone,
+)
 from ipnext.artifacts.signing import write_key_pair
+from ipnext.errors import NotFound
 from ipnext.infra.assignment import host_holds
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
 from ipnext.model.manifest.parser import parse_manifest
@@ -78,6 +88,24 @@ def test_the_way_back_brings_the_former_capacity_before_it_sends_traffic(transit
     assert up.counts == {(SLOT, 1): 4, (SLOT, 2): 4}
     assert [(s.generation, s.fraction) for s in routed.shares["us-east"]] == [(1, 1.0)]
     assert released.counts == {(SLOT, 1): 4}
+
+
+def test_a_wave_undone_passes_through_its_own_states_backwards(transition):
+    up, routed, released = (state_undone(transition, M, 1, phase) for phase in ("scaled_up", "routed", "released"))
+
+    assert up.counts == routed.counts == {(SLOT, 1): 4, (SLOT, 2): 4}
+    assert [(s.generation, s.fraction) for s in up.shares["us-east"]] == [(2, 1.0)]
+    assert [(s.generation, s.fraction) for s in routed.shares["us-east"]] == [(1, 0.9), (2, 0.1)]
+    assert (released.counts, released.shares) == ({(SLOT, 1): 4, (SLOT, 2): 1}, routed.shares)
+    assert state_undone(transition, M, 0, "released").counts == {(SLOT, 1): 4}
+
+
+@pytest.mark.parametrize(("supply", "fits"), [(8.0, True), (7.5, False)])
+def test_a_revert_in_one_step_fits_up_to_the_whole_supply(transition, supply, fits):
+    """Four former replicas beside four new ones, of a unit each."""
+    apart = transition.model_copy(update={"refresh": "replace"})
+
+    assert fits_at_once(apart, M, {("dense", "cpu"): 1.0}, {("us-east", "cpu"): supply}) is fits
 
 
 def test_one_process_holds_both_generations_so_replicas_are_the_larger_count(transition):
@@ -182,6 +210,11 @@ def test_former_generations_stay_warm_where_they_are_loaded_and_as_many_as_asked
     assert {d.generations for d in after} == {(3, 4)}, "3 served last and is kept; 2 is let go"
     fresh = wanted_deployments(facts, ModelWaveState(counts=both(4, 2)))
     assert {d.generations for d in fresh} == {(4,)}, "nothing is loaded only to be warm"
+
+
+def test_a_part_that_neither_the_manifest_nor_a_replica_set_has_can_not_be_run(facts):
+    with pytest.raises(NotFound, match=r"has no way to run .*gone"):
+        wanted_deployments(facts, ModelWaveState({(("gone", "us-east", "cpu"), 1): 1}))
 
 
 def test_a_generation_that_never_served_is_not_kept(facts):
@@ -312,6 +345,14 @@ def test_a_plan_s_rows_of_parts_that_the_generation_lacks_are_not_its_target():
     rows = tuple(ReplicaCount(model=M, part=part, region="us-east", hardware="cpu", count=2) for part in ("a", "b"))
     found = planned_state(M, 1, CurrentState(replicas=rows), parts=("a",))
     assert [(row.part, row.generation, row.count) for row in found.replicas] == [("a", 1, 2)]
+
+
+def test_a_plan_s_routes_without_a_share_are_not_its_target():
+    routes = [
+        {"model": M, "from": "us-east", "to": to, "fraction": y} for to, y in (("us-east", 1.0), ("eu-west", 0.0))
+    ]
+    found = planned_state(M, 1, CurrentState.model_validate({"traffic": routes}), parts=())
+    assert [(row.to, row.generation, row.fraction) for row in found.traffic] == [("us-east", 1, 1.0)]
 
 
 def test_what_was_sent_to_a_lost_region_answers_nobody_and_its_replicas_still_count(facts):

@@ -7,6 +7,8 @@ import pytest
 from activities.state.wave_state import ModelWaveState
 from activities.transition.revert import (
     answers_at_all,
+    choose_told,
+    find_needed,
     find_unfreed,
     find_unrestored,
     heard,
@@ -174,3 +176,38 @@ def test_users_whom_a_transition_does_not_know_keep_a_generation_while_all_of_it
     found = still_answered(facts, transition, state, {"us": ()})
 
     assert found == {"us": facts.tables["us"].shares if stays else ()}
+
+
+@pytest.mark.parametrize(
+    ("final", "told"),
+    [(None, ["eu", "us"]), (ModelWaveState({(SLOT, 1): 1}), ["eu"]), (ModelWaveState(), [])],
+)
+def test_a_step_begins_with_the_replica_sets_that_its_end_has_but_in_lost_regions(final, told):
+    wanted = [deployed(region, {1: 1}) for region in ("ap", "eu", "us")]
+
+    found = choose_told(SimpleNamespace(lost=frozenset({"ap"})), wanted, final)
+
+    assert [one.key.region for one in found] == told
+
+
+@pytest.mark.parametrize(
+    ("before", "first", "needed"),
+    [
+        ([("eu", 1.0)], [("us", 1.0)], set()),
+        ([("us", 1.0)], [("eu", 1.0)], {"us"}),
+        ([("us", 0.5), ("ap", 0.5)], [("us", 1.0)], {"us", "ap"}),
+        ([("us", 1.0)], [("us", 1.0)], set()),
+    ],
+)
+def test_a_revert_counts_on_the_regions_that_users_of_others_return_to(before, first, needed):
+    def shares(found):
+        return [{"to": to, "generation": 1, "fraction": fraction} for to, fraction in found]
+
+    rows = [{"model": M, "from": "eu", **one} for one in shares(before)]
+    route = [{"model": M, "from": "eu", "shares": shares(first)}]
+    transition = Transition.model_validate(
+        {"from": {"replicas": [], "traffic": rows}, "to": FleetState(), "waves": [{"route": route, "gate": "canary"}]}
+    )
+
+    assert find_needed(transition, M, 1) == needed
+    assert find_needed(transition, M, 0) == frozenset()

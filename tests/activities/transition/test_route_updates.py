@@ -45,6 +45,16 @@ def test_who_leaves_a_region_goes_before_who_comes_to_it():
     assert all(qps <= 10.0 for _, load in told for qps in load.values())
 
 
+def test_each_that_leaves_makes_room_for_one_that_comes():
+    now = {**dict.fromkeys("ab", (share("a"),)), **dict.fromkeys("cd", (share("b"),))}
+    then = {**dict.fromkeys("ab", (share("b"),)), **dict.fromkeys("cd", (share("c"),))}
+
+    told = sent(now, then, [held(region, 2) for region in "abc"], dict.fromkeys("abcd", 10.0))
+
+    assert len(told) == 4
+    assert all(qps <= 20.0 for _, load in told for qps in load.values())
+
+
 def test_two_that_swap_go_in_pieces_as_large_as_the_room():
     now, then = {"a": (share("a"),), "b": (share("b"),)}, {"a": (share("b"),), "b": (share("a"),)}
 

@@ -1,5 +1,6 @@
 """Why demand is unmet: the rules named are the ones that stand in the way."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,3 +196,22 @@ def test_a_model_that_is_kept_says_so_unless_a_rule_binds(problem, model):
     full = problem(model("m"), supply={"a/h": 0.5})
     assert explain(Index(full), Holding({}, {}), kept=["m"])["m", "a"] == ("supply a/h",)
     assert explain(Index(stated), Holding({}, {}), otherwise="time_seconds") == {("m", "a"): ("time_seconds",)}
+
+
+@pytest.mark.parametrize("qps", [0.5, 50.0])
+def test_the_reasons_are_the_same_for_small_and_large_figures(problem, model, qps):
+    """One replica does `qps` and serves a third, or two thirds, of what is asked."""
+
+    def reasons(supply, times, counts, **fields):
+        stated = problem(
+            model(demand={"a": times * qps}, parts={"p": {"h": (1.0, qps)}}, **fields), supply=supply,
+            regions=["a", "b", "c"],
+        )  # fmt: skip
+        held = {("m", "p", region, "h"): count for region, count in counts.items()}
+        return explain(Index(stated), Holding(held, {("m", "a", "a"): 1 / times}))["m", "a"]
+
+    assert reasons({"a/h": 1.0}, 1.5, {"a": 1}) == ("supply a/h",)
+    assert reasons({"a/h": 2.0, "b/h": 1.0}, 3.0, {"a": 1}) == ("gap",)
+    survive = {"survive": "region"}
+    full = ("supply a/h", "supply b/h", "survive a", "survive b")
+    assert reasons({"a/h": 1.0, "b/h": 1.0, "c/h": 0.0}, 1.5, {"a": 1, "b": 1}, **survive) == full

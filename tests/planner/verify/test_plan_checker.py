@@ -300,3 +300,18 @@ def test_a_slow_reading_of_the_rules_finds_the_same(data):
     problem = data.draw(problems())
     plan = data.draw(plans(problem))
     assert [(v.rule, v.subject) for v in check(problem, plan)] == list(slowly(problem, plan))
+
+
+@pytest.mark.parametrize(("scale", "excess", "broken"), [(1, 0.5e-6, False), (1, 1.5e-6, True), (100, 50e-6, False)])
+def test_a_rule_is_broken_beyond_a_millionth_of_its_limit(problem, model, scale, excess, broken):
+    """Of the limit, and absolutely if the limit is below 1."""
+    stated = problem(model(demand={"a": 100.0 * scale}), supply={"a/h": float(scale)})
+    less = tuple(row.model_copy(update={"units": row.units - excess}) for row in stated.supply)
+    found = check(stated.model_copy(update={"supply": less}), solve(stated))
+    assert {violation.rule for violation in found} == ({"supply"} if broken else set())
+
+
+@pytest.mark.parametrize("qps", [0.5, 1.0, 50.0])
+def test_demand_that_is_all_unmet_breaks_nothing(problem, model, qps):
+    stated = problem(model(demand={"a": qps}), supply={"a/h": 0.5})
+    assert check(stated, solve(stated)) == ()

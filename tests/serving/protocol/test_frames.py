@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipnext.errors import InvalidInput
+from serving.http.limits import HttpLimits
 from serving.protocol.frames import ALIGNMENT, MAX_HEADER_BYTES, Frame, FrameProtocol, bytes_frame, tensor_frame
 from serving.protocol.tensors import DTYPES, Tensor
 
@@ -16,6 +17,10 @@ class Wire:
     def __init__(self):
         self.written = bytearray()
         self.closed = False
+        self.unsent = 0
+
+    def get_write_buffer_size(self):
+        return self.unsent
 
     def write(self, data):
         self.written += data
@@ -189,3 +194,114 @@ def test_the_end_of_a_connection_is_told_once_and_nothing_is_sent_after_it():
     protocol.send(bytes_frame({}))
     protocol.close()
     assert (lost, bytes(wire.written), protocol.open) == ([1], b"", False)
+
+
+# one connection
+
+
+def connected(rest=b"", **more):
+    frames, wire = [], Wire()
+    protocol = FrameProtocol(frames.append, lambda: None, **more)
+    protocol.take_over(wire, rest)
+    return protocol, wire, frames
+
+
+def arrive(protocol, data):
+    target = protocol.get_buffer(-1)
+    target[: len(data)] = data
+    protocol.buffer_updated(len(data))
+
+
+def test_a_frame_has_no_body_unless_it_is_given_one():
+    assert Frame({}).body.size == 0
+
+
+def test_frames_that_came_with_the_upgrade_are_read_however_many_they_are():
+    _, wire, frames = connected(joined(*(bytes_frame({"n": number}, b"x" * 100) for number in range(1000))))
+    assert [frame.header["n"] for frame in frames] == list(range(1000))
+    assert not wire.closed
+
+
+def test_pieces_are_sent_in_their_order():
+    protocol, wire, _ = connected()
+    protocol.send([b"a", b"b", b"c"])
+    protocol.send([b"d"])
+    assert wire.written == b"abcd"
+
+
+def test_all_is_sent_once_nothing_waits_for_the_peer():
+    protocol = FrameProtocol(lambda _: None, lambda: None)
+    assert protocol.is_sent
+    protocol.take_over(wire := Wire())
+    for waiting in (3, 0):
+        wire.unsent = waiting
+        assert protocol.is_sent is (waiting == 0)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_body_is_received_from_its_first_byte_to_its_last(wanted):
+    protocol, _, frames = connected(wants=lambda _: wanted)
+    data = joined(bytes_frame({}, b"x" * 10))
+    assert not protocol.receiving
+    arrive(protocol, data[:-4])
+    assert protocol.receiving
+    arrive(protocol, data[-4:])
+    assert not protocol.receiving
+    assert len(frames) == wanted
+
+
+def test_a_buffer_full_of_junk_leaves_room_for_what_comes_before_the_connection_ends():
+    protocol, wire, _ = connected()
+    arrive(protocol, bytes(len(protocol.get_buffer(-1))))
+    assert wire.closed
+    assert len(protocol.get_buffer(-1)) > 0
+
+
+LIMITS = HttpLimits(
+    read_seconds=20.0, window_seconds=10.0, read_bytes_per_second=1000, write_seconds=20.0, write_bytes_per_second=10
+)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize(("size", "ends"), [(0, True), (9_000, True), (11_000, False)])
+def test_a_frame_whose_rest_comes_too_slowly_ends_the_connection(wanted, size, ends):
+    protocol, wire, _ = connected(wants=lambda _: wanted)
+    data = joined(bytes_frame({}, bytes(100_000)))
+    arrive(protocol, data[:30_000])
+    protocol.check_pace(100.0, LIMITS)
+    for turn, now in enumerate((110.5, 121.0)):
+        assert not wire.closed
+        arrive(protocol, data[30_000 + turn * size :][:size])
+        protocol.check_pace(now, LIMITS)
+    assert wire.closed is ends
+
+
+def test_each_frame_has_its_own_time():
+    protocol, wire, frames = connected()
+    data = joined(bytes_frame({}, b"x" * 100))
+    for number in range(5):
+        arrive(protocol, data[:50])
+        protocol.check_pace(100.0 + 15 * number, LIMITS)
+        arrive(protocol, data[50:])
+    assert not wire.closed
+    assert len(frames) == 5
+
+
+@pytest.mark.parametrize(("read", "ends"), [(150, True), (250, False)])
+def test_a_peer_that_reads_next_to_nothing_ends_the_connection(monkeypatch, read, ends):
+    protocol, wire, _ = connected()
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    wire.unsent = 1000
+    protocol.pause_writing()
+    protocol.check_pace(119.0, LIMITS)
+    wire.unsent -= read
+    protocol.check_pace(121.0, LIMITS)
+    assert wire.closed is ends
+
+
+def test_a_peer_that_has_read_all_may_be_silent():
+    protocol, wire, _ = connected()
+    protocol.pause_writing()
+    protocol.resume_writing()
+    protocol.check_pace(1e9, LIMITS)
+    assert not wire.closed

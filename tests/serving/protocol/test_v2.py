@@ -209,6 +209,15 @@ def test_a_header_length_that_is_no_number_is_refused(text):
         parse_header_length(text)
 
 
+@pytest.mark.parametrize(("digits", "taken"), [(1, True), (18, True), (19, False)])
+def test_a_header_length_has_at_most_eighteen_digits(digits, taken):
+    if taken:
+        assert parse_header_length("9" * digits) == 10**digits - 1
+    else:
+        with pytest.raises(InvalidInput, match="must be a whole number of bytes"):
+            parse_header_length("9" * digits)
+
+
 @pytest.mark.parametrize("length", [0, -3, 10_000])
 def test_a_header_length_outside_the_body_is_refused(length):
     with pytest.raises(InvalidInput, match="must be from 1 to"):
@@ -310,6 +319,24 @@ def test_binary_data_output_asks_for_all_outputs_as_binary():
     document = json.loads(request_of()) | {"parameters": {"binary_data_output": True}}
     request = decode_request(json.dumps(document).encode())
     assert request.binary_names(["a", "b"]) == {"a", "b"}
+
+
+def test_outputs_are_json_unless_the_request_asks_for_binary_data():
+    assert InferRequest({}).binary_names(["a", "b"]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "seconds"),
+    [({}, 5.0), ({"timeout": 0}, 5.0), ({"timeout": 2_000_000}, 2.0), ({"timeout": 9_000_000}, 5.0)],
+)
+def test_a_timeout_in_microseconds_shortens_the_time_of_a_request(parameters, seconds):
+    assert InferRequest({}, parameters=parameters).seconds(5.0) == seconds
+
+
+@pytest.mark.parametrize("timeout", [-1, 1.5, True, "1", None])
+def test_a_timeout_that_is_no_whole_number_is_refused(timeout):
+    with pytest.raises(InvalidInput, match="timeout: must be whole microseconds"):
+        InferRequest({}, parameters={"timeout": timeout}).seconds(5.0)
 
 
 @given(hnp.arrays(np.float32, 8))

@@ -152,6 +152,19 @@ def test_strikes_in_a_row_put_a_host_out_where_others_do_well(router):
     assert router.said == [("a", "behind")]
 
 
+def test_whether_one_more_strike_puts_a_host_out_is_known_before_it(router):
+    router.strikes("a", STRIKES - 1)
+    assert not router.loads.would_eject("a", tiers=ABC), "no other host has answered"
+    router.answers("a", 0.01)
+    router.all_answer()
+    for _ in range(STRIKES):
+        known = router.loads.would_eject("a", tiers=ABC)
+        router.strikes("a", 1)
+        assert router.said == ([("a", "behind")] if known else [])
+    assert known
+    assert not router.loads.would_eject("a", tiers=ABC), "it is out already"
+
+
 def test_strikes_of_all_hosts_put_none_out(router):
     """Requests that nobody can answer in time say nothing about a host."""
     router.all_answer()

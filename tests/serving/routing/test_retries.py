@@ -84,6 +84,14 @@ async def test_where_no_other_host_takes_what_was_lost_with_others_it_waits_for_
         assert hosts.allowed[-1] == {"p": "http://a"}
 
 
+async def test_a_request_that_only_its_own_host_would_take_again_is_remembered_as_lost():
+    lost = LostRequests()
+    hosts = Hosts(ended(in_company=True), RetryOnOtherHost("not held"), seconds=0.3)
+    with pytest.raises(HostLost):
+        await hosts.run(lost.of("m", lambda: (BODY,)))
+    assert lost.known
+
+
 async def test_where_its_host_is_not_back_in_time_another_one_is_asked_once():
     hosts = Hosts(ended(), *[RetryOnOtherHost("http://a is not ready")] * 3, "answer", seconds=0.6)
     assert await hosts.run() == "answer"
