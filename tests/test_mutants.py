@@ -2,7 +2,11 @@
 
 import ast
 
-from tests.mutants.mutation import list_mutants
+import pytest
+
+from tests.mutants.__main__ import ROOT, is_equivalent
+from tests.mutants.equivalent import EQUIVALENT
+from tests.mutants.mutation import list_mutants, mutate, quote
 
 SOURCE = '''
 """A docstring with 1 and True."""
@@ -30,5 +34,14 @@ def test_each_mutant_has_one_fault():
     ]
     plain = ast.unparse(ast.parse(SOURCE)).splitlines()
     for mutant in found:
-        changed = [line for line, kept in zip(mutant.source.splitlines(), plain, strict=True) if line != kept]
+        changed = [line for line, kept in zip(mutate(SOURCE, mutant).splitlines(), plain, strict=True) if line != kept]
         assert len(changed) == 1
+    assert quote(SOURCE, found[1]) == "if not whole or →taken is None:"
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _, _ in EQUIVALENT}))
+def test_an_equivalent_mutant_is_one_of_its_module(module):
+    found = [mutant for mutant in list_mutants((ROOT / module).read_text()) if is_equivalent(module, mutant)]
+
+    named = {(line, fault) for where, line, fault in EQUIVALENT if where == module}
+    assert {(quote((ROOT / module).read_text(), mutant), mutant.fault) for mutant in found} == named

@@ -4,7 +4,8 @@
 
 Each mutant lies in a copy of the repository. First the tests run that import its module, then the other pure tests of
 the folder that mirrors its package. A mutant whose tests take longer than `--seconds` counts as killed: it hangs.
-Before that, the same tests have to pass without a fault. Exit status 1 if fewer than `--least` of them are killed.
+Before that, the same tests have to pass without a fault. Mutants of `tests.mutants.equivalent` are left out. Exit
+status 1 if fewer than `--least` of the others are killed.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
-from tests.mutants.mutation import Mutant, list_mutants
+from tests.mutants.equivalent import EQUIVALENT
+from tests.mutants.mutation import Mutant, list_mutants, mutate, quote
 
 Answer = TypeVar("Answer")
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,11 @@ def draw(modules: Sequence[str], sample: int, seed: int) -> list[tuple[str, Muta
     return random.Random(seed).sample(found, min(sample, len(found)))
 
 
+def is_equivalent(module: str, mutant: Mutant) -> bool:
+    """Check whether a mutant is named as one that behaves like its module."""
+    return (module, quote((ROOT / module).read_text(), mutant), mutant.fault) in EQUIVALENT
+
+
 def tests_of(module: str) -> tuple[list[str], list[str]]:
     """Return the test files that import a module, and the folders that mirror its package."""
     name = module.removesuffix(".py").replace("/", ".")
@@ -69,7 +76,7 @@ def tests_of(module: str) -> tuple[list[str], list[str]]:
 def judge(copy: Path, module: str, mutant: Mutant, seconds: float) -> Result:
     """Run the tests on a mutant in a copy of the repository."""
     path = copy / module
-    path.write_text(mutant.source)
+    path.write_text(mutate((ROOT / module).read_text(), mutant))
     try:
         return Result(module, mutant.line, mutant.fault, _find_killer(copy, module, seconds))
     finally:
@@ -116,7 +123,8 @@ def main() -> int:
     parser.add_argument("--least", type=float, default=0.85, help="share of killed mutants")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    drawn = draw(asked.modules, asked.sample, asked.seed)
+    sample = draw(asked.modules, asked.sample, asked.seed)
+    drawn = [item for item in sample if not is_equivalent(*item)]
     with tempfile.TemporaryDirectory(prefix="ipnext-mutants-") as folder:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(asked.processes):
@@ -144,7 +152,7 @@ def main() -> int:
                     sys.exit(f"{module}: its tests fail without a fault: {failed}")
             results = list(pool.map(work, drawn))
     killed = sum(result.killed_by is not None for result in results)
-    print(f"{killed} of {len(results)} killed")  # noqa: T201
+    print(f"{killed} of {len(results)} killed, {len(sample) - len(drawn)} equivalent")  # noqa: T201
     if asked.json is not None:
         asked.json.write_text(json.dumps([result._asdict() for result in results], indent=1))
     return int(killed < asked.least * len(results))

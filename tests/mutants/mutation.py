@@ -1,9 +1,8 @@
 """Faults that a module can be given: one changed operator, constant, condition or result at a time."""
 
 import ast
-import copy
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
@@ -28,28 +27,43 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitAnd: ast.BitOr,
 }
 
+MARK = "→"
+
 
 class Mutant(NamedTuple):
-    """A module with one fault."""
+    """One fault of a module. `place` is the number of its node among those that may be given one."""
 
     line: int
+    column: int
     fault: str
-    source: str
+    place: int
 
 
 def list_mutants(source: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its source. Annotations, docstrings and messages stay."""
-    tree = ast.parse(source)
-    skipped = {id(node) for kept in ast.walk(tree) for node in _untouched(kept)}
-    places = [node for node in ast.walk(tree) if id(node) not in skipped]
-    found = []
-    for number, node in enumerate(places):
-        for fault, change in _faults(node):
-            mutated = copy.deepcopy(tree)
-            kept = {id(n) for each in ast.walk(mutated) for n in _untouched(each)}
-            change([n for n in ast.walk(mutated) if id(n) not in kept][number])
-            found.append(Mutant(node.lineno, fault, ast.unparse(ast.fix_missing_locations(mutated))))
+    places = enumerate(_list_places(ast.parse(source)))
+    found = [Mutant(node.lineno, node.col_offset, fault, place) for place, node in places for fault, _ in _faults(node)]
     return sorted(found, key=lambda mutant: (mutant.line, mutant.fault))
+
+
+def mutate(source: str, mutant: Mutant) -> str:
+    """Return the source of a module with this fault."""
+    tree = ast.parse(source)
+    node = _list_places(tree)[mutant.place]
+    for _, change in _faults(node):
+        change(node)
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def quote(source: str, mutant: Mutant) -> str:
+    """Return the line of a fault, with a mark where its node begins."""
+    line = source.splitlines()[mutant.line - 1].encode()
+    return f"{line[: mutant.column].decode()}{MARK}{line[mutant.column :].decode()}".strip()
+
+
+def _list_places(tree: ast.AST) -> list[Any]:
+    skipped = {id(node) for kept in ast.walk(tree) for node in _untouched(kept)}
+    return [node for node in ast.walk(tree) if id(node) not in skipped]
 
 
 def _untouched(node: ast.AST) -> Iterator[ast.AST]:
@@ -67,7 +81,8 @@ def _untouched(node: ast.AST) -> Iterator[ast.AST]:
         yield from ast.walk(each) if each is not None else ()
 
 
-def _faults(node: ast.AST) -> Iterator[tuple[str, object]]:
+def _faults(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], None]]]:
+    """Yield the fault that a node may be given, in words, and the change that makes it; at most one."""
     if isinstance(node, ast.Compare) and (other := COMPARISONS.get(type(node.ops[0]))) is not None:
         yield f"{type(node.ops[0]).__name__} becomes {other.__name__}", lambda n: n.ops.__setitem__(0, other())
     elif isinstance(node, ast.BinOp) and (made := OPERATORS.get(type(node.op))) is not None:
