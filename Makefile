@@ -107,9 +107,8 @@ test-e2e: kernels ## the tests that drive a whole platform, or a browser
 test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (make setup-genai)
 	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
-test-all: kernels ## all tests but the nemesis, in full: pure, integration and e2e in four processes, then genai in two
-	$(call BY_FILE,4,not nemesis and not genai)
-	$(call BY_FILE,2,genai,$(GENAI_TESTS))
+test-all: kernels ## all tests but the nemesis, in full; those on vLLM are skipped without it (make setup-genai)
+	$(call BY_FILE,4,not nemesis)
 
 e2e: kernels ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)

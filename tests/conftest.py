@@ -1,4 +1,4 @@
-"""For all tests: the long ones begin first, and files that share a platform run in one process.
+"""For all tests: the long ones begin first, and files of one group run in one process.
 
 One database to copy. vLLM if it is installed.
 """
@@ -33,18 +33,22 @@ from tests.lasting import Lasting
 
 pytest_plugins = ["tests.tiers", "tests.processor_time"]
 
-ON_ONE_PLATFORM = (
+IN_ONE_PROCESS = (
+    ("genai/platform/test_platform.py", "genai/platform/test_swap.py"),
+    (
+        *("genai/engine/test_vllm.py", "genai/engine/test_disaggregated_vllm.py"),
+        *("genai/engine/test_allowances_vllm.py", "serving/openai/test_clients_openai.py"),
+        *("genai/platform/test_mixed_vllm.py", "genai/platform/test_embeddings.py"),
+    ),
     (
         *("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),
         *("e2e/test_doors.py", "e2e/test_machine_details.py", "e2e/test_prediction_access.py"),
     ),
     ("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
-    ("genai/platform/test_platform.py", "genai/platform/test_swap.py"),
-    ("genai/platform/test_mixed_vllm.py", "genai/platform/test_embeddings.py"),
 )
-"""Files below tests/ that use one platform, in this order."""
+"""Files below tests/ that run one after the other: on one platform, or on vLLM, of which memory holds few at a time."""
 LONG_FIRST = (
-    *(file for files in ON_ONE_PLATFORM for file in files),
+    *(file for files in IN_ONE_PROCESS for file in files),
     *("nemesis/test_nemesis.py", "e2e", "workflows", "infra", "serving", "test_distribution.py"),
 )
 
@@ -52,12 +56,12 @@ LASTING = pytest.StashKey[Lasting]()
 NEEDS_VLLM = "needs vLLM: make setup-genai"
 
 
-class PlatformScheduling(LoadFileScheduling):
-    """Each process gets whole files, and files on one platform together."""
+class GroupScheduling(LoadFileScheduling):
+    """Each process gets whole files, and the files of a group together."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return platform_of(Path(file))
+        return group_of(Path(file))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,12 +79,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> PlatformScheduling | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupScheduling | None:
     """For `--dist loadfile`. By itself xdist would begin with the files of the most tests."""
     if config.getoption("dist") != "loadfile":
         return None
     config.option.loadscopereorder = False
-    return PlatformScheduling(config, log)
+    return GroupScheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -108,15 +112,15 @@ def _place(path: Path) -> int:
     return next(found, len(LONG_FIRST))
 
 
-def platform_of(path: Path) -> str:
-    """The first file on the platform of this one; the file itself where it shares none."""
-    return next((files[0] for files in ON_ONE_PLATFORM if any(map(path.match, files))), path.as_posix())
+def group_of(path: Path) -> str:
+    """The first file of the group of this one; the file itself if it is in none."""
+    return next((files[0] for files in IN_ONE_PROCESS if any(map(path.match, files))), path.as_posix())
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """What lasts takes processor time from all other tests, so it ends with the last test of its files."""
-    if LASTING in item.config.stash and (nextitem is None or platform_of(nextitem.path) != platform_of(item.path)):
+    if LASTING in item.config.stash and (nextitem is None or group_of(nextitem.path) != group_of(item.path)):
         item.config.stash[LASTING].close()
 
 

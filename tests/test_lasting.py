@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import LONG_FIRST, ON_ONE_PLATFORM, PlatformScheduling
+from tests.conftest import IN_ONE_PROCESS, LONG_FIRST, GroupScheduling
 from tests.lasting import Lasting
 
 HERE = Path(__file__).parent
@@ -25,13 +25,13 @@ def test_it_is_begun_by_the_first_that_asks_and_begun_anew_after_its_end():
     lasting.close()
 
 
-def test_the_files_of_a_platform_go_to_one_process_and_every_other_file_alone():
-    scope = PlatformScheduling.__new__(PlatformScheduling)._split_scope
+def test_the_files_of_a_group_go_to_one_process_and_every_other_file_alone():
+    scope = GroupScheduling.__new__(GroupScheduling)._split_scope
     files = [path.relative_to(HERE.parent).as_posix() for path in HERE.rglob("test_*.py")]
     scopes = {file: scope(f"{file}::test_some[a/b::c]") for file in files}
-    for together in ON_ONE_PLATFORM:
+    for together in IN_ONE_PROCESS:
         assert {scopes[f"tests/{file}"] for file in together} == {together[0]}
-    shared = {f"tests/{file}" for together in ON_ONE_PLATFORM for file in together}
+    shared = {f"tests/{file}" for together in IN_ONE_PROCESS for file in together}
     assert all(scopes[file] == file for file in files if file not in shared)
 
 
