@@ -40,6 +40,7 @@ _BYTES: Final = [
 ]
 """The columns on SQLite, which also stores text that is not UTF-8: its driver refuses whole rows with such text."""
 _FAMILY: Final = ".*"
+_SQLITE_TIME: Final = "%Y-%m-%d %H:%M:%S.%f"
 
 CLOCKS_DIFFER: Final = timedelta(minutes=10)
 """Entries are in the order of their commits, but their times come from several machines: a list by time begins this
@@ -224,11 +225,16 @@ def _entry_of(row: Mapping[str, Any]) -> AuditEntry:
 
 
 def _time_of(stored: datetime | str | None) -> datetime | str:
-    """Return a time of the driver, which for SQLite is text without a zone."""
+    """Return a time of the driver, which for SQLite is text without a zone.
+
+    Text in any other spelling than the one in which times are stored is returned as text: it was not written here.
+    """
+    if isinstance(stored, datetime):
+        return stored.replace(tzinfo=UTC) if stored.tzinfo is None else stored.astimezone(UTC)
     try:
-        at = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
+        at = datetime.strptime(str(stored), _SQLITE_TIME).replace(tzinfo=UTC)
     except ValueError:
         at = None
-    if at is None:
-        return str(stored)
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    if at is None or at.strftime(_SQLITE_TIME) != stored:
+        return f"not as it was written: {stored}"
+    return at

@@ -433,6 +433,13 @@ def test_text_that_is_not_utf8_is_found_at_its_entry(tamper, engine_name, column
     assert tamper(changed) == ("changed", 3)
 
 
+@pytest.mark.parametrize("spelling", ["at || 'Z'", "at || '+00:00'", "replace(at, ' ', 'T')"])
+def test_another_spelling_of_a_time_is_found_at_its_entry(tamper, engine_name, spelling):
+    if engine_name != "sqlite":
+        pytest.skip("PostgreSQL stores a time, not its spelling")
+    assert tamper(f"UPDATE audit_entries SET at = {spelling} WHERE sequence = 3") == ("changed", 3)
+
+
 @pytest.mark.parametrize("sequence", [1, 3, 4])
 def test_an_entry_that_a_superuser_deleted_is_found_at_its_place(tamper, sequence):
     assert tamper(f"DELETE FROM audit_entries WHERE sequence = {sequence}") == ("removed", sequence)
