@@ -114,7 +114,10 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
     """Return the shape as a tuple if it is a list of at most 32 whole numbers from 0 to 2^31-1; else InvalidInput."""
     if isinstance(shape, list) and len(shape) <= _MAX_RANK and all(_is_dimension(size) for size in shape):
         return tuple(shape)
-    msg = f"tensor {name!r}: shape {show_value(shape)} must be a list of at most {_MAX_RANK} whole numbers, each >= 0"
+    msg = (
+        f"tensor {name!r}: shape {show_value(shape)} must be a list of at most {_MAX_RANK} whole numbers, "
+        f"each from 0 to {_MAX_DIMENSION}"
+    )
     raise InvalidInput(msg, field=f"{name}.shape", value=shape)
 
 

@@ -7,6 +7,7 @@ decoding raises the documented errors or none.
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -296,8 +297,11 @@ def _parse_leniently(text: memoryview) -> Any:
     """Parse JSON that may have NaN, infinity or broken strings; the reader of their tensor refuses those."""
     try:
         return json.loads(bytes(text))
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"the body is not JSON: {error}"
+        raise InvalidInput(msg) from error
+    except ValueError as error:  # Python's limit of digits, whose text names a setting of the interpreter
+        msg = f"the body has a whole number of more than {sys.get_int_max_str_digits()} digits"
         raise InvalidInput(msg) from error
 
 

@@ -72,5 +72,6 @@ def check_own_page(method: str, headers: Mapping[str, str]) -> None:
         msg = f"a page of another origin asks (Sec-Fetch-Site: {site}); a session is for the page of the API"
         raise Unauthenticated(msg)
     if method not in SAFE_METHODS and "origin" not in headers and site != "same-origin":
-        msg = "a page's request that changes something names its origin; this one has neither Origin nor Sec-Fetch-Site"
+        lacks = "neither Origin nor Sec-Fetch-Site" if site is None else f"no Origin, and Sec-Fetch-Site is {site!r}"
+        msg = f"a page's request that changes something names its origin; this one has {lacks}"
         raise Unauthenticated(msg)

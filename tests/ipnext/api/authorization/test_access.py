@@ -446,7 +446,13 @@ async def test_a_session_changes_nothing_unless_its_own_page_asks(rooms):
         assert (await http.post("/v1/sessions", headers=rooms.headers)).status_code == 201
         assert (await http.get("/v1/models")).status_code == 200
         body = {"name": "evil", "role": "admin"}
-        assert (await http.post("/v1/keys", json=body)).status_code == 401
+        for headers, lacks in (
+            ({}, "neither"),
+            ({"Sec-Fetch-Site": "none"}, "no Origin, and Sec-Fetch-Site is 'none'"),
+        ):
+            refused = await http.post("/v1/keys", json=body, headers=headers)
+            assert refused.status_code == 401
+            assert f"this one has {lacks}" in refused.text
         foreign = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
         assert (await http.post("/v1/keys", json=body, headers=foreign)).status_code == 403
         assert (await http.post("/v1/keys", json=body, headers={"Sec-Fetch-Site": "same-site"})).status_code in {
