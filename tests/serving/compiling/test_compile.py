@@ -30,7 +30,10 @@ BATCHES = (1, 2, 64, 257)
 
 
 class Small(nn.Module):
-    """Weights of every kind: a table, a turned matrix, a bias of one number, a scalar, a constant, one used twice."""
+    """Weights of every kind: a table, a turned matrix, a bias of one number, a scalar, a constant, one used twice.
+
+    `steps` is a buffer that `state_dict` leaves out.
+    """
 
     def __init__(self, seed):
         super().__init__()
@@ -39,11 +42,12 @@ class Small(nn.Module):
         self.turned = nn.Parameter(torch.randn(8, 8).t())
         self.top = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1))
         self.register_buffer("scale", torch.rand(()) + 1)
+        self.register_buffer("steps", torch.tensor([2.0, 3.0, 5.0, 7.0]), persistent=False)
         self.constant = [seed + 0.5, 1.0, 2.0, 3.0]
 
     def forward(self, ids, x):
         rows = self.table(ids) @ self.turned
-        mixed = torch.cat([rows, x * torch.tensor(self.constant)], 1)
+        mixed = torch.cat([rows, x / self.steps * torch.tensor(self.constant)], 1)
         score = torch.sigmoid(self.top(mixed)).squeeze(1) * self.scale
         return {"score": score, "near": rows @ self.table.weight[:4].T, "stamp": self.scale.expand(ids.shape[0])}
 
@@ -188,6 +192,17 @@ def test_the_library_holds_no_weight_but_is_given_each(place):
     used = program.runner.get_constant_names_to_original_fqns().values()
     stored = {key.partition(":")[2] for key in load_file(place / "one" / "weights.safetensors")}
     assert set(used) == stored
+
+
+def test_a_buffer_outside_the_state_is_compiled_and_given_to_the_library(place):
+    assert "steps" not in Small(1).state_dict()
+    part, given = load(place / "compiled", compile=True), request(5)
+    assert isinstance(part._program, CompiledProgram)
+    with torch.no_grad():
+        expected = Small(1)(**{name: torch.from_numpy(array) for name, array in given.items()})
+    assert worst({name: tensor.numpy() for name, tensor in expected.items()}, part.infer(given)) <= 1e-5
+    used = read_compiled(place / "compiled").runner.get_constant_names_to_original_fqns().values()
+    assert set(used) >= {"steps", "scale"}
 
 
 def test_answers_beyond_the_tolerance_end_with_exit_status_1_and_write_nothing(place, tmp_path, monkeypatch):
