@@ -45,7 +45,8 @@ from activities.planning.activities import PlanningActivities
 from activities.planning.move_window import MoverActivities, Submit
 from activities.planning.policy import PlanningPolicy
 from activities.planning.replan_activities import ReplanActivities, Wake
-from activities.planning.solver import PLANNER, LaterSolver, ProcessSolver, Solver, ThreadSolver
+from activities.planning.solver import LaterSolver, ProcessSolver, Solver, ThreadSolver
+from activities.planning.solver_process import PLANNER
 from activities.preparation import PreparationActivities
 from activities.regions.activities import DrainActivities
 from activities.regions.drain_check import DrainCheckActivities

@@ -15,7 +15,8 @@ from activities.planning.budget_report import budget_figures, budgets_in, withou
 from activities.planning.policy import PlanningPolicy
 from activities.planning.problem import residual_problem
 from activities.planning.replan import FleetReplan
-from activities.planning.solver import PLANNER, SolveFailed, Solver
+from activities.planning.solver import SolveFailed, Solver
+from activities.planning.solver_process import PLANNER
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerPlaces, OwnerShares, ShareTaken

@@ -1,15 +1,8 @@
-"""Solving for the whole fleet or a large model: in a separate process with a hard limit, or in the caller's thread.
-
-As a program (`python -m activities.planning.solver PARENT_PID PROBLEM ANSWER MEMORY_BYTES [MODEL]`) it reads one JSON
-document and writes another. Both are open files that it inherits by their numbers: they have no names, so nothing is
-left behind. MEMORY_BYTES is 0 if the machine is the only limit; with MODEL only that model is placed.
-"""
+"""Solving for the whole fleet or a large model: in a separate process with a hard limit, or in the caller's thread."""
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,23 +10,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import IO, Protocol
 
 import structlog
 
+from activities.planning.solver_process import OUT_OF_MEMORY, find_plan, memory_of
 from activities.runtime.failed_attempts import Deferred
 from ipnext.errors import Infeasible, InvalidInput, IPnextError
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import Plan, Problem
 from ipnext.store.records import SolveUse
 from planner import kernel_cache
-
-PR_SET_PDEATHSIG = 1
-
-PLANNER, KERNELS = "planner.last_resort", "planner.kernels"
-"""Imported at the first use: that takes a second, and a restarted worker should serve at once."""
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 120.0
@@ -47,15 +34,6 @@ LAST_WORDS_BYTES = 4000
 
 NO_MEMORY = ("MemoryError", "bad_alloc", "memory allocation of", "Cannot allocate memory")
 """Messages of Python, C++, Rust and the C library before they end a process that gets no memory."""
-
-OUT_OF_MEMORY = "OutOfMemory"
-"""Code of the answer of a process that had no memory left."""
-
-NICENESS = 5
-"""A publish and the data plane have priority over a plan of the whole fleet, if they share a machine."""
-
-FIRST_TO_GO = b"1000"
-"""If memory runs out, the kernel ends the solver, and not the worker that waits for it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +71,7 @@ class ThreadSolver:
         """See Solver."""
         beat("solving")
         wall, cpu = time.monotonic(), time.thread_time()
-        plan = _find_plan(problem, model)
+        plan = find_plan(problem, model)
         return SolverResult(plan, SolveUse(wall_seconds=time.monotonic() - wall, cpu_seconds=time.thread_time() - cpu))
 
 
@@ -123,7 +101,7 @@ class ProcessSolver:
             given.seek(0)
             files = (given.fileno(), answer.fileno())
             numbers = (os.getpid(), *files, self._memory or 0)
-            command = [sys.executable, "-m", "activities.planning.solver", *map(str, numbers)]
+            command = [sys.executable, "-m", "activities.planning.solver_process", *map(str, numbers)]
             command += [] if model is None else [model]
             seconds = problem.limits.time_seconds * (SEARCHES if len(problem.levels) > 1 else 1)
             watch = _Watch(seconds + self._grace, beat)
@@ -171,7 +149,7 @@ class _Watch:
             if self.seconds > self._limit:
                 msg = f"the planner took longer than {self._limit:g} s and was ended"
                 raise SolveFailed(msg)
-            self.memory_bytes = _memory_of(process.pid) or self.memory_bytes
+            self.memory_bytes = memory_of(process.pid) or self.memory_bytes
             self._beat(f"{self._doing(compiling=compiling)}, {_format_bytes(self.memory_bytes)} in use")
             time.sleep(POLL_SECONDS)
         return status
@@ -192,48 +170,6 @@ class _Watch:
         return (
             f"{solving}, without the time in which the planner's kernels are compiled, as now" if compiling else solving
         )
-
-
-def main(arguments: list[str]) -> int:
-    """Solve PROBLEM into ANSWER: `{"plan": ..., "use": ...}` or `{"code": ..., "message": ..., "rules": ...}`."""
-    parent, given, answer, memory = map(int, arguments[:4])
-    model = next(iter(arguments[4:]), None)
-    _end_with(parent)
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_bytes(FIRST_TO_GO)
-    if memory:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    try:
-        with os.fdopen(given, "rb") as file:
-            problem = Problem.model_validate_json(file.read())
-        text = _solve_problem(problem, model)
-    except MemoryError:
-        text = json.dumps({"code": OUT_OF_MEMORY, "message": ""})
-    except IPnextError as error:
-        text = json.dumps({"code": error.code, "message": error.message, "rules": list(getattr(error, "rules", ()))})
-    with os.fdopen(answer, "wb") as file:
-        file.write(text.encode())
-    return 0
-
-
-def _find_plan(problem: Problem, model: str | None) -> Plan:
-    planner = import_module(PLANNER)
-    plan: Plan = planner.solve(problem) if model is None else planner.place(problem, [model])
-    return plan
-
-
-def _solve_problem(problem: Problem, model: str | None) -> str:
-    import_module(KERNELS).compile_in_processes()
-    wall, cpu = time.monotonic(), time.process_time()
-    plan = _find_plan(problem, model)
-    kernels = import_module(KERNELS).preparation()
-    use = SolveUse(
-        wall_seconds=time.monotonic() - wall - kernels.wall_seconds,
-        cpu_seconds=time.process_time() - cpu - kernels.cpu_seconds,
-        peak_memory_bytes=_memory_of(os.getpid(), field="VmHWM"),
-    )
-    return f'{{"plan":{plan.model_dump_json(by_alias=True)},"use":{use.model_dump_json()}}}'
 
 
 def _read(text: str) -> SolverResult:
@@ -268,28 +204,5 @@ def _last_words(errors: IO[bytes]) -> str:
     return errors.read().decode("utf-8", "replace").strip()
 
 
-def _memory_of(pid: int, *, field: str = "VmRSS") -> int | None:
-    """Return the bytes of memory that a process uses (VmRSS) or used at most (VmHWM).
-
-    None if /proc does not have them.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
 def _format_bytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
-
-
-def _end_with(parent: int) -> None:
-    """Die with the parent, even if it is killed; the kernel does it."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

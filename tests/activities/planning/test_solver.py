@@ -61,7 +61,7 @@ def children() -> list[psutil.Process]:
 
 def _solves(process: psutil.Process) -> bool:
     try:
-        return "activities.planning.solver" in process.cmdline()
+        return "activities.planning.solver_process" in process.cmdline()
     except psutil.Error:
         return False
 
@@ -203,6 +203,13 @@ def test_a_cancelled_solve_leaves_no_process_behind_whatever_the_planner_has_sta
     grandchild = int((tmp_path / "grandchild").read_text())
     until(lambda: ended(grandchild))
     assert children() == []
+
+
+def test_its_program_imports_neither_a_database_nor_temporal():
+    """Each plan waits for its imports."""
+    look = "import sys, activities.planning.solver_process; print({'sqlalchemy', 'temporalio'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 WAITS = """

@@ -123,6 +123,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "activities/validation/template_process.py": ONE_BUILD,
     "activities/planning/problem.py": ONE_BUILD,
     "activities/planning/solver.py": ONE_BUILD,
+    "activities/planning/solver_process.py": ONE_BUILD,
     "ipnext/access/oidc.py": OTHERS,
     "ipnext/access/policy.py": ONE_BUILD,
     "ipnext/api/errors.py": PEOPLE,
