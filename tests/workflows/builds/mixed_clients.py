@@ -25,7 +25,7 @@ from tests.workflows.builds.next_build import ADDED
 
 PAUSE_SECONDS = 2.0
 """Between two publishes: the processors are for the components, too, and each step of the story waits for a publish."""
-ASK_SECONDS = 0.05
+ASK_SECONDS = 0.2
 """The same between two predictions of a client."""
 AGAIN_SECONDS = 0.05
 """The same between two streams of events."""

@@ -115,8 +115,7 @@ class MixedPlatform:
             # Hosts of the next build note what they wrote: tests/workflows/builds/next_build.py.
             "IPNEXT_AGENT_HOST_WRITABLE": json.dumps([str(pythons["next"].parents[1] / "channels")]),
             "IPNEXT_PLANNER_EXECUTOR": "threads",
-            "IPNEXT_RECONCILE_EVERY_SECONDS": "1",
-            "IPNEXT_AGENT_IDLE_POLL_SECONDS": "0.2",
+            "IPNEXT_RECONCILE_EVERY_SECONDS": "5",
             "TEMPORAL_ADDRESS": temporal_address,
             "OMP_NUM_THREADS": "1",
         }

@@ -91,7 +91,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture
 def platform(own_temporal, next_python, tmp_path):
     pythons = {"this": THIS, "next": next_python}
-    command = mock_command(weights="{directory}", itl_ms=20, until=tmp_path / "told")
+    command = mock_command(weights="{directory}", itl_ms=50, until=tmp_path / "told")
     regions = (
         MixedRegion(EAST, tmp_path, pythons),
         # its hosts are never forked, and a fork server for them costs a second
