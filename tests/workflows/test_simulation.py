@@ -22,9 +22,9 @@ from tests.workflows.simulation.transitions.walk import Way, walk
 from tests.workflows.simulation.world import history
 
 HISTORIES = Path(__file__).parent / "builds" / "histories"
-EVERY_DAY = 400
+EVERY_DAY = 300
 """Histories of each `make test-all`; `make test` runs a tenth."""
-WITH_PARTS = 120
+WITH_PARTS = 90
 """Those whose manifests add and remove parts besides; docs/simulation.md has the seeds that still break something."""
 ALL = 100_000
 FAULTS = (
@@ -85,7 +85,7 @@ def test_a_hundred_thousand_histories_hold_every_invariant():
 
 
 def test_workers_that_stood_still_and_wake_up_late_break_nothing():
-    found = [history(seed, stalls=True) for seed in range(scaled(200))]
+    found = [history(seed, stalls=True) for seed in range(scaled(80))]
 
     assert [outcome for outcome in found if outcome.violated] == []
     assert sum(outcome.counted["fault: stalled worker"] for outcome in found)
@@ -93,7 +93,7 @@ def test_workers_that_stood_still_and_wake_up_late_break_nothing():
 
 def test_what_is_remembered_of_looks_and_hosts_changes_no_history(monkeypatch):
     """Looked at anew after every step, and hosts counted one by one, the same is found and counted."""
-    seeds = range(scaled(60))
+    seeds = range(scaled(20))
     quick = [history(seed, tracing=True) for seed in seeds]
     anew = []
     monkeypatch.setattr(Region, "able", lambda region, model, now: region.count_able(model, now).qps)

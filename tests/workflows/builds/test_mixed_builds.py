@@ -114,8 +114,10 @@ def client(platform):
 
 @pytest.mark.parametrize(
     ("before", "after", "unused"),
-    [("this", "next", {API_ANSWER, TO_AGENT, IDENTITY, PORTS}), ("next", "this", {API_ANSWER})],
-    ids=["upgrade", "way back"],
+    [
+        pytest.param("this", "next", {API_ANSWER, TO_AGENT, IDENTITY, PORTS}, id="upgrade"),
+        pytest.param("next", "this", {API_ANSWER}, id="way back", marks=pytest.mark.nemesis),
+    ],
 )
 def test_no_answer_fails_and_no_publish_is_lost_while_builds_are_mixed(
     platform, client, next_python, marked, checkpoints, before, after, unused
