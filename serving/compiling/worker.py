@@ -19,8 +19,23 @@ from serving.compiling.cpu_levels import LEVELS
 from serving.engines.torch.compiled import CALLS_FILE
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document, rebuild
 
+
+class LevelAVX512(cpu_vec_isa.VecAVX512):
+    """AVX-512 as the level has it.
+
+    torch adds the instructions for bfloat16 if the compiling machine has them; not every machine of the level does.
+    """
+
+    def __bool__(self) -> bool:  # type: ignore[override]  # torch declares a cache
+        return True
+
+    def build_arch_flags(self) -> str:
+        """Return the compiler's flags."""
+        return self._arch_flags
+
+
 _VECTORS: Final[Mapping[str, type[cpu_vec_isa.VecISA]]] = {
-    "x86-64-v4": cpu_vec_isa.VecAVX512,
+    "x86-64-v4": LevelAVX512,
     "x86-64-v3": cpu_vec_isa.VecAVX2,
 }
 _EXAMPLE_ROWS: Final = 3
