@@ -14,7 +14,7 @@ from ipnext.model.deployment.deployment import (
     RouteTable,
     ServedGeneration,
 )
-from ipnext.model.lifecycle.drain import DrainInput
+from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
@@ -126,5 +126,17 @@ def test_a_recorded_repair_names_the_users_that_it_is_for(moved):
         route(unit, EAST, EAST, 1, revision=9, holds=1)
     activities = ReconciliationActivities(moved.store, moved.infrastructure)
     assert ActivityEnvironment().run(activities.record_repairs, Done()).models == ("m",)
+
+    assert judged(moved).message == ASTRAY
+
+
+def test_a_region_that_returns_with_users_of_a_former_generation_is_told(moved):
+    finish(moved)
+    with moved.store.begin() as unit:
+        drain = unit.add_drain(EAST, disaster=True)
+        unit.update_drain(drain.id, state=DrainState.RETURNING)
+        route(unit, EAST, EAST, 1, revision=9, holds=1)
+    activities = DrainActivities(moved.store, moved.infrastructure, lambda: None, lambda *_: None)
+    ActivityEnvironment().run(activities.return_region, DrainInput(region=EAST))
 
     assert judged(moved).message == ASTRAY
