@@ -46,7 +46,7 @@ def test_a_planner_that_is_killed_again_and_again_is_explained_and_leaves_the_pl
 
     def kill() -> None:
         while not over.wait(0.05):
-            for process in platform.found("activities.planning.solver"):
+            for process in platform.found("activities.planning.solver_process"):
                 try:
                     process.kill()
                 except psutil.NoSuchProcess:
@@ -65,5 +65,5 @@ def test_a_planner_that_is_killed_again_and_again_is_explained_and_leaves_the_pl
     assert (newest.outcome, newest.reason.value) == ("failed", "PlannerFailed")
     assert newest.message.endswith("the plan in force stays")
     assert [plan.id for plan in client.plans() if plan.in_force] == before
-    assert platform.found("activities.planning.solver") == []
+    assert platform.found("activities.planning.solver_process") == []
     assert client.replan(wait=True, timeout_seconds=PATIENCE_SECONDS).state in {ReplanState.KEPT, ReplanState.ADOPTED}
