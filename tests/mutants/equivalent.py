@@ -41,7 +41,7 @@ EQUIVALENT: Final[Mapping[tuple[str, str, str], str]] = {
         "return {key: y for key, y in shares.items() if →y > 0}",
         "Gt becomes GtE",
     ): "shares that are kept shrink by rounding errors, never to nothing",
-    ("serving/protocol/frames.py", "self._frames += →1", "1 becomes 2"): "frames are told apart by it, not counted",
+    ("serving/protocol/frames.py", "self._frames += →1", "1 becomes 2"): "it identifies a frame and counts none",
     ("serving/protocol/frames.py", "self._size = →0", "0 becomes 1"): "it is set before a refused body makes it count",
     (
         "serving/protocol/tensors.py",
