@@ -89,7 +89,7 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff check --fix .
 
 # Whole files in each process, the long ones first: tests/conftest.py.
-BY_FILE = OMP_NUM_THREADS=1 $(BIN)/pytest -n $1 --dist loadfile --durations 20 -m '$2' $(or $(ARGS),$3) $(MAY_SELECT_NONE)
+BY_FILE = OMP_NUM_THREADS=1 $(BIN)/pytest -n $1 --dist loadfile --durations 20 -m '$2' --hypothesis-profile ci $(or $(ARGS),$3) $(MAY_SELECT_NONE)
 # The tier genai lies here (tests/test_tiers.py): to import all other tests takes each process half a minute.
 GENAI_TESTS = tests/genai tests/serving/openai
 # pytest ends with status 5 if it selects no test: no failure if ARGS may have narrowed the selection.
@@ -107,7 +107,7 @@ test-e2e: kernels ## the tests that drive a whole platform, or a browser
 test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (make setup-genai)
 	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
-test-all: kernels ## all tests but the nemesis, in full; those on vLLM are skipped without it (make setup-genai)
+test-all: kernels ## all tests but the nemesis; those on vLLM are skipped without it (make setup-genai)
 	$(call BY_FILE,4,not nemesis)
 
 e2e: kernels ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)

@@ -16,12 +16,13 @@ import urllib3.util.connection  # noqa: F401 - it takes a port as it is imported
 from hypothesis import HealthCheck, settings
 from temporalio.bridge.testing import EphemeralServer
 
-EXAMPLES = 10
-"""Most examples of a property in the profile `fast`."""
-FAST, FULL = "fast", "ci"
-"""Profiles: of `make test`, and of `make test-all` and every other run."""
+FAST, CI, FULL = "fast", "ci", "full"
+"""Profiles: of `make test`, of `make test-all`, and of every other run."""
+EXAMPLES = {FAST: 10, CI: 25}
+"""Most examples of a property by profile; the profile `full` has as many as the property asks for."""
 settings.register_profile(FULL, settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile(FAST, settings.get_profile(FULL), max_examples=EXAMPLES)
+for _name, _most in EXAMPLES.items():
+    settings.register_profile(_name, settings.get_profile(FULL), max_examples=_most)
 settings.load_profile(FULL)
 
 STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
@@ -118,7 +119,7 @@ def tier_of(markers: Iterable[str], fixtures: Iterable[str]) -> str:
 
 
 def scaled(count: int) -> int:
-    """`count` in the profile `ci`, a tenth of it in the profile `fast`."""
+    """`count`, or a tenth of it in the profile `fast`."""
     return count // 10 if settings.get_current_profile_name() == FAST else count
 
 
@@ -152,8 +153,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         _mark(item)
     config.stash[COLLECTED] = {item.nodeid: frozenset(_markers(item)) for item in items}
-    if settings.get_current_profile_name() == FAST:
-        _shorten(config, items)
+    profile = settings.get_current_profile_name()
+    if profile == FAST:
+        _leave_out_deep(config, items)
+    if profile in EXAMPLES:
+        _shorten(items, EXAMPLES[profile])
 
 
 def _markers(item: pytest.Item) -> Iterator[str]:
@@ -173,21 +177,24 @@ def _mark(item: pytest.Item) -> None:
         raise pytest.UsageError(msg)
 
 
-def _shorten(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For the profile `fast`: few examples of each property, and no test that is marked `deep`."""
+def _leave_out_deep(config: pytest.Config, items: list[pytest.Item]) -> None:
     deep = [item for item in items if item.get_closest_marker("deep")]
     config.hook.pytest_deselected(items=deep)
     items[:] = [item for item in items if item not in set(deep)]
+
+
+def _shorten(items: list[pytest.Item], most: int) -> None:
+    """Give each property at most so many examples, whatever it asks for."""
     for item in items:
         function, cls = getattr(item, "function", None), getattr(item, "cls", None)
         if found := getattr(function, "_hypothesis_internal_use_settings", None):
-            function._hypothesis_internal_use_settings = _fewer(found)  # hypothesis has no public way
+            function._hypothesis_internal_use_settings = _fewer(found, most)  # hypothesis has no public way
         if isinstance(found := getattr(cls, "settings", None), settings):  # a state machine
-            cls.settings = _fewer(found)
+            cls.settings = _fewer(found, most)
 
 
-def _fewer(found: settings) -> settings:
-    return settings(found, max_examples=min(found.max_examples, EXAMPLES))
+def _fewer(found: settings, most: int) -> settings:
+    return settings(found, max_examples=min(found.max_examples, most))
 
 
 @pytest.hookimpl(wrapper=True)
