@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ipnext.infra.envoy import openai_config
+from ipnext.infra.envoy import local_replies
 from ipnext.infra.envoy.config import ROUTES_NAME, STREAM_IDLE_SECONDS, Json
 from ipnext.infra.envoy.listeners import Listeners, listeners_of, watch_file
-from ipnext.infra.envoy.openai_config import type_url
+from ipnext.infra.envoy.openai_config import LOCAL_BODY, type_url
 from ipnext.infra.envoy.source_groups import SourceLimit
 
 STAT_PREFIX = "gateway"
@@ -48,7 +48,9 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     `admin_paths` match the paths, with their queries, that it answers; if there are none, it answers all.
     """
     limits = limits or GatewayLimits()
-    mappers = openai_config.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
+    mappers = local_replies.reply_mappers(
+        region, header_seconds=limits.header_seconds, idle_seconds=limits.stream_idle_seconds
+    )
     connections = _connections(routes_file, mappers, limits.header_seconds)
     served = listeners_of(
         gateway_port,
@@ -107,7 +109,7 @@ def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -
         "rds": {"route_config_name": ROUTES_NAME, "config_source": watch_file(routes_file)},
         "local_reply_config": {
             "mappers": mappers,
-            "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
+            "body_format": local_replies.body_format(LOCAL_BODY),
         },
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": _router_filter()}],
     }

@@ -3,6 +3,7 @@
 Envoy neither reads nor keeps a body: it streams requests to the router, which chooses the generation.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 Json = dict[str, Any]
@@ -12,9 +13,18 @@ PATHS: Final = "/(v1(/.*)?|score|rerank|classify|pooling|tokenize|detokenize)"
 _PREFIX: Final = "^(/v1(/|$|\\?)|/(score|rerank|classify|pooling|tokenize|detokenize)($|\\?))"
 RETRY_AFTER_SECONDS: Final = 1
 """Time after which a client that met no capacity, or no router, may retry."""
-_TYPES: Final = {404: "NotFoundError", 503: "ServiceUnavailableError", 504: "TimeoutError"}
+TYPES: Final[Mapping[int, str]] = {
+    400: "BadRequestError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    408: "TimeoutError",
+    503: "ServiceUnavailableError",
+    504: "TimeoutError",
+}
 """Status of an answer that Envoy makes itself -> its type in OpenAI's form, as in the router."""
-_BODY: Final = "%LOCAL_REPLY_BODY%"
+OTHER_TYPE: Final = "InternalServerError"
+"""Of another status; as in the router."""
+LOCAL_BODY: Final = "%LOCAL_REPLY_BODY%"
 """The text that the answer would have without a mapper."""
 
 
@@ -33,27 +43,21 @@ def streaming(action: Json, *, idle_seconds: float) -> Json:
     return {**action, "route": {**action["route"], "timeout": "0s", "idle_timeout": f"{idle_seconds}s"}}
 
 
-def error_mappers(region: str, *, idle_seconds: float) -> list[Json]:
-    """Return mappers that turn Envoy's own answers on OpenAI's paths into OpenAI errors.
+def failure_mappers(region: str, *, idle_seconds: float) -> list[Json]:
+    """Return mappers that turn failures of upstreams and limits of time on OpenAI's paths into OpenAI errors.
 
     The errors name what is allowed or what to do.
 
     The first match counts. `idle_seconds` is the limit that `streaming` sets.
     """
     late = f"nothing has come or gone for {idle_seconds:g} s"
-    unreached = f"the gateway of region {region} gets no answer from its %UPSTREAM_CLUSTER% ({_BODY}); try again"
+    unreached = f"the gateway of region {region} gets no answer from its %UPSTREAM_CLUSTER% ({LOCAL_BODY}); try again"
     again = {"header": {"key": "retry-after", "value": str(RETRY_AFTER_SECONDS)}}
     return [
-        _mapper("TimeoutError", f"{late}, and the request is not whole; send it without a pause", _status(408)),
-        _mapper("TimeoutError", f"{late}, and no answer has begun; try again", _status(504), _FAILED),
-        {**_mapper("ServiceUnavailableError", unreached, _status(503), _FAILED), "headers_to_add": [again]},
-        {
-            **_mapper("ServiceUnavailableError", f"{unreached}", _status(507)),
-            "status_code": 503,
-            "headers_to_add": [again],
-        },
-        *(_mapper(kind, _BODY, _status(status)) for status, kind in _TYPES.items()),
-        _mapper("InternalServerError", _BODY),
+        error_mapper(f"{late}, and the request is not whole; send it without a pause", 408),
+        error_mapper(f"{late}, and no answer has begun; try again", 504, _FAILED),
+        {**error_mapper(unreached, 503, _FAILED), "headers_to_add": [again]},
+        {**error_mapper(unreached, 507, kind=TYPES[503]), "status_code": 503, "headers_to_add": [again]},
     ]
 
 
@@ -61,16 +65,32 @@ _FAILED: Final[Json] = {"response_flag_filter": {}}
 """Answers for which Envoy records a failure flag: all except those of a route."""
 
 
+def error_mappers(text: str, *filters: Json) -> list[Json]:
+    """Return mappers that give the answers on OpenAI's paths a text, with the type of their status."""
+    return [*(error_mapper(text, status, *filters) for status in TYPES), error_mapper(text, None, *filters)]
+
+
+def error_mapper(text: str, status: int | None, *filters: Json, kind: str = "") -> Json:
+    """Return the mapper of answers with a status (None: any) on OpenAI's paths that match all `filters`.
+
+    `kind` is the error's type, by default that of the status.
+    """
+    kind = kind or TYPES.get(status or 0, OTHER_TYPE)
+    path = {"name": ":path", "string_match": {"safe_regex": {"regex": f"{_PREFIX}.*"}}}
+    here: Json = {"header_filter": {"header": path}}
+    of_status = [] if status is None else [_status(status)]
+    error = {"message": text, "type": kind, "param": None, "code": "%RESPONSE_CODE%"}
+    return {
+        "filter": match_all(here, *of_status, *filters),
+        "body_format_override": {"json_format": {"error": error}},
+    }
+
+
+def match_all(*filters: Json) -> Json:
+    """Match the answers that match each filter."""
+    return {"and_filter": {"filters": list(filters)}} if len(filters) > 1 else filters[0]
+
+
 def _status(status: int) -> Json:
     equal = {"op": "EQ", "value": {"default_value": status, "runtime_key": "ipnext.no_such_key"}}
     return {"status_code_filter": {"comparison": equal}}
-
-
-def _mapper(kind: str, message: str, *filters: Json) -> Json:
-    path = {"name": ":path", "string_match": {"safe_regex": {"regex": f"{_PREFIX}.*"}}}
-    here: Json = {"header_filter": {"header": path}}
-    error = {"message": message, "type": kind, "param": None, "code": "%RESPONSE_CODE%"}
-    return {
-        "filter": {"and_filter": {"filters": [here, *filters]}} if filters else here,
-        "body_format_override": {"json_format": {"error": error}},
-    }
