@@ -108,18 +108,34 @@ def current_credential(url: str, file: Path | None = None, *, clock: Clock = tim
 def end_login(url: str, file: Path | None = None) -> tuple[bool, str]:
     """Delete the stored entry for an API, and revoke its refresh token.
 
-    Return whether there was one, and a message for the user.
+    Return whether there was one, and a message for the user: what became of the token, or of the key of `ipnext dev`.
     """
-    entry = find_entry(url, file)
-    known = forget_credential(url, file)
-    if entry is None or not _can_renew(entry):
-        return known, ""
+    entry = forget_credential(url, file)
+    if entry is None:
+        return False, ""
+    if not _can_renew(entry):
+        return True, _key_of_platform(entry, url, file)
+    revoked = _revoke(entry)
+    return True, revoked or _key_of_platform(entry, url, file)
+
+
+def _key_of_platform(forgotten: Mapping[str, Any], url: str, file: Path | None) -> str:
+    """Return how the key of `ipnext dev` is used now that an entry is deleted; empty if there is none."""
+    key_file = forgotten.get("key_file")
+    if isinstance(key_file, str):
+        return f"the key of `ipnext dev` is still in {key_file}; `ipnext login --key < {key_file}` uses it again"
+    found = find_credential(url, file)
+    return "the key of `ipnext dev` is used again" if found is not None and found.is_of_platform else ""
+
+
+def _revoke(entry: Mapping[str, Any]) -> str:
+    """Revoke the refresh token of an entry. Return why that was not possible, or an empty text."""
     try:
         with login_at(str(entry["issuer"]), str(entry["client_id"])) as login:
             revoked = login.revoke(str(entry["refresh_token"]))
     except Unavailable as error:
-        return known, f"the refresh token was not revoked: {error.message}"
-    return known, "" if revoked else "the identity provider offers no revocation; the refresh token ends by itself"
+        return f"the refresh token was not revoked: {error.message}"
+    return "" if revoked else "the identity provider offers no revocation; the refresh token ends by itself"
 
 
 def _renew_login(entry: Mapping[str, Any], clock: Clock) -> Mapping[str, Any]:

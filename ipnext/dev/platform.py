@@ -42,7 +42,7 @@ from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.process.forked_process import OrphanReaper, become_subreaper
 from ipnext.infra.process.host_user import host_user
 from ipnext.infra.settings import AgentSettings
-from ipnext.login.credentials import forget_credential, note_key_file, read_key
+from ipnext.login.credentials import forget_key_file, note_key_file, read_key
 from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS
 from ipnext.platform.admin import ensure_admin_key, make_first_ticket
 from ipnext.settings import DevSettings, client_settings
@@ -245,7 +245,7 @@ class DevPlatform:
         """
         self._places.endpoints.unlink(missing_ok=True)
         with contextlib.suppress(OSError, InvalidInput):
-            forget_credential(self._url("api"), self._credentials, key_file=self._places.admin_key)
+            forget_key_file(self._url("api"), self._places.admin_key, self._credentials)
         for region, agent in self._agents.items():
             agent.grace_seconds = ending_seconds(self._places.region(region))
         self._family.stop()

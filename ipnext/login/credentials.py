@@ -1,8 +1,8 @@
 """Credentials of this user, by the address of the API: one file that only the user can read.
 
-`ipnext dev` stores the path of its admin key and its process, `ipnext login` a key or token. A credential is sent only
-to the address that it was stored for; an API key only after the API there has proved that it knows it
-(`ipnext.client.credential`).
+`ipnext dev` stores the path of its admin key and its process, `ipnext login` a key or token. The entry of a login goes
+before that of `ipnext dev`, until it is deleted. A credential is sent only to the address that it was stored for; an
+API key only after the API there has proved that it knows it (`ipnext.client.credential`).
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from ipnext.errors import InvalidInput
 from ipnext.login.running_platform import Life, life_of, name_this_process
 
 FILE: Final = "credentials.json"
+_PLATFORM: Final = "ipnext dev "
+"""Prefix of the address in the name of an entry that `ipnext dev` stored: a login at it does not replace that."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -77,8 +79,15 @@ def _has_ended(entry: object) -> bool:
 
 def find_entry(url: str, file: Path | None = None) -> Mapping[str, Any] | None:
     """Return the whole stored entry for an API, or None. InvalidInput if the file is not JSON."""
-    entry = _read(credentials_file(file)).get(origin_of(url))
+    entries = _read(credentials_file(file))
+    entry = entries.get(_name_in(entries, url))
     return entry if isinstance(entry, Mapping) else None
+
+
+def _name_in(entries: Mapping[str, Any], url: str) -> str:
+    """Return the name of an API's entry: that of a login if there is one, else of `ipnext dev`."""
+    login = origin_of(url)
+    return login if login in entries else _PLATFORM + login
 
 
 def read_key(file: Path) -> str | None:
@@ -112,11 +121,13 @@ def write_private(file: Path, text: str) -> None:
 def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
     """Store the path of the key for an API that this process serves.
 
-    After the process has ended, the key is not sent there. Entries of killed platforms are deleted as well.
+    After the process has ended, the key is not sent there. A login at the address of a former platform and entries of
+    killed platforms are deleted.
     """
     with changing(credentials_file(file)) as entries:
         _drop_ended(entries)
-        entries[origin_of(url)] = {"key_file": str(key_file), **name_this_process()}
+        entries.pop(origin_of(url), None)
+        entries[_PLATFORM + origin_of(url)] = _entry_of_platform(key_file)
 
 
 def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None) -> None:
@@ -125,15 +136,23 @@ def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None
         entries[origin_of(url)] = dict(entry)
 
 
-def forget_credential(url: str, file: Path | None = None, *, key_file: Path | None = None) -> bool:
-    """Delete the stored entry for an API; with `key_file` only this process's entry of it. True if there was one."""
+def forget_credential(url: str, file: Path | None = None) -> Mapping[str, Any] | None:
+    """Delete the entry that counts for an API, and return it; None if there was none."""
     with changing(credentials_file(file)) as entries:
-        entry = entries.get(origin_of(url))
-        mine = {"key_file": str(key_file), **name_this_process()}
-        if entry is None or (key_file is not None and entry != mine):
-            return False
-        del entries[origin_of(url)]
-        return True
+        entry = entries.pop(_name_in(entries, url), None)
+        return entry if isinstance(entry, Mapping) else None
+
+
+def forget_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
+    """Delete the entry of an API's key that this process stored, if it is still there."""
+    name = _PLATFORM + origin_of(url)
+    with changing(credentials_file(file)) as entries:
+        if entries.get(name) == _entry_of_platform(key_file):
+            del entries[name]
+
+
+def _entry_of_platform(key_file: Path) -> dict[str, Any]:
+    return {"key_file": str(key_file), **name_this_process()}
 
 
 def origin_of(url: str) -> str:

@@ -1,7 +1,8 @@
 """Who this user is to the API: `login`, `logout`, `whoami`, `page`."""
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +12,7 @@ from ipnext.cli.session import client_of, session_of
 from ipnext.client import Client
 from ipnext.client.login import LoginTerms, check_terms, end_login, entry_of, known_terms, login_at
 from ipnext.errors import Forbidden, InvalidInput, NotFound
-from ipnext.login.credentials import note_credential, origin_of
+from ipnext.login.credentials import find_entry, note_credential, origin_of
 from ipnext.model.access.rights import ANY, Grant
 from ipnext.settings import LOGIN_VARIABLES, ClientSettings
 
@@ -37,7 +38,10 @@ def login(
 
 
 def logout(context: typer.Context) -> None:
-    """Forget the credential for this API's address, and revoke a login at the identity provider. A key stays valid."""
+    """Forget the credential for this API's address, and revoke a login at the identity provider. A key stays valid.
+
+    The key of a running `ipnext dev` is used again after the end of a login.
+    """
     settings = session_of(context).settings
     known, remark = end_login(str(settings.api_url), settings.credentials_file)
     say(f"{'forgot the credential' if known else 'there was no credential'} for {origin_of(str(settings.api_url))}")
@@ -87,8 +91,17 @@ def _keep(settings: ClientSettings, key: str) -> None:
     url = str(settings.api_url)
     with Client(url, settings.timeout_seconds, api_key=key) as client:
         found = client.who_am_i()
-    note_credential(url, {"credential": key}, settings.credentials_file)
+    _note(settings, {"credential": key})
     say(f"logged in to {origin_of(url)} as {found.name}: {_grants(found.grants)}")
+
+
+def _note(settings: ClientSettings, entry: Mapping[str, Any]) -> None:
+    """Write down the entry of a login. It goes before that of `ipnext dev`, which stays."""
+    url, file = str(settings.api_url), settings.credentials_file
+    former = find_entry(url, file)
+    note_credential(url, entry, file)
+    if former is not None and "key_file" in former:
+        say("this login is used instead of the key of `ipnext dev`, until `ipnext logout`")
 
 
 def _agree(settings: ClientSettings, named: LoginTerms, *, yes: bool) -> None:
@@ -154,7 +167,7 @@ def _log_in(settings: ClientSettings, *, yes: bool) -> str | None:
             told = f"as {found.name}: {_grants(found.grants)}"
         except Forbidden as error:  # a person without a role yet
             told = f"without a role: {error.message}"
-    note_credential(url, entry_of(terms, tokens), settings.credentials_file)
+    _note(settings, entry_of(terms, tokens))
     say(f"logged in to {origin_of(url)} {told}")
     return None
 

@@ -18,7 +18,9 @@ from ipnext.client import Client, credential
 from ipnext.client.credential import PROVED_SECONDS
 from ipnext.login.credentials import (
     find_credential,
+    find_entry,
     forget_credential,
+    forget_key_file,
     note_credential,
     note_key_file,
     origin_of,
@@ -120,10 +122,32 @@ def test_a_key_file_that_has_gone_counts_as_none_and_a_broken_file_is_named(file
 def test_forgetting_leaves_the_others_and_what_another_platform_has_written_down_since(file, tmp_path):
     note_key_file(URL, tmp_path / "one", file)
     note_credential("https://api.example.com", {"credential": "kept"}, file)
-    assert not forget_credential(URL, file, key_file=tmp_path / "two")
-    assert forget_credential(URL, file, key_file=tmp_path / "one")
+    forget_key_file(URL, tmp_path / "two", file)
+    assert find_entry(URL, file)["key_file"] == str(tmp_path / "one")
+    forget_key_file(URL, tmp_path / "one", file)
     assert json.loads(file.read_text()) == {"https://api.example.com:443": {"credential": "kept"}}
-    assert not forget_credential(URL, file)
+    assert forget_credential(URL, file) is None
+
+
+def test_a_login_goes_before_the_key_of_a_platform_until_it_is_forgotten(file, tmp_path):
+    key_file = tmp_path / "admin-key"
+    write_private(key_file, "secret\n")
+    note_key_file(URL, key_file, file)
+    note_credential(URL, {"credential": "mine"}, file)
+    assert find_credential(URL, file).text == "mine"
+    assert forget_credential(URL, file) == {"credential": "mine"}
+    assert find_credential(URL, file).text == "secret"
+    assert forget_credential(URL, file)["key_file"] == str(key_file)
+    assert find_credential(URL, file) is None
+
+
+def test_a_platform_that_starts_ends_a_login_at_its_address_and_one_that_ends_leaves_it(file, tmp_path):
+    note_credential(URL, {"credential": "of a former platform"}, file)
+    note_key_file(URL, tmp_path / "one", file)
+    assert "key_file" in find_entry(URL, file)
+    note_credential(URL, {"credential": "mine"}, file)
+    forget_key_file(URL, tmp_path / "one", file)
+    assert list(json.loads(file.read_text()).values()) == [{"credential": "mine"}]
 
 
 def test_many_processes_that_write_at_once_lose_nothing(file):
@@ -154,6 +178,10 @@ def key(file, tmp_path):
     return text
 
 
+OF_PLATFORM = f"ipnext dev {URL}"
+"""Name of the entry of a platform at URL."""
+
+
 def entries(file):
     return json.loads(file.read_text())
 
@@ -161,8 +189,8 @@ def entries(file):
 def change(file, **fields):
     """Change the platform's entry; a field that is None goes."""
     found = entries(file)
-    changed = {**found[URL], **fields}
-    write_private(file, json.dumps({**found, URL: {k: v for k, v in changed.items() if v is not None}}))
+    changed = {**found[OF_PLATFORM], **fields}
+    write_private(file, json.dumps({**found, OF_PLATFORM: {k: v for k, v in changed.items() if v is not None}}))
 
 
 def test_the_key_of_a_platform_that_runs_is_sent_to_it_once_it_has_proved_itself(key):
@@ -273,10 +301,10 @@ def test_the_entry_of_a_platform_that_was_killed_is_struck_off_by_the_next_look(
     note_credential("https://api.example.com", {"credential": "kept"}, file)
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "admin-key"), str(file)]) as platform:
         platform.wait()
-    assert "http://127.0.0.1:9000" in entries(file)
+    assert "ipnext dev http://127.0.0.1:9000" in entries(file)
     assert find_credential("http://127.0.0.1:9001", file) is None
     assert find_credential("http://127.0.0.1:9000", file) is None
-    assert set(entries(file)) == {URL, "https://api.example.com:443"}
+    assert set(entries(file)) == {OF_PLATFORM, "https://api.example.com:443"}
 
 
 KILLED = """
@@ -293,7 +321,7 @@ def test_a_platform_that_starts_strikes_off_those_that_were_killed(key, file, tm
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "admin-key"), str(file)]) as platform:
         platform.wait()
     note_key_file("http://127.0.0.1:9002", tmp_path / "admin-key", file)
-    assert set(entries(file)) == {URL, "http://127.0.0.1:9002"}
+    assert set(entries(file)) == {OF_PLATFORM, "ipnext dev http://127.0.0.1:9002"}
 
 
 @pytest.mark.parametrize(
@@ -310,7 +338,7 @@ def test_an_entry_is_struck_off_only_if_its_process_has_ended_for_sure_and_used_
 ):
     change(file, **fields)
     assert sent() is None
-    assert (URL in entries(file)) is is_kept
+    assert (OF_PLATFORM in entries(file)) is is_kept
 
 
 def test_an_entry_that_can_not_be_struck_off_is_not_used_either(key, file):
@@ -319,7 +347,7 @@ def test_an_entry_that_can_not_be_struck_off_is_not_used_either(key, file):
     lock.unlink()
     lock.mkdir()
     assert sent() is None
-    assert URL in entries(file)
+    assert OF_PLATFORM in entries(file)
 
 
 def test_a_place_that_can_not_be_written_and_one_that_others_read_are_named(file, tmp_path):

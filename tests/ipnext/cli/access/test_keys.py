@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ipnext.cli import app
+from ipnext.login.credentials import note_key_file, write_private
 
 
 @pytest.fixture
@@ -72,6 +73,23 @@ def test_a_key_is_kept_for_the_address_until_it_is_forgotten(run, live, monkeypa
     assert run("whoami").stdout == "key admin: admin of everything\n"
     run("logout")
     assert "needs a credential" in run("whoami", status=2).stderr
+
+
+def test_a_login_is_used_instead_of_the_key_of_a_platform_until_logout(run, live, monkeypatch, tmp_path):
+    other = json.loads(run("keys", "create", "ci", "--role", "viewer", "-o", "json").stdout)["key"]
+    monkeypatch.delenv("IPNEXT_API_KEY")
+    key_file = tmp_path / "admin-key"
+    write_private(key_file, live.rooms.admin_key)
+    note_key_file(live.url, key_file, tmp_path / "mine" / "credentials.json")
+    said = run("login", "--key", input=other + "\n").stderr
+    assert "this login is used instead of the key of `ipnext dev`, until `ipnext logout`" in said
+    assert run("whoami").stdout == "key ci: viewer of everything\n"
+    assert "the key of `ipnext dev` is used again" in run("logout").stderr
+    said = run("logout").stderr
+    assert f"the key of `ipnext dev` is still in {key_file}; `ipnext login --key < {key_file}` uses it again" in said
+    assert "ipnext dev" not in run("logout").stderr
+    assert "ipnext dev" not in run("login", "--key", input=key_file.read_text()).stderr
+    assert run("whoami").stdout == "key admin: admin of everything\n"
 
 
 def test_a_link_logs_one_browser_in(run, live):
