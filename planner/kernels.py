@@ -4,6 +4,7 @@ The first plan that needs them compiles them, or `python -m planner.kernels` doe
 core. No plan's time limit counts that.
 """
 
+import argparse
 import ctypes
 import os
 import signal
@@ -125,9 +126,16 @@ def _end_with(parent: int) -> None:
         sys.exit(1)
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m planner.kernels", description=main.__doc__)
+    parser.add_argument("half", nargs="?", choices=HALVES, help="of a child process: the kernels that it compiles")
+    parser.add_argument("parent", nargs="?", type=int, help="of a child process: the process that it ends with")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        _end_with(int(sys.argv[2]))
-        compile_half(sys.argv[1])
-    else:
+    given = _arguments()
+    if given.half is None:
         sys.exit(main())
+    _end_with(given.parent)
+    compile_half(given.half)

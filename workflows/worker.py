@@ -76,6 +76,7 @@ from ipnext.platform.schedules import create_missing, keeping_schedules, schedul
 from ipnext.platform.setup import warn_of_missing
 from ipnext.process.end import end_process
 from ipnext.process.garbage_collection import collect_rarely
+from ipnext.process.settings_only import read_no_arguments
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.store import Store
 from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
@@ -379,6 +380,7 @@ def _belong(store: Store, namespace: WorkflowNamespace) -> None:
 
 def main() -> int:
     """Run the process. Exit status 0 after a signal, that of the error if it can't start."""
+    read_no_arguments("workflows.worker", "Serve the task queues of IPnext's workflows until SIGTERM or SIGINT.")
     keep_new_files_private()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:

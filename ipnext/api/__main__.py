@@ -21,6 +21,7 @@ with collect_after_imports():
     from ipnext.platform.access_settings import note_settings
     from ipnext.platform.key_uses import KeyUseCollector
     from ipnext.process.end import end_process
+    from ipnext.process.settings_only import read_no_arguments
     from ipnext.settings import PlatformSettings, platform_settings
     from ipnext.store.store import Store
 
@@ -30,6 +31,7 @@ OBSERVE_SECONDS = 3.0
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Exit status 0, or that of the error that prevented the start."""
+    read_no_arguments("ipnext.api", "Serve IPnext's API until SIGTERM or SIGINT.")
     keep_new_files_private()
     structlog.configure(
         processors=[

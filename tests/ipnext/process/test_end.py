@@ -11,7 +11,7 @@ from ipnext.errors import EXIT_BAD_INPUT
 PROGRAM = """
 import atexit, runpy, sys
 atexit.register(print, "finalized")
-runpy.run_module(sys.argv[1], run_name="__main__")
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
 """
 
 
