@@ -23,7 +23,7 @@ from ipnext.api.requests.turns import Turns
 from ipnext.api.routes.models.owners import allowance_of
 from ipnext.api.routes.models.signatures import keep_signatures
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
-from ipnext.errors import TooLarge, TooSlow
+from ipnext.errors import QuotaExceeded, TooLarge, TooSlow
 from ipnext.model.access.artifact_use import Allowance, CollectionView, uploaders_allowance
 from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import BlobQuery, MissingBlobs, StoredSnapshot
@@ -95,12 +95,12 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     is refused (409) before it is read. Without `content-length` it counts as the largest blob until it is stored.
     """
     limit = rooms.settings.max_upload_bytes
-    stated = request.headers.get("content-length")
-    size = int(stated or limit)
+    stated = _stated_size(request)
+    size = limit if stated is None else stated
     _check_size(size, limit)
     upload = _Upload(request.stream(), size, UploadPace.of(rooms.settings), _Proof(rooms.access, acting_of(request)))
     with _turn(request, asker) as threads:
-        await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model, needs=int(stated or 0)))
+        await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, stated, asker, model))
         stored: int | None = None
         try:
             await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, upload.content(), limiter=threads)
@@ -227,16 +227,32 @@ def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
         yield state.upload_threads
 
 
-def _admit(rooms: PlatformAdapters, sha256: str, size: int, asker: Principal, model: str | None, *, needs: int) -> None:
-    """Record that a blob is coming, and count it; `needs`: the bytes that it certainly has.
+def _stated_size(request: Request) -> int | None:
+    """Return the bytes that an upload says it has; None if it is sent in chunks, whose number ends it (RFC 9112)."""
+    stated = request.headers.get("content-length")
+    return None if stated is None or "transfer-encoding" in request.headers else int(stated)
+
+
+def _admit(rooms: PlatformAdapters, sha256: str, size: int | None, asker: Principal, model: str | None) -> None:
+    """Record that a blob is coming, and count it; without a size, as the largest one.
 
     Raises QuotaExceeded, NotFound, Forbidden or InsufficientStorage.
     """
     allowance = _allowance_for(rooms, asker, model)
-    rooms.artifacts.check_room(needs)
+    rooms.artifacts.check_room(size or 0)
     record_asked(rooms.store, object=("Blob", sha256))
+    counted = rooms.settings.max_upload_bytes if size is None else size
     with rooms.store.begin_free(()) as unit:
-        unit.reserve_blob(sha256, size, allowance)
+        try:
+            unit.reserve_blob(sha256, counted, allowance)
+        except QuotaExceeded as error:
+            if size is not None:
+                raise
+            msg = (
+                "content-length: the upload has none and counts as the largest blob (IPNEXT_MAX_UPLOAD_BYTES) until "
+                f"it is stored; {error.message}"
+            )
+            raise QuotaExceeded(msg, field="content-length", allowed=error.allowed) from error
 
 
 def _allowance_for(rooms: PlatformAdapters, asker: Principal, model: str | None) -> Allowance:

@@ -267,6 +267,24 @@ async def test_what_no_owner_limits_is_limited_by_the_platform(world):
     assert "of 10 bytes of artifacts and manifests (IPNEXT_ARTIFACT_BYTES)" in answer.json()["message"]
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-length": "4", "transfer-encoding": "chunked"}])
+async def test_an_upload_without_a_size_is_told_as_what_it_counts(world, headers):
+    world.rooms.settings = world.rooms.settings.model_copy(update={"artifact_bytes": 10})
+
+    async def pieces():
+        yield b"four"
+
+    async with world.rooms.client() as client:
+        address = f"/v1/artifacts/blobs/{sha(b'four')}"
+        answer = await client.put(address, content=pieces(), headers=headers)
+        assert (await client.put(address, content=b"four")).status_code == 204
+    refused = answer.json()
+    assert (answer.status_code, refused["code"], refused["field"]) == (409, "QuotaExceeded", "content-length")
+    assert "value" not in refused
+    said = "content-length: the upload has none and counts as the largest blob (IPNEXT_MAX_UPLOAD_BYTES)"
+    assert refused["message"].startswith(said)
+
+
 async def test_uploads_of_all_sessions_of_a_key_count_together(world):
     world.rooms.settings = world.rooms.settings.model_copy(update={"artifact_bytes": 10})
     key = {"Authorization": f"Bearer {world.rooms.add_key('ci', Role.PUBLISHER)}"}
