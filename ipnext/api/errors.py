@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -114,6 +115,8 @@ async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     if isinstance(error.__cause__, IPnextError):
         return answer(error_body(error.__cause__), error.status_code, error.headers)
+    if isinstance(error.__cause__, RecursionError | ValueError):  # of the reader of a body, which FastAPI does not name
+        return answer(error_body(_not_json(error.__cause__)), error.status_code, error.headers)
     message = f"{request.method} {_path(request)}: {str(error.detail).lower()}; /docs lists the endpoints"
     code = HTTP_CODES.get(error.status_code, InvalidInput.code)
     return answer(ErrorBody(code=code, message=message), error.status_code, error.headers)
@@ -137,7 +140,8 @@ def _find_fault(request: Request, error: RequestValidationError) -> InvalidInput
     faults = error.errors()
     bodies = [fault for fault in faults if fault["loc"][:1] == ("body",)]
     if bodies and bodies[0]["type"] == "json_invalid":
-        return InvalidInput(f"the body is not JSON: {bodies[0].get('ctx', {}).get('error', '')}")
+        place = bodies[0]["loc"][-1]
+        return InvalidInput(f"the body is not JSON: {bodies[0].get('ctx', {}).get('error', '')}, at character {place}")
     if bodies and isinstance(error.body, bytes):
         return InvalidInput("the body is not taken as JSON; send the header `content-type: application/json`")
     field = getattr(request.scope.get("route"), "body_field", None)
@@ -151,6 +155,17 @@ def _find_fault(request: Request, error: RequestValidationError) -> InvalidInput
     place = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
     message = f"{place}: {first['msg']} (got {str(first.get('input'))!r:.200})"
     return InvalidInput(message, field=place, value=first.get("input"))
+
+
+def _not_json(error: RecursionError | ValueError) -> InvalidInput:
+    """Return the fault of a body that Python's reader of JSON refused, but for its syntax."""
+    if isinstance(error, RecursionError):
+        why = "it is nested too deeply"
+    elif isinstance(error, UnicodeDecodeError):
+        why = "it is no text in UTF-8"
+    else:
+        why = f"it has a whole number of more than {sys.get_int_max_str_digits()} digits"
+    return InvalidInput(f"the body is not JSON that this server reads: {why}")
 
 
 def _no_body(model: type[Value] | type[WrittenValue]) -> InvalidInput:

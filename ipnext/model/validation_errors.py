@@ -63,7 +63,7 @@ def first_fault(found: Sequence[ErrorDetails], model: type[BaseModel]) -> Invali
     faults = _own_faults(found)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     location = first["loc"]
-    field = ".".join(str(step) for step in location)
+    field = join_steps(location)
     if first["type"] == "extra_forbidden":
         allowed = _allowed_fields(model, location[:-1])
         msg = f"{field}: unknown field; allowed here: {', '.join(allowed)}"

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstrai
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
+from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
+
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -99,7 +101,7 @@ class NameTwice(ValueError):
     """An object of JSON has a member twice: readers would differ in the one that counts."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name!r} is given twice in one object")
+        super().__init__(f"{cut_text(name, PLACE_CHARACTERS)!r} is given twice in one object")
         self.name = name
 
 

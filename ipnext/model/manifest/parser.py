@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
 from ipnext.model.access.owner import OwnerManifest
+from ipnext.model.echoes import show_value
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.manifest import ModelManifest
@@ -42,7 +43,7 @@ def parse_manifest(document: object) -> Manifest:
     kind = document.get("kind")
     model = KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
-        msg = f"kind: {kind!r} is not known; allowed: {', '.join(KINDS)}"
+        msg = f"kind: {show_value(kind)} is not known; allowed: {', '.join(KINDS)}"
         raise InvalidInput(msg, field="kind", value=kind, allowed=tuple(KINDS))
     try:
         return model.model_validate(document)

@@ -75,6 +75,33 @@ async def test_what_is_no_json_is_answered_as_before(world):
     assert (refused.status_code, refused.json()["message"][:20]) == (400, "the body is not JSON")
 
 
+LONG = b"x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"' + LONG, "the body is not JSON: Unterminated string starting at, at character 1"),
+        (b'{"a": ' + LONG, "the body is not JSON: Expecting value, at character 6"),
+        (b"{} " + LONG, "the body is not JSON: Extra data, at character 3"),
+        (b"\xff" * 100_000, "the body is not JSON that this server reads: it is no text in UTF-8"),
+        (b"[" * 90_000, "the body is not JSON that this server reads: it is nested too deeply"),
+        (b'{"a": ' + b"1" * 100_000 + b"}", "it has a whole number of more than 4300 digits"),
+        (b'{"' + LONG + b'": 1, "' + LONG + b'": 2}', "is given twice in one object"),
+        (b'{"' + LONG + b'": 1}', ": unknown field; allowed here: apiVersion, kind, "),
+        (b'{"kind": "' + LONG + b'", "metadata": {}, "spec": {}, "apiVersion": "ipnext/v1"}', ": "),
+        (b'"' + LONG + b'"', "xxx"),
+    ],
+    ids=lambda given: given[:12] if isinstance(given, bytes) else None,
+)
+@pytest.mark.parametrize("path", ["/v1/fleet", "/v1/models/ranker"])
+async def test_an_error_repeats_little_of_a_body(world, path, content, said):
+    refused = await send(world, "PUT", path, content)
+    assert (refused.status_code, refused.json()["code"]) == (400, "InvalidInput")
+    assert said in refused.json()["message"]
+    assert len(refused.content) < 2_000
+
+
 async def test_blobs_are_no_documents(world):
     assert await world.upload(b'{"a": 1, "a": 2}')
 
