@@ -27,7 +27,7 @@ from ipnext.artifacts.checkpoints.tensor_headers import (
 from ipnext.artifacts.checkpoints.tokenizer_files import ChatTemplate, MalformedTemplates
 from ipnext.artifacts.local_links import open_directory
 from ipnext.errors import InvalidInput
-from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
+from ipnext.model.registry.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig, FactText
 from ipnext.model.value import Value, canonical_json
 
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -94,8 +94,8 @@ class AdapterConfig(Value):
 
     model_config = Value.model_config | {"extra": "ignore"}
 
-    base_model_name_or_path: str | None = None
-    peft_type: str = "LORA"
+    base_model_name_or_path: FactText | None = None
+    peft_type: FactText = "LORA"
     task_type: str | None = None
     r: int | None = Field(default=None, ge=1)
     rank_pattern: Mapping[str, int] | None = None

@@ -13,14 +13,17 @@ ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 _GENERATIVE: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 """Suffixes of architectures that generate text, as transformers names them."""
 
+FactText = Annotated[str, Field(max_length=1024)]
+"""A name or a path in a checkpoint's own configuration."""
+
 
 class Checkpoint(Value):
     """The facts of a checkpoint, kept in the snapshot's manifest."""
 
     kind: Literal["model", "adapter"] = "model"
-    architecture: str
+    architecture: FactText
     """As `config.json` names it, such as LlamaForCausalLM; of an adapter its kind, such as LORA."""
-    dtype: str
+    dtype: FactText
     """The dtype of most of its numbers, as safetensors names it."""
     parameters: int = Field(ge=0)
     tensors: Sha256
@@ -31,7 +34,7 @@ class Checkpoint(Value):
     heads: int | None = None
     positions: int | None = None
     """Longest sequence that the model was made for, in tokens."""
-    base: str | None = None
+    base: FactText | None = None
     """Of an adapter: the model that it was trained on."""
     rank: int | None = None
     """Of an adapter: the rank of its matrices."""
@@ -66,7 +69,7 @@ class CheckpointConfig(Value):
 
     model_config = Value.model_config | {"extra": "ignore"}
 
-    architectures: tuple[str, ...] = ()
+    architectures: tuple[FactText, ...] = ()
     name_or_path: str | None = Field(default=None, alias="_name_or_path")
     """The source from which the saving tool loaded it."""
     hidden_size: Size | None = None

@@ -105,10 +105,14 @@ class Signature(Value):
         return plain if self.request_inputs else {key: plain[key] for key in plain if key != "request_inputs"}
 
 
+MOST_PATH_CHARACTERS: Final = 1024
+"""Of a file's path within its snapshot."""
+
+
 class ArtifactFile(Value):
     """One file of a snapshot: path relative to the snapshot's directory, SHA-256 and size in bytes."""
 
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1, max_length=MOST_PATH_CHARACTERS)
     sha256: Sha256
     size_bytes: int = Field(ge=0)
 
@@ -123,7 +127,7 @@ class SnapshotManifest(Value):
     """`snapshot.json`: what a snapshot consists of. Its digest names the snapshot's content."""
 
     format: Literal["ipnext/snapshot/v1"] = SNAPSHOT_FORMAT
-    engine: str
+    engine: EngineName
     signature: Signature
     files: Annotated[tuple[ArtifactFile, ...], FailFast(), Field(max_length=MOST_FILES)]
     producer: Mapping[ProducerText, ProducerText] = Field(default_factory=dict, max_length=MOST_PRODUCERS)

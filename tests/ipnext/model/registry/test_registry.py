@@ -9,7 +9,7 @@ FILE = {"path": "weights.json", "size_bytes": 1, "sha256": "a" * 64}
 
 
 def manifest(**more):
-    return SnapshotManifest(engine="torch", signature=Signature(inputs=(), outputs=()), **({"files": ()} | more))
+    return SnapshotManifest(signature=Signature(inputs=(), outputs=()), **({"engine": "torch", "files": ()} | more))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,39 @@ def manifest(**more):
 def test_a_manifest_that_is_too_large_is_refused(more):
     with pytest.raises(ValidationError, match="at most"):
         manifest(**more)
+
+
+@pytest.mark.parametrize("engine", ["", "Torch", "a b", "../x", "-x", "x" * 64, "x\n", "ü"])
+def test_an_engine_has_the_characters_and_the_length_of_a_name(engine):
+    with pytest.raises(ValidationError, match="engine\n  String should match pattern"):
+        manifest(engine=engine)
+
+
+def texts_of(schema, definitions, place):
+    """Yield (place, schema) of each text in a schema."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    for each in schema.get("anyOf", [schema]):
+        if "$ref" in each:
+            yield from texts_of(each, definitions, place)
+        if each.get("type") == "string":
+            yield place, each
+        if isinstance(each.get("items"), dict):
+            yield from texts_of(each["items"], definitions, f"{place}[]")
+        if isinstance(each.get("additionalProperties"), dict):
+            yield f"{place}{{}}", {"type": "string", **each.get("propertyNames", {})}
+            yield from texts_of(each["additionalProperties"], definitions, f"{place}{{}}")
+        for name, inner in each.get("properties", {}).items():
+            yield from texts_of(inner, definitions, f"{place}.{name}")
+
+
+def test_each_text_of_a_manifest_has_a_bound():
+    schema = SnapshotManifest.model_json_schema()
+    texts = list(texts_of(schema, schema["$defs"], ""))
+    known = {".engine", ".parent", ".files[].path", ".signature.inputs[].name", ".checkpoint.base"}
+    assert known < {place for place, _ in texts}
+    bounds = {"maxLength", "pattern", "enum", "const"}
+    assert [place for place, text in texts if not bounds & text.keys()] == []
 
 
 def test_as_many_files_as_are_allowed_are_taken():
