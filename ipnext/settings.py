@@ -134,7 +134,8 @@ class IdentitySettings(BaseSettings):
 class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, TemporalSettings, Timing):
     """Settings of API and worker. The move from one machine to many changes only these, never the code."""
 
-    model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True, strict=False)
+    """Not strict, as variables of the environment are texts."""
 
     database_url: str = "sqlite:///ipnext.db"
     """SQLAlchemy URL: sqlite:///FILE or postgresql+psycopg://..."""

@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, StringConstraints
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
-from ipnext.model.echoes import PLACE_CHARACTERS, cut_text
+from ipnext.model.echoes import PLACE_CHARACTERS, cut_text, show_value
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
@@ -21,6 +22,18 @@ EngineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,6
 """An engine, as its entry point names it."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _written_time(value: object) -> object:
+    """Refuse numbers, and texts of one: pydantic counts them as seconds or milliseconds of an epoch."""
+    if isinstance(value, datetime) or (isinstance(value, str) and value.strip("+-. 0123456789")):
+        return value
+    msg = f"a time such as 2026-12-20T00:00:00Z, not {show_value(value)}"
+    raise ValueError(msg)
+
+
+WrittenTime = Annotated[datetime, BeforeValidator(_written_time)]
+"""A time of ISO 8601."""
 
 
 LARGEST_FIGURE: Final = 1e12
@@ -34,18 +47,19 @@ LONGEST_SECONDS: Final = 366 * 86400.0
 
 
 _COLLECTIONS: Final = frozenset({"list", "tuple", "set", "frozenset", "dict"})
+_SCALARS: Final = frozenset({"bool", "int", "float", "str"})
 _NO_SCHEMAS: Final = frozenset({"metadata", "default", "expected"})
 """Of a schema: values, not schemas."""
 
 
-def _fail_fast(schema: Any, *, inside: bool = False) -> None:
+def _tighten(schema: Any, *, strict: bool, inside: bool = False) -> None:
     """Let the lists and mappings of a model's schema end at their first fault.
 
-    `inside`: models in it have done so themselves.
+    `strict`: its scalars convert no other type. `inside`: models in it have done so themselves.
     """
     if isinstance(schema, list | tuple):
         for part in schema:
-            _fail_fast(part, inside=inside)
+            _tighten(part, strict=strict, inside=inside)
     if not isinstance(schema, dict):
         return
     kind = schema.get("type")  # of the dictionary of fields it may be a field
@@ -53,13 +67,19 @@ def _fail_fast(schema: Any, *, inside: bool = False) -> None:
         return
     if isinstance(kind, str) and kind in _COLLECTIONS:
         schema["fail_fast"] = True
+    if strict and isinstance(kind, str) and kind in _SCALARS:
+        schema["strict"] = True
     for name, part in schema.items():
         if name not in _NO_SCHEMAS:
-            _fail_fast(part, inside=inside or kind == "model")
+            _tighten(part, strict=strict, inside=inside or kind == "model")
 
 
-class _FailsFast(BaseModel):
-    """A model whose lists and mappings are judged up to their first fault.
+class _Tightened(BaseModel):
+    """A model with strict scalars, whose lists and mappings are judged up to their first fault.
+
+    A number is a number, not a text of digits or a boolean; a float may be written as an integer. Times and lists are
+    converted from their JSON. The reader of messages (`ipnext.model.wire`) is lenient, whatever the schema says, as is
+    a subclass with `strict=False` in its configuration.
 
     Each fault is described, and strangers write long ones.
     """
@@ -68,17 +88,17 @@ class _FailsFast(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """See pydantic."""
         schema = handler(source)
-        _fail_fast(schema)
+        _tighten(schema, strict=cls.model_config.get("strict", True) is True)
         return schema
 
 
-class Value(_FailsFast):
+class Value(_Tightened):
     """A frozen value with snake_case fields; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-class WrittenValue(_FailsFast):
+class WrittenValue(_Tightened):
     """A frozen value that a person writes or reads in YAML: camelCase fields, unknown ones refused."""
 
     model_config = ConfigDict(

@@ -33,7 +33,7 @@ def decode(kind: type[T], content: str | bytes | bytearray) -> T:
         pydantic.ValidationError: a ValueError; a known field is missing or has a value that this build does not allow.
     """
     key: Any = kind
-    found: T = _adapter(key).validate_json(content, extra="ignore")
+    found: T = _adapter(key).validate_json(content, extra="ignore", strict=False)
     return found
 
 
@@ -54,5 +54,5 @@ def _decode_cached(kind: Any, content: str) -> Any:
 def decode_plain(kind: type[T], content: object) -> T:
     """Return the value of plain data that was already parsed, as `decode` does."""
     key: Any = kind
-    found: T = _adapter(key).validate_python(content, extra="ignore")
+    found: T = _adapter(key).validate_python(content, extra="ignore", strict=False)
     return found

@@ -61,12 +61,19 @@ LocalTime = Annotated[
 """Local wall clock time in the window's time zone; a date alone is its midnight."""
 
 
+def _written_duration(value: object) -> object:
+    if isinstance(value, timedelta | str):
+        return value
+    msg = f"a duration such as P1D or PT6H, not {value!r}"
+    raise ValueError(msg)
+
+
 class FreezeWindow(WrittenValue):
     """One window, or with `rrule` many of the same length on the wall clock. The end is no longer frozen."""
 
     start: LocalTime
     end: LocalTime | None = None
-    duration: timedelta | None = None
+    duration: Annotated[timedelta, BeforeValidator(_written_duration)] | None = None
     """Instead of `end`, as in ISO 8601: P1D, PT6H. On the wall clock: a day is a day also when clocks are changed."""
     rrule: str | None = Field(default=None, min_length=1, max_length=500)
     """RFC 5545, such as FREQ=WEEKLY;BYDAY=FR. `start` is the first time that may match."""

@@ -5,14 +5,13 @@ needs no new measurement.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.throughput import TOKENS, Unit
-from ipnext.model.value import Name, Sha256, Value, WrittenValue, digest_of
+from ipnext.model.value import Name, Sha256, Value, WrittenTime, WrittenValue, digest_of
 
 MOST_STEPS = 64
 
@@ -77,7 +76,7 @@ class Profile(Value):
     hardware: Name
     steps: tuple[LoadStep, ...] = Field(min_length=1, max_length=MOST_STEPS)
     conditions: Conditions
-    measured_at: datetime
+    measured_at: WrittenTime
 
     @model_validator(mode="after")
     def _steps_rise(self) -> Self:

@@ -30,6 +30,14 @@ _OF_THE_ROLLOUT: Final = ("drainSeconds", "drain_seconds")
 GIB: Final = 2**30
 
 
+def _whole_number(given: object) -> object:
+    """Refuse other types than integers: to a literal, true and 1.0 are equal to 1."""
+    if type(given) is not int:
+        msg = "Input should be a valid integer"
+        raise ValueError(msg)
+    return given
+
+
 class VllmSettings(WrittenValue):
     """The way vLLM serves a part. vLLM chooses settings that are left out."""
 
@@ -55,7 +63,7 @@ class VllmSettings(WrittenValue):
     enable_prefix_caching: bool | None = None
     kv_transfer: KvTransferSettings | None = None
     """This part's role, if prefill and decode are two parts."""
-    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    max_lora_rank: Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], BeforeValidator(_whole_number)] = 16
     """Highest rank of the adapters based on the part; the device reserves room for it."""
     routing: RoutingSettings | None = None
     """The router's choice of one of the part's engines; neither vLLM nor the host receives it."""

@@ -23,12 +23,22 @@ def routes(app):
 
 
 def collect(route, found):
+    dependants = {}
+    collect_dependants(route, dependants)
+    for place, dependant in dependants.items():
+        found[place] = tuple(
+            a for d in getattr(dependant, "dependencies", ()) if (a := getattr(d.call, "action", None))
+        )
+
+
+def collect_dependants(route, found):
+    """(method, path) of a route -> what FastAPI knows of its endpoint."""
     context = getattr(route, "effective_route_contexts", None)
     for each in context() if callable(context) else [route]:
         dependant = getattr(each, "dependant", None)
         for method in getattr(each, "methods", None) or ():
-            actions = [a for d in getattr(dependant, "dependencies", ()) if (a := getattr(d.call, "action", None))]
-            found[method, each.path] = tuple(actions)
+            if dependant is not None:
+                found[method, each.path] = dependant
 
 
 def seed_two_owners(rooms):

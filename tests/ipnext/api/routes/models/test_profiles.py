@@ -173,6 +173,6 @@ async def test_a_profile_counts_once_as_bytes_of_its_owner(serving):
     after = (await put_owner(serving))["artifactBytes"]
     assert after - before > 300
     await put(serving, profile(500))
-    assert (await put_owner(serving, artifactBytes=after))["artifactBytes"] == after
+    assert (await put_owner(serving, artifactBytes=int(after)))["artifactBytes"] == after
     refused = await put(serving, profile(500, minutes=1), status=409)
     assert "bytes of artifacts and manifests (quotas.artifactBytes)" in refused["message"]
