@@ -17,6 +17,7 @@ from ipnext.components.identity import Component
 from ipnext.components.private_files import make_own_directory
 from ipnext.errors import Conflict
 from ipnext.infra.process.places import ProcessAddresses, run_directory
+from tests.e2e.conftest import NO_HOSTS
 from tests.processes import unix_transport
 from tests.waiting import until
 
@@ -122,7 +123,7 @@ def test_a_directory_that_others_could_write_is_not_used(tmp_path):
 
 
 def test_an_agent_that_ends_leaves_no_sockets(new_agent):
-    agent = new_agent("eu", real=True).start()
+    agent = new_agent("eu", real=True, environment=NO_HOSTS).start()
     place = run_directory(agent.state.resolve())
     assert place.is_dir()
     agent.end()

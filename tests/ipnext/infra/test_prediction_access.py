@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from ipnext.model.deployment.deployment import (
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from ipnext.names import CLIENT_HEADERS, INNER_HEADERS
 from serving.export import export_model
+from tests.e2e.conftest import NO_HOSTS
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
@@ -113,12 +115,32 @@ class Guarded:
         )
 
 
-@pytest.fixture
-def guarded(new_agent, snapshot):
+@contextmanager
+def guarding(running_agent, directory, snapshot, **more):
+    """A region of its own that serves the model."""
     uri, held = snapshot
-    found = Guarded(new_agent(artifacts=uri, real=True).start(), held)
-    found.serve()
-    return found
+    agent = running_agent("eu", directory, artifacts=uri, real=True, **more)
+    try:
+        found = Guarded(agent.start(), held)
+        found.serve()
+        yield found
+    finally:
+        agent.close()
+
+
+@pytest.fixture(scope="module")
+def guarded(running_agent, tmp_path_factory, snapshot):
+    """At first without a list; each test puts its own in force."""
+    with guarding(running_agent, tmp_path_factory.mktemp("guarded"), snapshot) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def hasty(running_agent, tmp_path_factory, snapshot):
+    """The same, but its list is out of date once the router has refused a newer one for half a second."""
+    stale = {"IPNEXT_AGENT_ACCESS_STALE_SECONDS": "0.5"}
+    with guarding(running_agent, tmp_path_factory.mktemp("hasty"), snapshot, environment=stale) as found:
+        yield found
 
 
 def test_a_key_lets_in_and_its_revocation_keeps_out_whatever_is_started_again(guarded):
@@ -186,36 +208,28 @@ def test_a_revocation_is_in_force_although_the_disk_of_the_region_is_full(guarde
     assert agent.infra.observe("eu").access_behind_seconds is None
 
 
-def test_a_list_that_the_router_refuses_is_not_acknowledged_and_ends_the_old_one(new_agent, snapshot):
-    uri, held = snapshot
-    stale = {"IPNEXT_AGENT_ACCESS_STALE_SECONDS": "0.5"}
-    guarded = Guarded(new_agent(artifacts=uri, real=True, environment=stale).start(), held)
-    guarded.serve()
-    guarded.allow(guarded.key)
-    guarded.await_status(200, guarded.key)
-    assert guarded.allow(policies="nonsense").revision < guarded.revision
-    refused = guarded.await_status(503, guarded.key)
+def test_a_list_that_the_router_refuses_is_not_acknowledged_and_ends_the_old_one(hasty):
+    hasty.allow(hasty.key)
+    hasty.await_status(200, hasty.key)
+    assert hasty.allow(policies="nonsense").revision < hasty.revision
+    refused = hasty.await_status(503, hasty.key)
     assert "out of date" in refused.text
-    assert guarded.agent.infra.access_revision("eu").revision == 0
-    assert guarded.agent.infra.observe("eu").access_behind_seconds > 0.5
-    guarded.allow(guarded.key)
-    guarded.await_status(200, guarded.key)
-    assert guarded.agent.infra.observe("eu").access_behind_seconds is None
+    assert hasty.agent.infra.access_revision("eu").revision == 0
+    assert hasty.agent.infra.observe("eu").access_behind_seconds > 0.5
+    hasty.allow(hasty.key)
+    hasty.await_status(200, hasty.key)
+    assert hasty.agent.infra.observe("eu").access_behind_seconds is None
 
 
-def test_a_refused_list_closes_the_models_that_the_old_one_left_open(new_agent, snapshot):
-    uri, held = snapshot
-    stale = {"IPNEXT_AGENT_ACCESS_STALE_SECONDS": "0.5"}
-    guarded = Guarded(new_agent(artifacts=uri, real=True, environment=stale).start(), held)
-    guarded.serve()
-    guarded.allow(predictions="open")
-    guarded.await_status(200)
-    guarded.allow(policies="nonsense", predictions="open")
-    until(lambda: guarded.agent.infra.access_revision("eu").revision == 0, why=lambda: "the old list has ended")
-    assert guarded.ask().status_code == 200, "it is open by the newest list, too"
-    guarded.allow(policies="nonsense")
-    guarded.await_status(401)
-    guarded.await_status(503, guarded.key)
+def test_a_refused_list_closes_the_models_that_the_old_one_left_open(hasty):
+    hasty.allow(predictions="open")
+    hasty.await_status(200)
+    hasty.allow(policies="nonsense", predictions="open")
+    until(lambda: hasty.agent.infra.access_revision("eu").revision == 0, why=lambda: "the old list has ended")
+    assert hasty.ask().status_code == 200, "it is open by the newest list, too"
+    hasty.allow(policies="nonsense")
+    hasty.await_status(401)
+    hasty.await_status(503, hasty.key)
 
 
 def test_a_region_that_lost_its_list_answers_nobody_until_it_gets_one(guarded):
@@ -240,7 +254,8 @@ def test_a_region_that_sends_requests_on_sends_the_credential_and_the_other_one_
 ):
     uri, held = snapshot
     peers = tmp_path / "peers.json"
-    agents = [new_agent(name, artifacts=uri, real=True, peers=peers).start() for name in ("eu", "us")]
+    shared = {"artifacts": uri, "real": True, "peers": peers, "environment": NO_HOSTS}  # one host between them
+    agents = [new_agent(name, **shared).start() for name in ("eu", "us")]
     peers.write_text(json.dumps({agent.region: agent.peer_url for agent in agents}))
     eu, us = (Guarded(agent, held, agent.region) for agent in agents)
     us.key, us.foreign = eu.key, eu.foreign

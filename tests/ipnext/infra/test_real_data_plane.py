@@ -1,5 +1,6 @@
 """Real agent, Envoy, router and torch hosts: a model of two parts is rolled out and answered."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from ipnext.model.deployment.deployment import (
     ServedGeneration,
 )
 from ipnext.model.registry.registry import GraphNode, PartGraph
+from serving.engines.torch.program import WEIGHTS_FILE
 from serving.export import export_model
 from tests.own_user import needs_root, nobody, open_directory, with_open_python
 from tests.waiting import PATIENCE_SECONDS, until
@@ -47,17 +49,19 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-@pytest.fixture
-def store(tmp_path):
-    return open_store(f"file://{tmp_path}/artifacts")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return open_store(f"file://{tmp_path_factory.mktemp('store')}/artifacts")
 
 
-@pytest.fixture
-def publish(store, tmp_path):
+@pytest.fixture(scope="module")
+def publish(store, tmp_path_factory):
     """Export and ingest a part; the snapshot as a deployment names it."""
+    root = tmp_path_factory.mktemp("snapshots")
 
+    @functools.cache
     def publish(part, number, factor):
-        directory = tmp_path / f"{part}-{number}"
+        directory = root / f"{part}-{number}-{factor}"
         export_model(Scale(factor), {"x": torch.zeros(2, 3)}, directory)
         source = ingest_directory(store, directory)
         return AssignedSnapshot(snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=(number,))
@@ -65,14 +69,24 @@ def publish(store, tmp_path):
     return publish
 
 
-def deployment(part, *holds, replicas=1):
-    key = DeploymentKey(model="scaled", part=part, region="eu", hardware="cpu")
+@pytest.fixture(scope="module")
+def region(tmp_path_factory, running_agent, store):
+    """A real agent for tests with a model of their own each, which leave it running."""
+    agent = running_agent("eu", tmp_path_factory.mktemp("region"), artifacts=store.uri, real=True)
+    try:
+        yield agent.start()
+    finally:
+        agent.close()
+
+
+def deployment(part, *holds, replicas=1, model="scaled"):
+    key = DeploymentKey(model=model, part=part, region="eu", hardware="cpu")
     return Deployment(key=key, replicas=replicas, engine="torch", units=1, qps=100, holds=holds)
 
 
-def table(revision, generation, served):
+def table(revision, generation, served, model="scaled"):
     return RouteTable(
-        model="scaled",
+        model=model,
         region="eu",
         revision=revision,
         shares=(RouteShare(to="eu", generation=generation, fraction=1.0),),
@@ -84,23 +98,28 @@ CLIENTS = 3
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]}
 
 
-def serving_agent(new_agent, publish, store, *, replicas=1, **settings):
+def serving_agent(new_agent, publish, store, **settings):
     """A real agent that answers as generation 1."""
     agent = new_agent(artifacts=store.uri, real=True, **settings).start()
-    for part in ("first", "second"):
-        agent.infra.apply(deployment(part, publish(part, 1, 2), replicas=replicas))
-    for part in ("first", "second"):
-        agent.await_ready(deployment(part).key, 1, replicas=replicas)
-    agent.infra.route(table(1, 1, served=[1]))
+    serve(agent, publish)
     return agent
 
 
-def ask(agent, **headers):
-    return agent.client.post(f"{agent.gateway}/v2/models/scaled/infer", json=BODY, headers=headers)
+def serve(agent, publish, *, replicas=1, model="scaled"):
+    """Return once the agent answers as generation 1."""
+    for part in ("first", "second"):
+        agent.infra.apply(deployment(part, publish(part, 1, 2), replicas=replicas, model=model))
+    for part in ("first", "second"):
+        agent.await_ready(deployment(part, model=model).key, 1, replicas=replicas)
+    agent.infra.route(table(1, 1, served=[1], model=model))
 
 
-def test_a_second_generation_takes_over_from_the_first(new_agent, publish, store):
-    agent = new_agent(artifacts=store.uri, real=True).start()
+def ask(agent, model="scaled", **headers):
+    return agent.client.post(f"{agent.gateway}/v2/models/{model}/infer", json=BODY, headers=headers)
+
+
+def test_a_second_generation_takes_over_from_the_first(region, publish):
+    agent = region
     parts = {"first": {1: publish("first", 1, 2), 2: publish("first", 2, 3)}}
     parts["second"] = {1: publish("second", 1, 10), 2: publish("second", 2, 100)}
     for part, snapshots in parts.items():
@@ -122,44 +141,46 @@ def test_a_second_generation_takes_over_from_the_first(new_agent, publish, store
     assert answer.json()["outputs"][0]["data"] == [300.0, 600.0, 900.0]
     assert (answer.headers["x-ipnext-generation"], answer.headers["x-ipnext-region"]) == ("2", "eu")
     assert ask(agent, **{"x-ipnext-generation": "1"}).json()["model_version"] == "1"
-    traffic = {count.generation: count.requests for count in agent.infra.observe("eu").traffic}
+    found = [count for count in agent.infra.observe("eu").traffic if count.model == "scaled"]
+    traffic = {count.generation: count.requests for count in found}
     assert traffic == {1: 2, 2: 1}
 
 
-def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publish, store, tmp_path):
-    held = publish("first", 1, 2)
-    for blob in (tmp_path / "artifacts" / "blobs").rglob("*"):
-        if blob.is_file():
-            blob.chmod(0o644)
-            content = bytearray(blob.read_bytes())
-            content[-1] ^= 1
-            blob.write_bytes(bytes(content))
-    agent = new_agent(artifacts=store.uri, real=True).start()
-    agent.infra.apply(deployment("first", held))
-    key = deployment("first").key
-    until(lambda: [r for r in agent.replicas(key) if r.failures], why=lambda: f"a failure: {agent.replicas(key)}")
-    replica = agent.replicas(key)[0]
+def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(region, publish, store):
+    held = publish("first", 1, 5)
+    manifest = store.manifest(held.uri)
+    weights = next(file.sha256 for file in manifest.files if file.path == WEIGHTS_FILE)
+    [blob] = Path(store.uri.removeprefix("file://")).glob(f"blobs/**/{weights}")
+    blob.chmod(0o644)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(bytes(content))
+    spoiled = deployment("first", held, model="spoiled")
+    region.infra.apply(spoiled)
+    until(lambda: [r for r in region.replicas(spoiled.key) if r.failures], why=lambda: region.replicas(spoiled.key))
+    replica = region.replicas(spoiled.key)[0]
     assert replica.failures[0].code == "ArtifactDigestMismatch"
     assert replica.ready == ()
 
 
-def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new_agent, publish, store, load):
+def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(region, publish, load):
     """A host costs no request; the router costs those that it has, and Envoy waits for it with the others."""
-    agent = serving_agent(new_agent, publish, store, replicas=2)
-    with load(agent, "scaled", body=BODY) as clients:
+    model = "killed"
+    serve(region, publish, replicas=2, model=model)
+    with load(region, model, body=BODY) as clients:
         for part in ("first", "second"):
-            victim = agent.replicas(deployment(part).key)[0]
-            os.kill(victim.pid, signal.SIGKILL)
-            agent.await_ready(deployment(part).key, 1, replicas=1)
-            agent.await_ready(deployment(part).key, 1, replicas=2)
+            key = deployment(part, model=model).key
+            os.kill(region.replicas(key)[0].pid, signal.SIGKILL)
+            region.await_ready(key, 1, replicas=1)
+            region.await_ready(key, 1, replicas=2)
     assert set(clients.answers) == {(200, "1")}, clients.bad[:3]
-    with load(agent, "scaled", body=BODY) as clients:
-        router = agent.child("serving.router")
+    with load(region, model, body=BODY) as clients:
+        router = region.child("serving.router")
         router.kill()
         router.wait(PATIENCE_SECONDS)
     assert clients.answers.pop((200, "1")) > 20
     assert clients.answers.total() <= 3 * CLIENTS, clients.bad[:3]
-    assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0], "the next router is there"
+    assert ask(region, model).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0], "the next router is there"
 
 
 @pytest.mark.parametrize("fork_server", [pytest.param(None, id="forked"), pytest.param("[]", id="started slowly")])
@@ -197,9 +218,9 @@ for mode, path in (("rb", sys.argv[3]), ("rb", sys.argv[4]), ("wb", sys.argv[5])
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def root_agent(running_agent, publish, store):
-    """An agent that runs as root and whose hosts can have a user of their own.
+    """An agent that runs as root and whose hosts can have a user of their own; the last of its tests ends it.
 
     It comes with the words before a command that starts such hosts.
     """
