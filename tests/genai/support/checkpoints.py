@@ -102,10 +102,9 @@ def write_vllm_adapter(directory, *, seed):
     (directory / "adapter_config.json").write_text(json.dumps(told))
     random = np.random.default_rng(seed)
     tensors = {}
-    for layer in range(2):
-        for name in ("q_proj", "o_proj"):
-            place = f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_"
-            tensors[f"{place}A.weight"] = random.standard_normal((8, 64)).astype(np.float32)
-            tensors[f"{place}B.weight"] = random.standard_normal((64, 8)).astype(np.float32)
+    for name in ("q_proj", "o_proj"):
+        place = f"base_model.model.model.layers.0.self_attn.{name}.lora_"
+        tensors[f"{place}A.weight"] = random.standard_normal((8, 64)).astype(np.float32)
+        tensors[f"{place}B.weight"] = random.standard_normal((64, 8)).astype(np.float32)
     save_file(tensors, directory / "adapter_model.safetensors")
     return directory
