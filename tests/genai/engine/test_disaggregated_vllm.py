@@ -5,6 +5,7 @@ The answers of one engine, prompts read by another.
 
 import json
 import re
+import signal
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, Served
 from ipnext.model.registry.disaggregated import handoff_graph
 from ipnext.model.settings.kv_transfer import Handoff
 from tests.genai.support.hosts import MODEL, Yard, complete
-from tests.processes import gone
+from tests.processes import command_line, gone
 from tests.serving.openai.conftest import running_edge
 from tests.waiting import until
 
@@ -126,3 +127,13 @@ async def test_a_chat_streams_from_the_engine_that_took_over(edge, urls):
     assert done == "[DONE]"
     assert json.loads(events[-1])["usage"]["completion_tokens"] == 12
     assert counted(urls["decode"], "external_prefix_cache_hits_total") - before == 2 * BLOCK
+
+
+def test_no_process_of_vllm_outlives_a_host_that_is_killed(host, urls):
+    """The last test of the host."""
+    family = host.family()
+    assert sum("EngineCore" in command_line(process) for process in family) == len(urls)
+    assert len(family) >= 3 * len(urls)  # of each engine keeper, server, core
+    host.process.send_signal(signal.SIGKILL)
+    host.process.wait()
+    until(lambda: gone(family))

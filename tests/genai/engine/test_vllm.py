@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import signal
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -262,21 +261,3 @@ def test_a_stream_is_finished_before_an_engine_that_is_no_longer_wanted_ends(hos
     *_, (_, reason) = pieces
     assert reason == "length"
     until(lambda: gone(engines))
-
-
-def test_no_process_of_vllm_outlives_a_host_that_is_killed(place, tiny, vllm):
-    host = place.start("killed", *OPEN, IPNEXT_VLLM_PYTHON=vllm)
-    host.hold(tiny.hold(2, settings=SETTINGS))
-    core = until(lambda: [p for p in host.family() if is_core(p)], seconds=START_SECONDS)
-    family = host.family()
-    assert len(family) >= 4  # fetching, keeper, server, core
-    host.process.send_signal(signal.SIGKILL)
-    host.process.wait()
-    until(lambda: gone([*family, *core]))
-
-
-def is_core(process):
-    try:
-        return "EngineCore" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
