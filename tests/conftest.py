@@ -34,11 +34,13 @@ from tests.lasting import Lasting
 pytest_plugins = ["tests.tiers", "tests.processor_time"]
 
 IN_ONE_PROCESS = (
-    ("genai/platform/test_platform.py", "genai/platform/test_swap.py"),
+    (
+        *("genai/platform/test_platform.py", "genai/platform/test_embeddings.py", "genai/platform/test_mixed_vllm.py"),
+        *("genai/platform/test_swap.py", "genai/platform/test_disaggregated.py"),
+    ),
     (
         *("genai/engine/test_vllm.py", "genai/engine/test_disaggregated_vllm.py"),
         *("genai/engine/test_allowances_vllm.py", "serving/openai/test_clients_openai.py"),
-        *("genai/platform/test_mixed_vllm.py", "genai/platform/test_embeddings.py"),
     ),
     (
         *("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),

@@ -50,7 +50,18 @@ FIRST_VARIABLE = {"OMP_NUM_THREADS": "1"}
 """`ipnext dev` sets it; the command line of a process is found in front of the first variable of its environment."""
 
 NO_HOSTS = {"IPNEXT_AGENT_FORK_SERVER": '["serving.router"]'}
-"""For a platform without models: its fork servers import no torch, in seconds of processor time each."""
+"""For a platform or agent without torch hosts: its fork servers import no torch, in seconds of processor time each."""
+
+ONE_REGION = """
+apiVersion: ipnext/v1
+kind: Fleet
+spec:
+  regions: [us-east]
+  rttMs: [[1]]
+  hardware: [cpu]
+  supply:
+    - {region: us-east, hardware: cpu, units: 8, unitCost: 0.05}
+"""
 
 
 class Running:
@@ -131,6 +142,17 @@ class Running:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
         url = f"{self.endpoints['gateways'][region]}/v2/models/pair/infer"
         return httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
+
+
+def small_options(state: Path) -> tuple[str, ...]:
+    """Return options of `ipnext dev` for one region and one worker: for tests of what is the same in each.
+
+    A further region takes as much processor time for its start as API and worker together.
+    """
+    fleet = state / "fleet.yaml"
+    state.mkdir(parents=True, exist_ok=True)
+    fleet.write_text(ONE_REGION)
+    return ("--free-ports", "--workers", "1", "--fleet", str(fleet))
 
 
 @pytest.fixture

@@ -12,23 +12,11 @@ from typing import Any
 import pytest
 
 from ipnext.infra.process.parent_death import tether
-from tests.e2e.conftest import Running
+from tests.e2e.conftest import Running, small_options
 from tests.real_servers import running_postgres, running_s3
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.s3]
-
-FLEET = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east]
-  rttMs: [[1]]
-  hardware: [cpu]
-  supply:
-    - {region: us-east, hardware: cpu, units: 8, unitCost: 0.05}
-"""
-"""One region: what differs on these servers is the same in each."""
 
 Snapshots = Callable[[float], Mapping[str, Path]]
 
@@ -40,12 +28,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         postgres.run("CREATE DATABASE platform")
         options = ("--database-url", postgres.url("platform"), "--artifacts", f"s3://{s3.bucket}/platform")
         state = tmp_path_factory.mktemp("served")
-        (state / "fleet.yaml").write_text(FLEET)
         yield SimpleNamespace(postgres=postgres, s3=s3, options=options, state=state)
 
 
 def platform_on(servers: SimpleNamespace) -> Running:
-    options = ("--free-ports", "--workers", "1", "--fleet", str(servers.state / "fleet.yaml"), *servers.options)
+    options = (*small_options(servers.state), *servers.options)
     return Running(servers.state, *options, IPNEXT_S3_ENDPOINT_URL=servers.s3.url)
 
 

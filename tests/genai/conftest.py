@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.genai.support.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
-from tests.genai.support.hosts import Shelf, Yard
+from tests.genai.support.hosts import Shelf, Yard, mock_command
 from tests.genai.support.platforms import platform_with
 from tests.genai.support.tiny_models import write_tiny_llama
 
@@ -40,6 +40,17 @@ def vllm_platform(tmp_path_factory, vllm, vllm_cache, lasting, platforms):
     root = tmp_path_factory.mktemp("vllm-platform")
     shared = {"VLLM_CACHE_ROOT": str(vllm_cache), "IPNEXT_AGENT_HOST_WRITABLE": json.dumps([str(vllm_cache)])}
     return lasting.get("vllm", lambda: platform_with(root, IPNEXT_VLLM_PYTHON=vllm, **shared))
+
+
+@pytest.fixture(scope="module")
+def mock_platform(tmp_path_factory, lasting, platforms):
+    """A platform whose engines are mocks that say their weights, go over in 0.3 s, and hand prompts over.
+
+    For models of many names: whoever publishes one deletes it.
+    """
+    command = mock_command(weights="{directory}", itl_ms=10, reload_ms=300, connector="nixl")
+    root = tmp_path_factory.mktemp("mock-platform")
+    return lasting.get("mock", lambda: platform_with(root, IPNEXT_VLLM_COMMAND=command))
 
 
 @pytest.fixture(scope="session")

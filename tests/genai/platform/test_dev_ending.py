@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.e2e.conftest import Running
+from tests.e2e.conftest import NO_HOSTS, Running, small_options
 from tests.genai.support.checkpoints import write_llama
 from tests.genai.support.hosts import mock_command
 from tests.genai.support.regions import ENDLESS, Stream
@@ -34,7 +34,7 @@ spec:
 def test_an_agent_that_hangs_is_killed_after_its_models_drain_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("IPNEXT_VLLM_COMMAND", mock_command(itl_ms=20))
     monkeypatch.setenv("IPNEXT_AGENT_GRACE_SECONDS", "0.5")
-    running = Running(tmp_path / "state").start()
+    running = Running(tmp_path / "state", *small_options(tmp_path / "state"), **NO_HOSTS).start()
     try:
         running.client.apply(MANIFEST)
         change = running.client.publish("chat", {"llm": write_llama(tmp_path / "hf", seed=1)})

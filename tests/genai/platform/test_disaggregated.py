@@ -7,8 +7,6 @@ import httpx
 import pytest
 
 from tests.genai.support.checkpoints import write_llama
-from tests.genai.support.hosts import mock_command
-from tests.genai.support.platforms import platform_with
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.e2e
@@ -37,11 +35,11 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory, platforms):
-    command = mock_command(connector="nixl")
-    with platform_with(tmp_path_factory.mktemp("platform"), IPNEXT_VLLM_COMMAND=command) as running:
-        running.client.apply(MANIFEST)
-        yield running
+def platform(mock_platform):
+    client = mock_platform.client
+    client.apply(MANIFEST)
+    yield mock_platform
+    client.wait_change(client.delete("chat").id, timeout_seconds=PATIENCE_SECONDS)
 
 
 def published(platform, **parts):

@@ -10,8 +10,7 @@ import pytest
 
 from tests.genai.platform.test_platform import MANIFEST, REGION, START_SECONDS
 from tests.genai.support.checkpoints import write_llama
-from tests.genai.support.hosts import mock_command, stream
-from tests.genai.support.platforms import platform_with
+from tests.genai.support.hosts import stream
 from tests.genai.support.streaming_clients import STREAMS, StreamingClients
 from tests.processes import get_from
 
@@ -45,13 +44,6 @@ class Bed:
         """Process ids of the engines, by their start."""
         found = [p for p in self.running.found(*self.words) if "process_reaper.py" not in " ".join(p.cmdline())]
         return {(p.pid, p.create_time()) for p in found}
-
-
-@pytest.fixture(scope="module")
-def mock_platform(tmp_path_factory, platforms):
-    command = mock_command(weights="{directory}", itl_ms=10, reload_ms=300)
-    with platform_with(tmp_path_factory.mktemp("mock-platform"), IPNEXT_VLLM_COMMAND=command) as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=["mock", pytest.param("vllm", marks=pytest.mark.genai)])

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 import httpx
 
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, RouterTable
+from tests.e2e.conftest import NO_HOSTS
 from tests.genai.support.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent
 from tests.processes import get_from
@@ -56,7 +57,7 @@ class Bed:
 @contextmanager
 def region(shelf, directory, *, engine=None, **told):
     """A bed that ends with its agent. `engine`: options of the mock engine."""
-    environment = {"IPNEXT_VLLM_COMMAND": mock_command(itl_ms=ITL_MS, **(engine or {}))}
+    environment = {"IPNEXT_VLLM_COMMAND": mock_command(itl_ms=ITL_MS, **(engine or {})), **NO_HOSTS}
     agent = RunningAgent("eu", directory, real=True, artifacts=shelf.store.uri, environment=environment)
     try:
         yield Bed(agent.start(), shelf, **told)
