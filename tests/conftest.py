@@ -37,10 +37,11 @@ IN_ONE_PROCESS = (
     (
         *("genai/platform/test_platform.py", "genai/platform/test_embeddings.py", "genai/platform/test_mixed_vllm.py"),
         *("genai/platform/test_swap.py", "genai/platform/test_disaggregated.py"),
+        "genai/engine/test_allowances_vllm.py",
     ),
     (
         *("genai/engine/test_vllm.py", "genai/engine/test_disaggregated_vllm.py"),
-        *("genai/engine/test_allowances_vllm.py", "serving/openai/test_clients_openai.py"),
+        "serving/openai/test_clients_openai.py",
     ),
     (
         *("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),

@@ -7,6 +7,7 @@ import pytest
 from tests.genai.support.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
 from tests.genai.support.hosts import Shelf, Yard, mock_command
 from tests.genai.support.platforms import platform_with
+from tests.genai.support.programs import vllm_programs
 from tests.genai.support.tiny_models import write_tiny_llama
 
 
@@ -40,6 +41,13 @@ def vllm_platform(tmp_path_factory, vllm, vllm_cache, lasting, platforms):
     root = tmp_path_factory.mktemp("vllm-platform")
     shared = {"VLLM_CACHE_ROOT": str(vllm_cache), "IPNEXT_AGENT_HOST_WRITABLE": json.dumps([str(vllm_cache)])}
     return lasting.get("vllm", lambda: platform_with(root, IPNEXT_VLLM_PYTHON=vllm, **shared))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory, vllm, lasting):
+    """Runs programs on vLLM's modules."""
+    directory = tmp_path_factory.mktemp("programs")
+    return lasting.get("programs", lambda: vllm_programs(vllm, directory))
 
 
 @pytest.fixture(scope="module")

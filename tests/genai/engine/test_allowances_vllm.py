@@ -1,7 +1,6 @@
 """The allow lists name arguments and variables that the installed vLLM has, and it takes flags without a value."""
 
 import json
-import subprocess
 
 import pytest
 
@@ -22,9 +21,9 @@ json.dump([known, list(envs.environment_variables)], open(sys.argv[1], "w"))
 
 
 @pytest.fixture(scope="module")
-def known(vllm, tmp_path_factory):
+def known(programs, tmp_path_factory):
     file = tmp_path_factory.mktemp("known") / "known.json"
-    subprocess.run([vllm, "-c", LOOK, str(file)], check=True, timeout=600)
+    programs.run(LOOK, str(file))
     return json.loads(file.read_text())
 
 

@@ -75,10 +75,10 @@ def test_vectors_are_those_of_the_engine_asked_directly(platform, client):
     assert [item.embedding for item in floats.data] == vectors
 
 
-def test_vllms_own_serving_benchmark_is_answered(platform, vllm, checkpoint, tmp_path):
+def test_vllms_own_serving_benchmark_is_answered(platform, programs, checkpoint, tmp_path):
     url, endpoints = platform.endpoints["gateways"][REGION], {"openai-embeddings": "/v1/embeddings"}
     given = {"model": "vectors", "tokenizer": checkpoint, "folder": tmp_path, "requests": 6}
-    (told,) = benchmarked(vllm, url, endpoints, **given).values()
+    (told,) = benchmarked(programs, url, endpoints, **given).values()
     assert (told["completed"], set(told["errors"])) == (6, {""})
 
 

@@ -125,11 +125,11 @@ BENCHMARKS = {"openai-chat": "/v1/chat/completions", "openai": "/v1/completions"
 
 
 @pytest.fixture(scope="module")
-def benchmarks(first, platform, vllm, checkpoints, tmp_path_factory):
+def benchmarks(first, platform, programs, checkpoints, tmp_path_factory):
     """Backend -> what vLLM's serving benchmark writes down."""
     given = {"model": "chat", "tokenizer": checkpoints[1], "folder": tmp_path_factory.mktemp("benchmarks")}
     url = platform.endpoints["gateways"][REGION]
-    return benchmarked(vllm, url, BENCHMARKS, **given, requests=6, output_tokens=48)
+    return benchmarked(programs, url, BENCHMARKS, **given, requests=6, output_tokens=48)
 
 
 @pytest.mark.parametrize("backend", BENCHMARKS)

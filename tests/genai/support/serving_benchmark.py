@@ -1,11 +1,6 @@
-"""vLLM's own serving benchmark as a client, unmodified.
-
-`vllm.benchmarks.serve`, run by the interpreter that has vLLM.
-"""
+"""vLLM's own serving benchmark as a client, unmodified: `vllm.benchmarks.serve`."""
 
 import json
-import os
-import subprocess
 
 PROGRAM = """
 import json, sys
@@ -13,19 +8,14 @@ from argparse import ArgumentParser
 from vllm.benchmarks.serve import add_cli_args, main
 parser = ArgumentParser()
 add_cli_args(parser)
-for words in json.loads(sys.argv[1]):
-    main(parser.parse_args(words))
+main(parser.parse_args(sys.argv[1:]))
 """
-"""What `vllm bench serve` does, once for each list of words; the command itself asks for a package named vllm, and its
-build for CPUs has another name."""
-SECONDS = 300
+"""What `vllm bench serve` does; the command itself asks for a package named vllm, and its build for CPUs has another
+name."""
 
 
-def benchmarked(vllm, url, endpoints, *, model, tokenizer, folder, requests, output_tokens=None):
-    """Backend -> what it writes down of so many requests, two at a time, of random tokens. `endpoints`: by backend.
-
-    One process does all: to import its libraries takes it seconds.
-    """
+def benchmarked(programs, url, endpoints, *, model, tokenizer, folder, requests, output_tokens=None):
+    """Backend -> what it writes down of so many requests, two at a time, of random tokens. `endpoints`: by backend."""
     results = {backend: folder / f"{backend}.json" for backend in endpoints}
     given = {
         "base-url": url,
@@ -38,15 +28,8 @@ def benchmarked(vllm, url, endpoints, *, model, tokenizer, folder, requests, out
     }
     if output_tokens is not None:
         given["random-output-len"] = output_tokens
-    runs = []
     for backend, endpoint in endpoints.items():
         options = given | {"backend": backend, "endpoint": endpoint, "result-filename": results[backend]}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        runs.append([*words, "--save-result", "--save-detailed"])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
-    command = [vllm, "-c", PROGRAM, json.dumps(runs)]
-    done = subprocess.run(
-        command, check=False, env=environment, cwd=folder, capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        programs.run(PROGRAM, *words, "--save-result", "--save-detailed")
     return {backend: json.loads(result.read_text()) for backend, result in results.items()}
