@@ -17,6 +17,8 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.api.resources import AnyId, ListPage
 from ipnext.model.value import Name
 from ipnext.platform.access_settings import AccessSettings
+from ipnext.platform.publication import Publisher
+from ipnext.platform.signatures import SignatureKeeper
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.paging import Item, Page
@@ -40,6 +42,16 @@ class PlatformAdapters:
     access: Access
     access_settings: AccessSettings
     """As they were when the process started."""
+
+    @property
+    def publisher(self) -> Publisher:
+        """What records publishes."""
+        return Publisher(self.store, self.artifacts, self.plugins, owner_bytes=self.settings.artifact_bytes)
+
+    @property
+    def signatures(self) -> SignatureKeeper:
+        """The stored signatures."""
+        return SignatureKeeper(self.store, self.artifacts, self.settings.native_library_keys_file)
 
 
 def platform_of(request: Request) -> PlatformAdapters:

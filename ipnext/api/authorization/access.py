@@ -302,6 +302,18 @@ class Access:
         if self.required:
             self._policies.check(principal, ACTIONS[action], Resource("Model", name, owner))
 
+    def publishable(self, principal: Principal) -> Callable[[str, str], bool]:
+        """Return the question whether the principal may publish a model, by its name and owner."""
+
+        def may_publish(name: str, owner: str) -> bool:
+            try:
+                self.check_owner(principal, "models.publish", name, owner)
+            except Forbidden:
+                return False
+            return True
+
+        return may_publish
+
     def sees_all(self, principal: Principal) -> bool:
         """Return whether no model is hidden from the principal, whatever owners there are."""
         if not self.required:

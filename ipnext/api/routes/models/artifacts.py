@@ -20,8 +20,6 @@ from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.slots import Slots, holder_of
 from ipnext.api.requests.turns import Turns
-from ipnext.api.routes.models.owners import allowance_of
-from ipnext.api.routes.models.signatures import keep_signatures
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
 from ipnext.errors import QuotaExceeded, TooLarge, TooSlow
 from ipnext.model.access.artifact_use import Allowance, CollectionView, uploaders_allowance
@@ -33,6 +31,7 @@ from ipnext.model.registry.snapshot_files import check_files
 from ipnext.model.value import Name, Sha256
 from ipnext.platform.collection import Collection, Grace
 from ipnext.settings import PlatformSettings
+from ipnext.store.operations.artifact_quota import allowance_of
 from ipnext.store.registry.artifacts import sizes_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=GuardedRoute)
@@ -171,7 +170,7 @@ async def put_signature(
 def _put_signature(digest: str, envelope: SignatureEnvelope, rooms: PlatformAdapters, asker: Principal) -> None:
     signers = sorted(signature.keyid for signature in envelope.signatures)
     record_asked(rooms.store, object=("Snapshot", digest), after={"signers": signers})
-    keep_signatures(rooms, asker, digest, envelope)
+    rooms.signatures.keep(digest, envelope, rooms.access.publishable(asker))
 
 
 @router.get("/collect", dependencies=[may("artifacts.collect")], summary="Show what a collection would remove")

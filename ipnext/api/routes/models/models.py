@@ -10,7 +10,7 @@ from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, IdempotencyKey, ModelName, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.filters import WantedModels, find_models
-from ipnext.api.routes.models.owners import admit, admit_documents, allowance_of
+from ipnext.api.routes.models.owners import admit
 from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.services.explanation import explanation_of
 from ipnext.api.services.generation_stats import answers_of
@@ -37,6 +37,7 @@ from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import digest_of
 from ipnext.settings import PlatformSettings
 from ipnext.store.operations.access_quota import admit_entry
+from ipnext.store.operations.artifact_quota import admit_documents, allowance_of
 from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository

@@ -13,7 +13,6 @@ from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, Platf
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
-from ipnext.model.access.artifact_use import Allowance, owners_allowance
 from ipnext.model.access.owner import (
     CALLERS,
     DOLLARS,
@@ -143,24 +142,6 @@ def admit(unit: Repository, manifest: ModelManifest, *, replicas: int, models: i
         )
         raise InvalidInput(msg, field="metadata.owner", value=owner)
     return admitted_claims(unit, manifest, replicas=replicas, models=models, callers=callers)
-
-
-def allowance_of(unit: Repository, owner: str, *, default: int) -> Allowance:
-    """Return the limit of an owner's stored bytes: its quota, else the setting `IPNEXT_ARTIFACT_BYTES` (`default`)."""
-    record = unit.find_owner(owner)
-    return owners_allowance(owner, record.manifest if record else None, default=default)
-
-
-def admit_documents(unit: Repository, allowance: Allowance, more: int, *, field: str, counted: bool = False) -> None:
-    """Check the growth of an owner's documents in the database. A decrease is never refused. Raises QuotaExceeded.
-
-    Call it in the unit of work that stores them. `field` is the request's field for the message. `counted`: they are
-    already stored.
-    """
-    if more > 0:
-        unit.lock_owner(allowance.account)
-        used = unit.artifact_bytes(allowance.account)
-        allowance.check(used - more if counted else used, more, field=field)
 
 
 def _set_members(unit: Repository, owner: str, members: Sequence[OwnerMember], *, by: str) -> None:

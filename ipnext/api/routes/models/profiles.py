@@ -8,7 +8,6 @@ from fastapi import APIRouter, Path
 from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, Limit, ModelName, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.routes.models.owners import admit_documents, allowance_of
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.api.resources import ListPage
 from ipnext.model.fleet import HardwareOption
@@ -18,6 +17,7 @@ from ipnext.model.manifest.profiled import throughput_of
 from ipnext.model.registry.profile import LatencyTarget, Profile, ProfileView, StoredProfile
 from ipnext.model.throughput import amount
 from ipnext.model.value import Name
+from ipnext.store.operations.artifact_quota import admit_documents, allowance_of
 from ipnext.store.operations.quota_claims import admit_measured
 from ipnext.store.repository import Repository
 

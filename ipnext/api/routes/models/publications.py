@@ -1,6 +1,7 @@
 """Publish and roll back: record one change, answer 202; the outbox submits it to the workflow engine."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -14,8 +15,6 @@ from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.identifiers import client_id
 from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
-from ipnext.api.routes.models.owners import admit_documents, allowance_of
-from ipnext.api.routes.models.signatures import keep_signatures
 from ipnext.api.routes.regions.freezes import override_freezes
 from ipnext.api.schema import OF_ARTIFACTS
 from ipnext.api.services.retirement import check_in_service, check_not_retiring
@@ -27,11 +26,9 @@ from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ChangeView, PublishPart, PublishRequest, RollbackRequest
 from ipnext.model.lifecycle.messages import Change, ChangeKind
-from ipnext.model.registry.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
-from ipnext.model.registry.snapshot_files import check_files
+from ipnext.model.registry.registry import Generation, GenerationState, SnapshotSource
 from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.records import ModelRecord
-from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
@@ -84,17 +81,10 @@ def _publish(name: str, request: PublishRequest, rooms: PlatformAdapters, user: 
     _check_parts(record, request.parts)
     owner = record.manifest.metadata.owner
     sources = {part: _source(rooms, asker, owner, given) for part, given in request.parts.items()}
-    _check_there(rooms, sources)
+    rooms.publisher.check_there(sources)
     with rooms.store.begin(name) as unit:
-        _check_same_owner(unit, name, owner)
         check_not_retiring(unit, record)
-        for source in sources.values():
-            _charge(unit, rooms, owner, source.manifest)
-        had = unit.document_bytes(name)
-        change = unit.publish(name, sources, change_id=change_id)
-        note_waiting(unit, change)
-        allowance = allowance_of(unit, owner, default=rooms.settings.artifact_bytes)
-        admit_documents(unit, allowance, unit.document_bytes(name) - had, field="parts", counted=True)
+        change = rooms.publisher.record(unit, name, owner, sources, change_id=change_id)
         digests = {part: source.manifest.digest for part, source in sources.items()}
         after: dict[str, object] = {"generation": change.generation, "snapshots": digests}
         if request.override_freeze is not None and not change.state.final:
@@ -129,16 +119,6 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
     return change_view(change, rooms.lifecycle)
 
 
-def _check_same_owner(unit: Repository, name: str, owner: str) -> None:
-    """Check that a model still has the owner whose directories were read and whose quota was charged.
-
-    Raises Conflict.
-    """
-    if unit.owner_of(name) != owner:
-        msg = f"model {name!r} got another owner while its snapshots were read; publish them again"
-        raise Conflict(msg)
-
-
 def _find_rollback(unit: Repository, change_id: str, model: str) -> Change | None:
     """Return the rollback of this id, if it was recorded before: its target was chosen then.
 
@@ -168,7 +148,7 @@ def _source(rooms: PlatformAdapters, asker: Principal, owner: str, given: Publis
     if given.digest is not None:
         uri = snapshot_uri(rooms.artifacts.uri, given.digest)
         source = SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
-        _announce(rooms, owner, source.manifest)
+        rooms.publisher.announce(owner, source.manifest)
         return source
     if (given.uri or "").startswith(f"{rooms.artifacts.uri}/snapshots/"):
         return _source(rooms, asker, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
@@ -179,33 +159,9 @@ def _source(rooms: PlatformAdapters, asker: Principal, owner: str, given: Publis
         roots=tuple(map(Path, readable_for(owner, map(str, rooms.settings.artifact_roots), shared=shared))),
         buckets=readable_for(owner, rooms.settings.artifact_buckets, shared=shared),
         endpoint_url=rooms.settings.s3_endpoint_url,
-        announce=lambda manifest: _announce(rooms, owner, manifest),
-        sign=lambda digest, envelope: keep_signatures(rooms, asker, digest, envelope),
+        announce=partial(rooms.publisher.announce, owner),
+        sign=lambda digest, envelope: rooms.signatures.keep(digest, envelope, rooms.access.publishable(asker)),
     )
-
-
-def _announce(rooms: PlatformAdapters, owner: str, manifest: SnapshotManifest) -> None:
-    """Count the artifacts that are about to be read or named, and protect them from a collection.
-
-    Raises QuotaExceeded; InvalidInput for a file that the engine's snapshots do not have.
-    """
-    check_files(manifest, rooms.plugins.files_of(manifest.engine))
-    with rooms.store.begin_free(()) as unit:
-        _charge(unit, rooms, owner, manifest)
-
-
-def _check_there(rooms: PlatformAdapters, sources: Mapping[str, SnapshotSource]) -> None:
-    """Check that no collection removed a snapshot before its announcement: a manifest is removed before its blobs.
-
-    Raises ArtifactMissing.
-    """
-    for source in sources.values():
-        rooms.artifacts.manifest(source.uri)
-
-
-def _charge(unit: Repository, rooms: PlatformAdapters, owner: str, manifest: SnapshotManifest) -> None:
-    """Charge the owner for artifacts that no owner is charged for. Raises QuotaExceeded."""
-    unit.charge_artifacts(sizes_of(manifest), allowance_of(unit, owner, default=rooms.settings.artifact_bytes))
 
 
 def _with_bytes(unit: Repository, model: str) -> tuple[Generation, ...]:

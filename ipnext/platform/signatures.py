@@ -5,17 +5,17 @@ uploader can fill up the space of another's signature.
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from ipnext.api.dependencies import PlatformAdapters
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.native_code import SETTING, read_native_signers
+from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.signing import MANIFEST_KEYS, read_keys, signers
-from ipnext.errors import Forbidden, SignatureInvalid
-from ipnext.model.access.rights import Principal
+from ipnext.errors import SignatureInvalid
 from ipnext.model.registry.signing import (
     MOST_SIGNATURES,
     EnvelopeSignature,
@@ -41,24 +41,41 @@ _READ: Final[WeakKeyDictionary[Store, tuple[tuple[int, int], tuple[ModelKeys, ..
 """Store -> the basis of its manifests at the last read, and their keys."""
 
 
-def keep_signatures(rooms: PlatformAdapters, asker: Principal, digest: str, envelope: SignatureEnvelope) -> None:
-    """Store signatures of a committed snapshot in addition to its present ones.
+MayPublish = Callable[[str, str], bool]
+"""Whether the caller may publish a model of an owner."""
 
-    ArtifactMissing if the snapshot is missing; SignatureInvalid if the envelope is of another one, or one of its
-    signatures is malformed, wrong, or by a key that the caller's models do not trust. None of it is stored then.
-    """
-    subject, uri = f"snapshot {digest:.16}", snapshot_uri(rooms.artifacts.uri, digest)
-    check_form(envelope, subject)
-    read_envelope(envelope.content, digest, subject)
-    rooms.artifacts.manifest(uri)
-    trust = _trust_of(rooms)
-    with _TURN:
-        content = rooms.artifacts.signature(uri)
-        known = None if content is None else read_envelope(content, digest, subject)
-        added = _Judgement(rooms, asker, digest, known, trust).find_new(envelope)
-        if added:
-            more = envelope.model_copy(update={"signatures": added})
-            rooms.artifacts.put_signature(digest, more, keep=lambda: frozenset(_trust_of(rooms).all))
+
+@dataclass(frozen=True, slots=True)
+class SignatureKeeper:
+    """The stored signatures of one platform."""
+
+    store: Store
+    artifacts: ArtifactStore
+    native_library_keys_file: Path | None
+
+    def keep(self, digest: str, envelope: SignatureEnvelope, may_publish: MayPublish) -> None:
+        """Store signatures of a committed snapshot in addition to its present ones.
+
+        ArtifactMissing if the snapshot is missing; SignatureInvalid if the envelope is of another one, or one of its
+        signatures is malformed, wrong, or by a key that no model trusts which the caller may publish. None of it is
+        stored then.
+        """
+        subject, uri = f"snapshot {digest:.16}", snapshot_uri(self.artifacts.uri, digest)
+        check_form(envelope, subject)
+        read_envelope(envelope.content, digest, subject)
+        self.artifacts.manifest(uri)
+        trust = self._trust()
+        with _TURN:
+            content = self.artifacts.signature(uri)
+            known = None if content is None else read_envelope(content, digest, subject)
+            added = _Judgement(may_publish, digest, known, trust).find_new(envelope)
+            if added:
+                more = envelope.model_copy(update={"signatures": added})
+                self.artifacts.put_signature(digest, more, keep=lambda: frozenset(self._trust().all))
+
+    def _trust(self) -> "_Trust":
+        policy = read_native_signers(self.native_library_keys_file)
+        return _Trust({} if policy is None else read_keys(policy.public_keys), _model_keys(self.store))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +98,6 @@ class _Trust:
         return {name: key for _, of, keys in self.models if of == owner for name, key in keys.items()}
 
 
-def _trust_of(rooms: PlatformAdapters) -> _Trust:
-    policy = read_native_signers(rooms.settings.native_library_keys_file)
-    return _Trust({} if policy is None else read_keys(policy.public_keys), _model_keys(rooms.store))
-
-
 def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
     """Return the keys of all models, read again only if a manifest has changed since.
 
@@ -106,8 +118,7 @@ def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
 class _Judgement:
     """Judges a caller's additions to a snapshot's signatures."""
 
-    rooms: PlatformAdapters
-    asker: Principal
+    may_publish: MayPublish
     digest: str
     known: SignatureEnvelope | None
     trust: _Trust
@@ -129,7 +140,7 @@ class _Judgement:
     def _check(self, one: EnvelopeSignature, place: str) -> frozenset[str]:
         """Return the caller's owners that trust the signature's key; none if the operator trusts it."""
         owners = frozenset(
-            owner for name, owner, keys in self.trust.models if one.keyid in keys and self._may(name, owner)
+            owner for name, owner, keys in self.trust.models if one.keyid in keys and self.may_publish(name, owner)
         )
         if not owners and one.keyid not in self.trust.operator:
             msg = (
@@ -152,13 +163,6 @@ class _Judgement:
                 f"allowed: {MOST_SIGNATURES}"
             )
             raise SignatureInvalid(msg)
-
-    def _may(self, model: str, owner: str) -> bool:
-        try:
-            self.rooms.access.check_owner(self.asker, "models.publish", model, owner)
-        except Forbidden:
-            return False
-        return True
 
     def _signers(self, given: tuple[EnvelopeSignature, ...], keys: Mapping[str, SSlibKey]) -> tuple[str, ...]:
         if not given:
