@@ -3,6 +3,7 @@
 Callers start workflows by these names and never import workflow code.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -25,6 +26,8 @@ SCHEDULED_REPLAN_WORKFLOW: Final = "scheduled_replan"
 DRAIN_WORKFLOW: Final = "drain"
 RECONCILE_WORKFLOW: Final = "reconcile"
 COLLECT_WORKFLOW: Final = "collect"
+WATCH_WORKFLOW: Final = "watch"
+PICK_UP_WORKFLOW: Final = "pick_up"
 
 # updates, signals and queries of the model entity
 SUBMIT_CHANGE: Final = "submit_change"
@@ -70,9 +73,17 @@ REPLAN_PROGRESS: Final = "replan_progress"
 DRAIN_CHANGED: Final = "drain_changed"
 DRAIN_PROGRESS: Final = "drain_progress"
 
+# signal of the watch of an upstream system: a source of it was applied, resumed, pushed to or asked to poll
+SOURCE_WOKEN: Final = "source_woken"
+WATCH_PROGRESS: Final = "watch_progress"
+
 REPLAN_SCHEDULE: Final = "replan"
 RECONCILE_SCHEDULE: Final = "reconcile"
 COLLECT_SCHEDULE: Final = "collect"
+
+LONGEST_UPSTREAM: Final = 200
+"""Characters of an upstream system's name in the id of its run."""
+UPSTREAM_DIGITS: Final = 16
 
 # search attributes
 MODEL_ATTRIBUTE: Final = "IPnextModel"
@@ -149,6 +160,7 @@ COMMAND_GROUP: Final = "ipnext.commands"
 VALIDATOR_GROUP: Final = "ipnext.validators"
 ENGINE_GROUP: Final = "ipnext.engines"
 SNAPSHOT_FILES_GROUP: Final = "ipnext.snapshot_files"
+SOURCE_GROUP: Final = "ipnext.sources"
 
 # native code in a snapshot
 LIBRARY_FILE: Final = "library.so"
@@ -178,6 +190,19 @@ def transition_workflow_id(transition_id: str) -> str:
     return f"transition/{transition_id}"
 
 
+def watch_workflow_id(kind: str, upstream: str) -> str:
+    """Return the id of the run that polls one upstream system; a long name is cut and told apart by its digest."""
+    if len(upstream) > LONGEST_UPSTREAM:
+        digest = hashlib.sha256(upstream.encode()).hexdigest()
+        upstream = f"{upstream[:LONGEST_UPSTREAM]}~{digest[:UPSTREAM_DIGITS]}"
+    return f"{WATCH_WORKFLOW}/{kind}/{upstream}"
+
+
+def pick_up_workflow_id(model: str) -> str:
+    """Return the id of the run that publishes the versions that a model's sources found."""
+    return f"{PICK_UP_WORKFLOW}/{model}"
+
+
 def drain_workflow_id(region: str) -> str:
     """Return the id of the run that drains a region or restores it."""
     return f"drain/{region}"
@@ -190,6 +215,7 @@ REPAIR_PREFIX: Final = "repair-"
 REPLAN_PREFIX: Final = "replan-"
 SCHEDULE_PREFIX: Final = "schedule-"
 SHORTAGE_PREFIX: Final = "shortage-"
+SOURCE_PREFIX: Final = "source-"
 SUPPLY_PREFIX: Final = "supply-"
 
 RESERVED_PREFIXES: Final = (
@@ -200,6 +226,7 @@ RESERVED_PREFIXES: Final = (
     REPLAN_PREFIX,
     SCHEDULE_PREFIX,
     SHORTAGE_PREFIX,
+    SOURCE_PREFIX,
     SUPPLY_PREFIX,
 )
 """Prefixes of ids of changes, replans and drains that the platform makes. The API accepts none of them from a

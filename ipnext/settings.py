@@ -148,6 +148,15 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     published model; those without it are for principals that publish for all owners. None: only uploads."""
     artifact_buckets: tuple[str, ...] = ()
     """Buckets, or BUCKET/PREFIX, from which a publish by s3:// may read; `{owner}` as in `artifact_roots`."""
+    source_urls: tuple[str, ...] = ()
+    """URLs of the MLflow servers and OCI registries that sources may read, or of what is above them;
+    `https://registry.example.com/{owner}` as in `artifact_roots`."""
+    source_credentials_file: Path | None = None
+    """JSON file, for the platform's user alone, of URL -> value of the header `Authorization` (`Bearer TOKEN`): sources
+    send it to that server. Read again for each poll."""
+    administrators_read: Literal["listed", "any"] = "listed"
+    """`any`: sources in manifests that administrators apply may read any directory that the platform's user can read,
+    any bucket and any server; `ipnext dev` sets it."""
     agents: Mapping[str, str] = Field(default_factory=dict)
     """Region -> URL of its agent (the embedded infrastructure)."""
     gateways: Mapping[str, str] = Field(default_factory=dict)

@@ -43,6 +43,7 @@ from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, Contro
 from ipnext.model.lifecycle.drain import DrainInput
 from ipnext.model.lifecycle.messages import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput
 from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
+from ipnext.model.lifecycle.sources import WatchInput
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.network.loopback import check_bind_with_port
 from ipnext.payloads import DATA_CONVERTER
@@ -366,6 +367,19 @@ async def signal_drain(client: Client, region: str) -> None:
             start_signal=names.DRAIN_CHANGED,
             static_summary=f"takes {region} out of service, or brings it back",
             priority=_FIRST,
+        )
+
+
+async def wake_watch(client: Client, kind: str, upstream: str) -> None:
+    """Have an upstream system polled soon; its watch is started if it does not run. Raises Unavailable."""
+    async with reaching(f"the watch of {upstream}"), asyncio.timeout(SUBMIT_SECONDS):
+        await client.start_workflow(
+            names.WATCH_WORKFLOW,
+            WatchInput(kind=kind, upstream=upstream),
+            id=names.watch_workflow_id(kind, upstream),
+            task_queue=names.LIFECYCLE_QUEUE,
+            start_signal=names.SOURCE_WOKEN,
+            static_summary=f"polls {upstream} for new snapshots",
         )
 
 

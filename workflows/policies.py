@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.preparation import PreparationResult
     from ipnext.model.lifecycle.reconciliation import RegionReconciled, RepairsRecorded
     from ipnext.model.lifecycle.replan_moves import MoveTurnResult
+    from ipnext.model.lifecycle.sources import PickUpResult, PollResult
     from ipnext.model.lifecycle.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
     from ipnext.model.manifest.freeze import FreezeAnswer
     from ipnext.model.value import Value
@@ -88,6 +89,21 @@ SUPPLY_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=1.5, maximum_interval=timedelta(seconds=15)
 )
 """For supply that another model's transition is about to free."""
+
+POLL_LIMIT = timedelta(minutes=10)
+"""One poll of all sources of an upstream system; each request has limits of its own."""
+
+POLL_PATIENCE = timedelta(minutes=30)
+"""All attempts at one poll: the next one finds what this one did not."""
+
+POLL_JITTER = 0.1
+"""Share of an interval by which a poll may be later, so that thousands of watches do not poll at once."""
+
+POLL_AGAIN = timedelta(seconds=15)
+"""Until the next poll after one that failed as a whole."""
+
+PICK_UP_LIMIT = timedelta(hours=4)
+"""Reading some hundred gigabytes from a slow upstream system."""
 
 COLLECTION_LIMIT = timedelta(hours=4)
 """Of a pass over the artifact store; the next one continues with the rest."""
@@ -323,6 +339,8 @@ REPLAN_FLEET = ActivityStep(
     busy=True,
 )
 COLLECT_ARTIFACTS = ActivityStep("collect_artifacts", wire.Done, COLLECTION_LIMIT, total=STEP_PATIENCE)
+POLL_SOURCES = ActivityStep("poll_sources", PollResult, POLL_LIMIT, total=POLL_PATIENCE)
+PICK_UP_VERSIONS = ActivityStep("pick_up_versions", PickUpResult, PICK_UP_LIMIT, busy=True, total=STEP_PATIENCE)
 ASK_REPLAN = ActivityStep("ask_replan", wire.Done, total=STEP_PATIENCE)
 WAITING_REPLANS = ActivityStep(
     "waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE
@@ -380,6 +398,8 @@ STEPS: tuple[ActivityStep[Any], ...] = (
     RELEASE_MODEL,
     REPLAN_FLEET,
     COLLECT_ARTIFACTS,
+    POLL_SOURCES,
+    PICK_UP_VERSIONS,
     ASK_REPLAN,
     WAITING_REPLANS,
     FINISH_REPLAN,

@@ -39,6 +39,8 @@ from activities.deployment.hold_activities import HoldingActivities
 from activities.metadata.activities import MetadataActivities
 from activities.metadata.collection import CollectingActivities
 from activities.metadata.prefetch import SnapshotPrefetcher
+from activities.metadata.source_pick_up import SourcePickUpActivities
+from activities.metadata.source_poll import SourcePollActivities
 from activities.optimization.activities import OptimizationActivities
 from activities.optimization.split_process import Cutter, cut_in_process
 from activities.planning.activities import PlanningActivities
@@ -72,12 +74,15 @@ from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.platform.access_lists import AccessPublisher
 from ipnext.platform.collection import DEFAULT_GRACE, Grace
+from ipnext.platform.publication import Publisher
 from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
 from ipnext.platform.setup import warn_of_missing
+from ipnext.plugins import Plugins
 from ipnext.process.end import end_process
 from ipnext.process.garbage_collection import collect_rarely
 from ipnext.process.settings_only import read_no_arguments
 from ipnext.settings import PlatformSettings, platform_settings
+from ipnext.sources.kinds import SourceKinds
 from ipnext.store.store import Store
 from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
 from ipnext.temporal_access import read_access
@@ -88,6 +93,7 @@ from workflows.collect import CollectWorkflow
 from workflows.drain import DrainWorkflow
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
+from workflows.pick_up import PickUpWorkflow
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
@@ -98,6 +104,7 @@ from workflows.runtime.health import ActivityLoad, announce_ready, keep_ready
 from workflows.runtime.package_check import check_neighbours
 from workflows.time_limits import TimeLimitInterceptor
 from workflows.transition import TransitionWorkflow
+from workflows.watch import WatchWorkflow
 
 WORKFLOWS: Sequence[type] = (
     ModelWorkflow,
@@ -108,6 +115,8 @@ WORKFLOWS: Sequence[type] = (
     DrainWorkflow,
     ReconcileWorkflow,
     CollectWorkflow,
+    WatchWorkflow,
+    PickUpWorkflow,
 )
 
 UNVERSIONED = "unversioned"
@@ -178,6 +187,24 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *DrainActivities(store, infrastructure, engine.wake, engine.submit).all(),
         *ReconciliationActivities(store, infrastructure).all(),
         *CollectingActivities(store, artifacts, grace).all(),
+    )
+
+
+def source_activities(
+    store: Store,
+    artifacts: ArtifactStore,
+    settings: PlatformSettings,
+    *,
+    kinds: SourceKinds | None = None,
+    plugins: Plugins | None = None,
+    shares: OwnerShares | None = None,
+) -> Activities:
+    """Return the activities of sources, of the lifecycle queue."""
+    known = kinds or SourceKinds()
+    publisher = Publisher(store, artifacts, plugins or Plugins(), owner_bytes=settings.artifact_bytes)
+    return (
+        *SourcePollActivities(store, known, settings).all(),
+        *SourcePickUpActivities(store, artifacts, known, publisher, settings, shares).all(),
     )
 
 
@@ -314,6 +341,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             grace=Grace.of(settings),
             shares=shares,
         )
+        ours = (*ours, *source_activities(store, artifacts, settings, shares=shares))
         loads = {group.queue: ActivityLoad(group) for group in groups}
         theirs = planner_activities(store, solver, PlanningPolicy.of(settings), shares=shares)
         async with AsyncExitStack() as workers:

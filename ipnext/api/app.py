@@ -34,6 +34,7 @@ from ipnext.api.routes.models import (
     profiles,
     publications,
     repairs,
+    sources,
     validators,
 )
 from ipnext.api.routes.page import health, overview, page
@@ -43,12 +44,14 @@ from ipnext.api.services.region_observer import RegionObserver
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.api.workflow_engine.resubmission import Resubmission
+from ipnext.api.workflow_engine.source_wakes import SourceWakes
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.network.allowed_hosts import AllowedHosts
 from ipnext.platform.access_settings import read_access_settings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
+from ipnext.sources.kinds import SourceKinds
 from ipnext.store.store import Store
 
 DESCRIPTION = """Registry, lifecycle, plans and serving metadata of IPnext.
@@ -70,6 +73,7 @@ def create_app(
 ) -> FastAPI:
     """Create the API over the given adapters. The caller closes them after the application has ended."""
     outbox, resubmission = Outbox(store, lifecycle), Resubmission(store, lifecycle)
+    source_wakes = SourceWakes(store, lifecycle)
     observer = observer or RegionObserver(infrastructure)
     shared = SharedAnswers(observer.states, store.revision)
 
@@ -82,7 +86,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with outbox.running(), resubmission.running(), access.running():
+        async with outbox.running(), resubmission.running(), source_wakes.running(), access.running():
             yield
             await stream.close()
         await recorder.close()
@@ -111,6 +115,8 @@ def create_app(
         Plugins(),
         access,
         read_access_settings(settings),
+        source_wakes,
+        SourceKinds(),
     )
     install_error_handlers(app)
     app.state.requests = Turns(AT_ONCE)
@@ -130,6 +136,7 @@ def create_app(
     nouns = (
         models,
         publications,
+        sources,
         repairs,
         controls,
         history,
@@ -154,6 +161,7 @@ def create_app(
     for noun in nouns:
         app.include_router(noun.router, responses=ERRORS)
     app.include_router(drains.listing, responses=ERRORS)
+    app.include_router(sources.listing, responses=ERRORS)
     app.include_router(endpoint.router, responses=ERRORS)
     app.include_router(health.router, responses=OF_PROBES)
     app.include_router(page.router)

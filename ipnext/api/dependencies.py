@@ -12,6 +12,7 @@ from ipnext.api.requests.stream import Stream
 from ipnext.api.services.region_observer import RegionObserver
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.port import Lifecycle
+from ipnext.api.workflow_engine.source_wakes import SourceWakes
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.api.resources import AnyId, ListPage
@@ -21,6 +22,7 @@ from ipnext.platform.publication import Publisher
 from ipnext.platform.signatures import SignatureKeeper
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
+from ipnext.sources.kinds import SourceKinds
 from ipnext.store.paging import Item, Page
 from ipnext.store.store import Store
 
@@ -42,6 +44,8 @@ class PlatformAdapters:
     access: Access
     access_settings: AccessSettings
     """As they were when the process started."""
+    source_wakes: SourceWakes
+    source_kinds: SourceKinds
 
     @property
     def publisher(self) -> Publisher:

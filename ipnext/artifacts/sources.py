@@ -101,15 +101,17 @@ def _step(directory: int, name: str, flags: int) -> int:
         os.close(directory)
 
 
-def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> PathNotAllowed:
-    """Return the error for a source that may not be read. `what` is roots or buckets.
+def not_allowed(
+    fault: str, value: str, what: str, allowed: Sequence[str], *, setting: str | None = None
+) -> PathNotAllowed:
+    """Return the error for a source that may not be read. `what` is roots, buckets or urls.
 
     Only administrators see the allowed ones.
     """
     shown = ", ".join(allowed) or "none (publish by upload instead)"
     error = PathNotAllowed(f"{fault}; allowed {what}: {shown}", field="uri", value=value, allowed=allowed)
     error.public_message = (
-        f"{fault}; allowed {what}: those of IPNEXT_ARTIFACT_{what.upper()} of the server, "
+        f"{fault}; allowed {what}: those of {setting or f'IPNEXT_ARTIFACT_{what.upper()}'} of the server, "
         "for the model's owner; ask its operator, or publish by upload"
     )
     return error

@@ -21,6 +21,7 @@ from ipnext.cli.commands import (
     prediction,
     profiles,
     queries,
+    sources,
 )
 from ipnext.cli.plugin_group import PluginGroup
 from ipnext.cli.session import Session
@@ -56,7 +57,7 @@ MODULES = (
 for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
-GROUPS = (keys, roles, audit, artifacts, platform)
+GROUPS = (sources, keys, roles, audit, artifacts, platform)
 """Modules whose commands share a first word: `GROUP` holds them."""
 for group in GROUPS:
     app.add_typer(group.GROUP)

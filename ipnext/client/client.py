@@ -14,6 +14,7 @@ from ipnext.client.calls.owners import OwnerCalls
 from ipnext.client.calls.plans import PlanCalls
 from ipnext.client.calls.publications import PublicationCalls
 from ipnext.client.calls.regions import RegionCalls
+from ipnext.client.calls.sources import SourceCalls
 from ipnext.model.access.owner import OwnerManifest, OwnerView
 from ipnext.model.api.plugins import ValidatorView
 from ipnext.model.api.resources import FleetView, ModelApplied, Readiness
@@ -37,6 +38,7 @@ class Client(
     AccessCalls,
     PlanCalls,
     RegionCalls,
+    SourceCalls,
 ):
     """Client of one API. Safe to use from several threads; close it, or use it as a context manager."""
 

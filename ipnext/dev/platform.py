@@ -292,6 +292,7 @@ class DevPlatform:
             "IPNEXT_ARTIFACT_ROOTS": os.environ.get(
                 "IPNEXT_ARTIFACT_ROOTS", json.dumps([str(self._places.state / "incoming")])
             ),
+            "IPNEXT_ADMINISTRATORS_READ": os.environ.get("IPNEXT_ADMINISTRATORS_READ", "any"),
             "IPNEXT_AGENTS": json.dumps(self._agent_urls),
             "IPNEXT_GATEWAYS": os.environ.get("IPNEXT_GATEWAYS", json.dumps(self._client_urls)),
             # the platform of one user has one API: its settings replace those of an earlier start

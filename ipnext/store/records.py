@@ -10,6 +10,7 @@ from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.manifest import ModelManifest, ModelSpec
+from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.planning.plan import (
     CurrentState,
     ModelProblem,
@@ -21,6 +22,7 @@ from ipnext.model.planning.plan import (
     Unmet,
 )
 from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.model.registry.sources import FoundVersion, Reach, VersionState
 from ipnext.model.value import Value
 
 PlanOutcome = Literal["adopted", "kept", "dry_run", "failed"]
@@ -333,3 +335,45 @@ class Event(Value):
     message: str
     run_id: str | None = None
     detail: Mapping[str, Any] | None = None
+
+
+class SourceRecord(Value):
+    """A source of a model, and where its watch stands."""
+
+    model: str
+    owner: str
+    name: str
+    kind: str
+    upstream: str
+    stream: str
+    part: str
+    spec: SourceSpec
+    reach: Reach
+    paused_by: str | None = None
+    paused_at: datetime | None = None
+    pause_reason: str = ""
+    cursor: str = ""
+    polled_at: datetime | None = None
+    failures: int = 0
+    error: str = ""
+    picked_at: datetime | None = None
+    picked_key: str | None = None
+    created_at: datetime
+
+
+class VersionRecord(Value):
+    """A version that a source found, and what became of it. `ordinal` is the order of finding over all sources."""
+
+    ordinal: int
+    model: str
+    source: str
+    part: str
+    version: FoundVersion
+    state: VersionState
+    digest: str | None = None
+    found_at: datetime
+    attempts: int = 0
+    due_at: datetime | None = None
+    message: str = ""
+    change_id: str | None = None
+    ended_at: datetime | None = None

@@ -12,6 +12,7 @@ from ipnext.store.changes.freezes import Freezes
 from ipnext.store.changes.ownership import NamespaceOwner
 from ipnext.store.changes.pauses import Pauses
 from ipnext.store.changes.publications import Publications
+from ipnext.store.changes.sources import Sources
 from ipnext.store.changes.transitions import Transitions
 from ipnext.store.lists.overviews import Overviews
 from ipnext.store.lists.pages import PagedLists
@@ -21,6 +22,7 @@ from ipnext.store.planning.replans import Replans
 class Repository(
     PagedLists,
     Publications,
+    Sources,
     Replans,
     Transitions,
     Deployments,

@@ -30,12 +30,20 @@ from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.reconciliation import ReconcileInput
+from ipnext.settings import PlatformSettings
 from ipnext.store.schema import migration
 from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.workflows.builds.next_build import make_next_build
 from tests.workflows.regions.drains import Drains
-from workflows.worker import WorkflowEngine, engine_of, lifecycle_activities, planner_activities, worker_of
+from workflows.worker import (
+    WorkflowEngine,
+    engine_of,
+    lifecycle_activities,
+    planner_activities,
+    source_activities,
+    worker_of,
+)
 
 POLL_SECONDS = 0.05
 """Each look at the store costs the processor that the workers need."""
@@ -231,6 +239,8 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
             solver=solver,
             policy=policy,
         )
+        settings = PlatformSettings(artifact_roots=(house.root,))
+        ours = (*ours, *source_activities(house.store, house.artifacts, settings))
         theirs = planner_activities(house.store, solver or ThreadSolver(), policy)
         async with (
             worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),

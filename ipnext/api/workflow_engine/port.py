@@ -65,6 +65,9 @@ class Lifecycle(Protocol):
     async def signal_drain(self, region: str) -> None:
         """Signal the engine that a region has a new request. May be repeated."""
 
+    async def wake_watch(self, kind: str, upstream: str) -> None:
+        """Have an upstream system polled soon; its watch is started if it does not run. May be repeated."""
+
     async def reachable(self) -> bool:
         """Return whether the engine answers now. Never raises."""
 
@@ -83,6 +86,7 @@ class MemoryLifecycle:
         self.controls: list[tuple[str, ControlAction, ControlAsked]] = []
         self.told_of_freezes: list[str] = []
         self.drains_told: list[str] = []
+        self.watches_woken: list[tuple[str, str]] = []
         self.cancelled: list[str] = []
         self.moves_steered = 0
         self.entities: set[str] = set()
@@ -185,6 +189,12 @@ class MemoryLifecycle:
         self._answer()
         self.drains_told.append(region)
         self.fleet_runs.add(names.drain_workflow_id(region))
+
+    async def wake_watch(self, kind: str, upstream: str) -> None:
+        """Record the upstream system."""
+        self._answer()
+        self.watches_woken.append((kind, upstream))
+        self.fleet_runs.add(names.watch_workflow_id(kind, upstream))
 
     async def reachable(self) -> bool:
         """Return whether it is not `down`."""

@@ -2,7 +2,8 @@
 
 Level-triggered, in addition to the outbox, which submits those that the engine has not accepted yet. The store
 determines the needed runs: the entity of each model with a change that has been open for a while, `drain/REGION` of
-each active drain, `replan` if replans were started and have not ended. Only these runs are looked up. A new run reads
+each active drain, `replan` if replans were started and have not ended, `watch/KIND/UPSTREAM` of each system that was
+not polled for long. Only these runs are looked up. A new run reads
 everything from the store by its recorded ids; its workflow id ensures that there is one. A submission would not work
 for a change: the engine answers an update of a known id for a run that has gone. If an entity runs but a change of its
 model has no run, it is signalled to read its open changes again.
@@ -87,6 +88,7 @@ class Resubmission:
                 ("the fleet's runs", self._fleet_runs, self._every),
                 ("entities", self._entities, self._every),
                 ("lost changes", self._lost_changes, self._lost_every),
+                ("watches of sources", self._watches, self._every),
             )
         ]
         try:
@@ -98,7 +100,8 @@ class Resubmission:
 
     async def look(self) -> Sequence[str]:
         """Start the missing runs; return their workflow ids. None if the database belongs to another platform."""
-        return [*await self._look_at(self._fleet_runs), *await self._look_at(self._entities)]
+        needs = (self._fleet_runs, self._entities, self._watches)
+        return [run for each in needs for run in await self._look_at(each)]
 
     async def recover_lost_changes(self) -> Sequence[str]:
         """Signal the entities of changes without a run; return the workflow ids of the missing runs."""
@@ -194,6 +197,19 @@ class Resubmission:
             needed_by = {"replan": replans[0].id, "state": replans[0].state.value}
             found.append(NeededRun(names.REPLAN_ID, self._lifecycle.wake_replan, needed_by))
         return found
+
+    def _watches(self) -> Sequence[NeededRun]:
+        """Return the watches of upstream systems that were not polled for long."""
+        with self._store.read() as unit:
+            upstreams = unit.stale_upstreams()
+        return [
+            NeededRun(
+                names.watch_workflow_id(kind, upstream),
+                lambda kind=kind, upstream=upstream: self._lifecycle.wake_watch(kind, upstream),  # type: ignore[misc]
+                {"kind": kind, "upstream": upstream},
+            )
+            for kind, upstream in upstreams
+        ]
 
     def _entities(self) -> Sequence[NeededRun]:
         """Return the entities of models with a change that has been open for long."""

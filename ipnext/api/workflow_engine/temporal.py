@@ -90,6 +90,10 @@ class TemporalLifecycle:
         """See the port."""
         await temporal.signal_drain(await self._connect(), region)
 
+    async def wake_watch(self, kind: str, upstream: str) -> None:
+        """See the port."""
+        await temporal.wake_watch(await self._connect(), kind, upstream)
+
     async def reachable(self) -> bool:
         """See the port."""
         return await temporal.reachable(await self._connect())

@@ -40,11 +40,21 @@ def open_source(
     scheme, place, path = _parts(uri)
     if scheme == "file":
         return DirectorySource(Path(path), roots=roots)
+    check_bucket(uri, buckets)
+    return BucketSource(place, path.strip("/"), endpoint_url)
+
+
+def check_bucket(uri: str, buckets: Sequence[str]) -> tuple[str, str]:
+    """Return bucket and prefix of s3://BUCKET/PREFIX, which has to be in one of `buckets`, as in `open_source`.
+
+    Raises PathNotAllowed or InvalidInput.
+    """
+    _, place, path = _parts(uri)
     given = (place, *path.strip("/").split("/"))
     if not any(_is_below(given, tuple(bucket.strip("/").split("/"))) for bucket in buckets):
         fault = f"uri: {uri!r} may not be read"
         raise not_allowed(fault, uri, "buckets", tuple(buckets))
-    return BucketSource(place, path.strip("/"), endpoint_url)
+    return place, path.strip("/")
 
 
 def readable_for(owner: str, allowed: Iterable[str], *, shared: bool) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from ipnext.cli.session import client_of
 from ipnext.cli.tables.layouts import layout_picture, layout_tables
 from ipnext.cli.tables.owners import owner_tables, owners_table
 from ipnext.cli.tables.profiles import profile_tables
+from ipnext.cli.tables.sources import source_tables, sources_table
 from ipnext.cli.tables.validators import validators_table
 from ipnext.client import Client
 from ipnext.client.lists import Listing
@@ -45,6 +46,13 @@ SHOWN_GENERATIONS = 20
 """Generations, the newest, of which `describe` tells."""
 
 
+DESCRIBED = (
+    *("MODEL", "snapshot MODEL PART N", "source MODEL NAME", "plan PLAN", "replan REPLAN", "freeze NAME"),
+    "owner NAME",
+)
+"""What `describe` takes."""
+
+
 class Kind(StrEnum):
     """What can be listed."""
 
@@ -57,6 +65,7 @@ class Kind(StrEnum):
     FLEET = "fleet"
     FREEZES = "freezes"
     OWNERS = "owners"
+    SOURCES = "sources"
     VALIDATORS = "validators"
 
 
@@ -74,7 +83,7 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     search: Annotated[str | None, typer.Option(help="Only models with this text in their name.")] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, changes, plans, replans, regions, drains, the fleet, freezes, owners or validators."""
+    """List models, changes, plans, regions, freezes, owners, sources and others."""
     client, most = client_of(context), None if every else limit
     if kind is not Kind.MODELS and (owner or not_ready or search):
         msg = f"get {kind.value}: --owner, --not-ready and --search are for models"
@@ -102,8 +111,8 @@ def describe(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL | snapshot MODEL PART N | plan PLAN | replan REPLAN | freeze NAME | owner NAME",
-            help="A model, a snapshot with its profiles, a plan or a replan by its id, a freeze, or an owner.",
+            metavar=" | ".join(DESCRIBED),
+            help="A model, a snapshot, a source, a plan or a replan by its id, a freeze, or an owner.",
             show_default=False,
         ),
     ],
@@ -122,6 +131,10 @@ def describe(
         owner = client.owner(what[1])
         write(owner, output, lambda: owner_tables(owner))
         return
+    if len(what) == 3 and what[0] == "source":
+        source, versions = client.source(what[1], what[2]), client.source_versions(what[1], what[2], limit=20)
+        write(plain(source) | {"newest": plain(versions)}, output, lambda: source_tables(source, versions))
+        return
     if len(what) == 2 and what[0] == "plan":
         summary = client.plan_summary(what[1])
         change = client.plan_diff(summary.id) if summary.has_documents else None
@@ -137,9 +150,8 @@ def describe(
         write(whole, output, lambda: snapshot_tables(snapshot, profiles))
         return
     if len(what) != 1:
-        allowed = ("MODEL", "snapshot MODEL PART N", "plan PLAN", "replan REPLAN", "freeze NAME", "owner NAME")
-        msg = f"describe: {' '.join(what)!r} is not known; allowed: {', '.join(allowed)}"
-        raise InvalidInput(msg, field="what", value=" ".join(what), allowed=allowed)
+        msg = f"describe: {' '.join(what)!r} is not known; allowed: {', '.join(DESCRIBED)}"
+        raise InvalidInput(msg, field="what", value=" ".join(what), allowed=DESCRIBED)
     model = what[0]
     view, changes = client.model(model), client.changes(model, limit=10)
     generations = client.generations(model, limit=SHOWN_GENERATIONS)
@@ -466,11 +478,16 @@ _TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
     Kind.DRAINS: drains_table,
     Kind.FREEZES: freezes_table,
     Kind.OWNERS: owners_table,
+    Kind.SOURCES: sources_table,
 }
 
 COMMANDS = (
-    Command("get", "List models, changes, plans, replans, regions, drains, the fleet, freezes or validators.", get),
-    Command("describe", "Show all of one model, plan or freeze.", describe),
+    Command(
+        "get",
+        "List models, changes, plans, regions, freezes, owners, sources and others.",
+        get,
+    ),
+    Command("describe", "Show all of one model, snapshot, source, plan, replan, freeze or owner.", describe),
     Command("events", "Show what happened to a model.", events),
     Command("explain", "Explain why a model is, or is not, ready.", explain),
 )

@@ -50,6 +50,10 @@ class PublicationCalls(Connection):
         request = PublishRequest(change_id=change_id or uuid4().hex, parts=given, override_freeze=override_freeze)
         return self._call("POST", f"/v1/models/{model}/publish", ChangeView, body=request)
 
+    def upload(self, model: str, directory: Path) -> str:
+        """Upload a local snapshot or checkpoint directory for a model; return its digest. Nothing is published."""
+        return self._publish_part(model, directory, None).digest or ""
+
     def _publish_part(
         self, model: str, source: Path | str, on_upload: Callable[[ArtifactFile], None] | None
     ) -> PublishPart:

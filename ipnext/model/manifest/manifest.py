@@ -12,6 +12,7 @@ from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.rollout import RolloutSpec
+from ipnext.model.manifest.sources import MOST_SOURCES, SourceSpec, check_sources
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
 from ipnext.model.metadata import Metadata
 from ipnext.model.registry.disaggregated import check_graph, handoff_graph, handoff_of
@@ -66,6 +67,8 @@ class ModelSpec(WrittenValue):
     split: SplitPolicy | None = None
     """Cuts the one part listed, as it is published, into several; their graph is derived."""
     sync: SyncPolicy = SyncPolicy()
+    sources: tuple[SourceSpec, ...] = Field(default=(), max_length=MOST_SOURCES)
+    """Upstream streams whose snapshots are published by themselves."""
     demand: tuple[DemandItem, ...] = Field(min_length=1, max_length=MOST_REGIONS)
     latency_tolerance_ms: float = Field(default=100.0, ge=0, le=LARGEST_FIGURE)
     survive: Literal["region", "none"] = "none"
@@ -202,6 +205,11 @@ class ModelSpec(WrittenValue):
         if len(set(regions)) != len(regions):
             msg = f"demand: each region may stand once, got {regions}"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _sources_have_parts(self) -> Self:
+        check_sources(self.sources, tuple(part.name for part in self.parts))
         return self
 
     @model_validator(mode="after")

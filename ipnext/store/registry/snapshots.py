@@ -110,6 +110,12 @@ class Snapshots(UnitOfWork):
             raise NotFound(msg)
         return _snapshot(row)
 
+    def has_snapshot(self, model: str, part: str, digest: str | None = None) -> bool:
+        """Return whether a part has a snapshot: one with a digest, or any."""
+        query = select(SnapshotRow.number).where(SnapshotRow.model == model, SnapshotRow.part == part)
+        query = query if digest is None else query.where(SnapshotRow.digest == digest)
+        return self._session.exec(query.limit(1)).first() is not None
+
     def snapshots(self, model: str) -> tuple[Snapshot, ...]:
         """Return all snapshots of a model by part, the newest of each part first. Raises NotFound."""
         self._model_row(model)

@@ -151,3 +151,70 @@ class ReportRow(Row, table=True):
     model: str = text_field(primary_key=True)
     generation: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     report: str = text_field()
+
+
+class SourceRow(Row, table=True):
+    """A source of a model, as its manifest has it, and where its watch stands."""
+
+    __tablename__ = "sources"
+    __table_args__ = (
+        model_key(),
+        Index("ix_sources_upstream", "kind", "upstream", "model", "name"),
+        Index("ix_sources_told", "told"),
+    )
+
+    model: str = text_field(primary_key=True)
+    name: str = text_field(primary_key=True)
+    kind: str = text_field()
+    upstream: str = text_field()
+    """Sources of one kind and upstream system are polled together."""
+    stream: str = text_field()
+    """Digest of its kind and settings; another one begins without a cursor."""
+    part: str = text_field()
+    spec: str = text_field()
+    every_seconds: float
+    reach: int = number_field(default=0)
+    """What it may read, by who applied it."""
+    told: bool = False
+    """Whether the workflow engine knows of the latest request."""
+    paused_by: str | None = text_field(default=None)
+    paused_at: datetime | None = time_field(default=None)
+    pause_reason: str = text_field(default="")
+    cursor: str = text_field(default="")
+    polled_at: datetime | None = time_field(default=None)
+    failures: int = number_field(default=0)
+    """Polls in a row that failed."""
+    error: str = text_field(default="")
+    picked_at: datetime | None = time_field(default=None)
+    picked_key: str | None = text_field(default=None)
+    created_at: datetime = time_field()
+
+
+class SourceVersionRow(Row, table=True):
+    """A version that a source found; its key has one winner."""
+
+    __tablename__ = "source_versions"
+    __table_args__ = (
+        model_key(),
+        UniqueConstraint("model", "source", "stream", "key"),
+        Index("ix_source_versions_source", "model", "source", "ordinal"),
+        Index("ix_source_versions_state", "state", "model"),
+    )
+
+    ordinal: int | None = ordinal_field()
+    model: str = text_field()
+    source: str = text_field()
+    stream: str = text_field()
+    key: str = text_field()
+    part: str = text_field()
+    state: str = text_field()
+    version: str = text_field()
+    digest: str | None = text_field(default=None)
+    """Of its snapshot, once that was read."""
+    found_at: datetime = time_field()
+    attempts: int = number_field(default=0)
+    due_at: datetime | None = time_field(default=None)
+    """Time of the next attempt, after one that failed."""
+    message: str = text_field(default="")
+    change_id: str | None = text_field(default=None)
+    ended_at: datetime | None = time_field(default=None)

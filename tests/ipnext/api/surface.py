@@ -4,8 +4,13 @@ from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.sources import SourceSpec
+from ipnext.model.registry.sources import FoundVersion, VersionState
+from ipnext.store.changes.sources import WatchedSource
 
 HIDDEN, SHOWN = "ads-ranker", "ranker"
+FEED = "feed"
+"""A source of both."""
 
 OWNER = {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "search"}}
 
@@ -53,6 +58,7 @@ def seed_two_owners(rooms):
             manifest = OwnerManifest.model_validate(OWNER | {"metadata": {"name": owner}})
             unit.put_owner(manifest, expected_version=None)
     for model in (SHOWN, HIDDEN):
+        add_feed(rooms, model)
         rooms.publish_directly(model, "a")
         rooms.serve(1, model=model)
         rooms.publish_directly(model, "b")
@@ -63,6 +69,15 @@ def seed_two_owners(rooms):
             unit.put_freeze(FreezeManifest.model_validate(document), expected_version=None)
             unit.add_event(None, "FreezeApplied", f"{name} holds {models}")
     rooms.adopt_plan()
+
+
+def add_feed(rooms, model):
+    """A source to which versions are pushed, with one version that has ended."""
+    spec = SourceSpec.model_validate({"name": FEED, "part": "dense", "push": {}})
+    with rooms.store.begin(model) as unit:
+        unit.put_sources(model, [WatchedSource(spec=spec, part="dense", upstream="api")])
+        found = unit.add_version(model, FEED, FoundVersion(key=f"{model}-v1", place="file:///in/v1"))
+        unit.end_version(found.ordinal, VersionState.REFUSED, f"{model} refuses it")
 
 
 def freeze_document(name, models):

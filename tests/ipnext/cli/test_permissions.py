@@ -44,7 +44,19 @@ NOT_OF_THE_API = {
 }
 """Commands that send the API nothing."""
 
-LISTS = ("models", "changes", "plans", "replans", "regions", "drains", "fleet", "freezes", "owners", "validators")
+LISTS = (
+    "models",
+    "changes",
+    "plans",
+    "replans",
+    "regions",
+    "drains",
+    "fleet",
+    "freezes",
+    "owners",
+    "sources",
+    "validators",
+)
 
 COMMANDS = {
     "apply": [
@@ -81,7 +93,12 @@ COMMANDS = {
         "describe plan plan-1",
         "describe replan r0",
         "describe snapshot ranker dense 1",
+        "describe source ranker feed",
     ],
+    "source pause": ["source pause ranker feed"],
+    "source resume": ["source pause ranker feed", "source resume ranker feed"],
+    "source poll": ["source poll ranker feed"],
+    "source push": ["source push ranker feed {snapshot}"],
     "events": ["events ranker"],
     "explain": ["explain ranker"],
     "logs": ["logs ranker"],

@@ -26,7 +26,7 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies
 from workflows.runtime.fault_injection import InjectedFault, fault_of
 from workflows.runtime.package_check import check_neighbours
-from workflows.worker import lifecycle_activities, planner_activities, queue_groups, solver_of
+from workflows.worker import lifecycle_activities, planner_activities, queue_groups, solver_of, source_activities
 
 LONGEST_RECORD = timedelta(seconds=120)
 """The most that `record_seconds` may be."""
@@ -34,6 +34,7 @@ LONGEST_RECORD = timedelta(seconds=120)
 
 def test_every_step_that_a_workflow_may_take_is_registered_on_its_queue(house, no_engine):
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
+    ours = (*ours, *source_activities(house.store, house.artifacts, PlatformSettings()))
     theirs = planner_activities(house.store, ThreadSolver())
     registered = {
         names.LIFECYCLE_QUEUE: {activity._Definition.must_from_callable(method).name for method in ours},

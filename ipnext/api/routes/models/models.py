@@ -25,6 +25,7 @@ from ipnext.api.services.manifest_checks import (
 from ipnext.api.services.model_facts import model_facts, throughputs_of
 from ipnext.api.services.region_states import States
 from ipnext.api.services.retirement import check_not_retiring, note_restored
+from ipnext.api.services.source_checks import check_readable, watch_sources
 from ipnext.api.services.status import model_view
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
@@ -36,6 +37,7 @@ from ipnext.model.manifest.profiled import check_measured
 from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import digest_of
 from ipnext.settings import PlatformSettings
+from ipnext.sources.access import reach_of
 from ipnext.store.operations.access_quota import admit_entry
 from ipnext.store.operations.artifact_quota import admit_documents, allowance_of
 from ipnext.store.operations.change_end import note_waiting
@@ -114,8 +116,11 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     check_runs_no_code(manifest, _allowances(rooms.settings))
     check_signers(manifest)
     check_plugins(manifest, rooms.plugins)
+    reach = reach_of(asker, rooms.settings)
+    sources = watch_sources(manifest, rooms.source_kinds, reach)
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
+        check_readable(unit, manifest, sources, rooms.source_kinds, rooms.settings)
         before = unit.find_model(name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
@@ -133,6 +138,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
             _check_version(before, expected_version)
             return _view_applied(before, before, manifest, dry_run=True)
         record = unit.put_model(manifest, expected_version=expected_version)
+        unit.put_sources(name, sources)
         unit.claim(name, claims)
         change = _apply_change(unit, before, record, key=key)
         if before is not None and before.retired:
@@ -144,6 +150,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
             change_id=change.id if change else None,
         )
     rooms.outbox.wake()
+    rooms.source_wakes.wake()
     view = None if change is None else change_view(change, rooms.lifecycle)
     return _view_applied(before, record, manifest, change=view)
 

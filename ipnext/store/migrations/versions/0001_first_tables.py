@@ -17,6 +17,8 @@ min_reader = "0001"
 FAILED = sa.text("state IN ('refused', 'rolled_back', 'superseded')")
 REFUSAL = "the audit is only ever added to"
 DROPPED = (
+    "source_versions",
+    "sources",
     "reports",
     "profiles",
     "transitions",
@@ -569,6 +571,56 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model", "generation"], ["generations.model", "generations.number"], name=op.f("fk_reports_generations")),
         sa.PrimaryKeyConstraint("model", "generation", name=op.f("pk_reports")),
     )
+    op.create_table(
+        "sources",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("name", columns.SafeText(), nullable=False),
+        sa.Column("kind", columns.SafeText(), nullable=False),
+        sa.Column("upstream", columns.SafeText(), nullable=False),
+        sa.Column("stream", columns.SafeText(), nullable=False),
+        sa.Column("part", columns.SafeText(), nullable=False),
+        sa.Column("spec", columns.SafeText(), nullable=False),
+        sa.Column("every_seconds", sa.Float(), nullable=False),
+        sa.Column("reach", columns.WholeNumber(), nullable=False),
+        sa.Column("told", sa.Boolean(), nullable=False),
+        sa.Column("paused_by", columns.SafeText(), nullable=True),
+        sa.Column("paused_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("pause_reason", columns.SafeText(), nullable=False),
+        sa.Column("cursor", columns.SafeText(), nullable=False),
+        sa.Column("polled_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("failures", columns.WholeNumber(), nullable=False),
+        sa.Column("error", columns.SafeText(), nullable=False),
+        sa.Column("picked_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("picked_key", columns.SafeText(), nullable=True),
+        sa.Column("created_at", columns.UtcDateTime(), nullable=False),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_sources_models")),
+        sa.PrimaryKeyConstraint("model", "name", name=op.f("pk_sources")),
+    )
+    op.create_index("ix_sources_upstream", "sources", ["kind", "upstream", "model", "name"], unique=False)
+    op.create_index("ix_sources_told", "sources", ["told"], unique=False)
+    op.create_table(
+        "source_versions",
+        sa.Column("ordinal", columns.WholeNumber(), autoincrement=True, nullable=False),
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("source", columns.SafeText(), nullable=False),
+        sa.Column("stream", columns.SafeText(), nullable=False),
+        sa.Column("key", columns.SafeText(), nullable=False),
+        sa.Column("part", columns.SafeText(), nullable=False),
+        sa.Column("state", columns.SafeText(), nullable=False),
+        sa.Column("version", columns.SafeText(), nullable=False),
+        sa.Column("digest", columns.SafeText(), nullable=True),
+        sa.Column("found_at", columns.UtcDateTime(), nullable=False),
+        sa.Column("attempts", columns.WholeNumber(), nullable=False),
+        sa.Column("due_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("message", columns.SafeText(), nullable=False),
+        sa.Column("change_id", columns.SafeText(), nullable=True),
+        sa.Column("ended_at", columns.UtcDateTime(), nullable=True),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_source_versions_models")),
+        sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_source_versions")),
+        sa.UniqueConstraint("model", "source", "stream", "key", name=op.f("uq_source_versions_model_source_stream_key")),
+    )
+    op.create_index("ix_source_versions_source", "source_versions", ["model", "source", "ordinal"], unique=False)
+    op.create_index("ix_source_versions_state", "source_versions", ["state", "model"], unique=False)
     for statement in _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL:
         op.execute(statement)
 

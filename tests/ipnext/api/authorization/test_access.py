@@ -49,6 +49,7 @@ def request_of(path, model):
         digest="0" * 64,
         generation=1,
         part="dense",
+        source="feed",
         number=1,
         replan_id="r",
         owner="search",

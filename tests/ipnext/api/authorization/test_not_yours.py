@@ -17,7 +17,7 @@ from sqlmodel import update
 from ipnext.api.requests import guarded_route
 from ipnext.model.access.rights import Role
 from ipnext.store.tables.planning import PlanRow
-from tests.ipnext.api.surface import HIDDEN, OWNER, SHOWN, freeze_document, routes
+from tests.ipnext.api.surface import FEED, HIDDEN, OWNER, SHOWN, freeze_document, routes
 
 MISSING = "abs-ranker"
 
@@ -46,7 +46,20 @@ PARAMETERS = {
     "after": "any",
     **dict.fromkeys(
         (
-            *("part", "number", "generation", "region", "replica", "tail", "limit", "state", "ready", "kind", "reason"),
+            *(
+                "source",
+                "part",
+                "number",
+                "generation",
+                "region",
+                "replica",
+                "tail",
+                "limit",
+                "state",
+                "ready",
+                "kind",
+                "reason",
+            ),
             *("sha256", "digest", "key_id", "binding_id", "fleetOnly", "expectedVersion", "dryRun", "Idempotency-Key"),
             *("last-event-id", "who", "action", "object", "outcome", "since", "oldestFirst", "key", "nonce"),
         ),
@@ -60,6 +73,7 @@ VALUES = {
     "region": "eu",
     "generation": 1,
     "part": "dense",
+    "source": FEED,
     "number": 1,
     "sha256": "0" * 64,
     "digest": "0" * 64,
@@ -309,10 +323,15 @@ PLAIN = {
         "spec.graph.nodes.prompt.lists.*.order spec.graph.nodes.prompt.template spec.graph.outputs.* "
         "spec.parts.adapterOf spec.parts.engine spec.parts.hardware.kind spec.parts.name spec.rollout.gate.outputs "
         "spec.split.default spec.split.parts.hardware spec.split.parts.hardware.kind spec.split.parts.modules "
-        "spec.split.parts.name spec.validation.signers.publicKeys spec.validation.skip.*"
+        "spec.split.parts.name spec.sources.directory.path spec.sources.every spec.sources.mlflow.alias "
+        "spec.sources.mlflow.model spec.sources.mlflow.uri spec.sources.name spec.sources.oci.repository "
+        "spec.sources.oci.tag spec.sources.part spec.sources.plugin.kind spec.sources.promote.metrics.name "
+        "spec.sources.promote.tags.* spec.sources.s3.uri spec.validation.signers.publicKeys spec.validation.skip.*"
     ),
     "POST /v1/models/{name}/publish": "overrideFreeze",
     **{f"POST /v1/models/{{name}}/{verb}": "reason" for verb in ("pause", "resume", "approve", "promote", "abort")},
+    **{f"POST /v1/models/{{name}}/sources/{{source}}/{verb}": "reason" for verb in ("pause", "resume", "poll")},
+    "POST /v1/models/{name}/sources/{source}/versions": "digest key lineage.* tags.* trainedAt uri",
     "POST /v1/artifacts/missing": "digests",
     "PUT /v1/artifacts/blobs/{sha256}": "",
     "POST /v1/artifacts/snapshots": (

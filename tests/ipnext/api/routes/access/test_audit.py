@@ -132,6 +132,23 @@ def steer(action):
     return case
 
 
+def of_feed(action):
+    """Ask for something of a source."""
+
+    async def case(w):
+        document = w.rooms.model_document()
+        document["spec"]["sources"] = [{"name": "feed", "part": "dense", "push": {}}]
+        (await w.http.put("/v1/models/ranker", json=document)).raise_for_status()
+        path = "/v1/models/ranker/sources/feed"
+        if action == "resume":
+            (await w.http.post(f"{path}/pause", json={})).raise_for_status()
+        body = {"digest": await w.applied.upload(b"x")} if action == "versions" else {"reason": "by hand"}
+        w.mark()
+        return await w.http.post(f"{path}/{action}", json=body)
+
+    return case
+
+
 async def put_blob(w):
     return await w.http.put(f"/v1/artifacts/blobs/{hashlib.sha256(b'x').hexdigest()}", content=b"x")
 
@@ -257,6 +274,16 @@ MUTATING: dict[str, tuple[Case, tuple[str, str, str, str]]] = {
     **{
         f"POST /v1/models/{{name}}/{action}": (steer(action), ("models.steer", "Model ranker", "ranker", "asked"))
         for action in ("pause", "resume", "approve", "promote", "abort")
+    },
+    **{
+        f"POST /v1/models/{{name}}/sources/{{source}}/{verb}": (
+            of_feed(verb),
+            (action, "Model ranker", "ranker", "done"),
+        )
+        for verb, action in (
+            *(("pause", "models.steer"), ("resume", "models.steer")),
+            *(("poll", "models.publish"), ("versions", "models.publish")),
+        )
     },
     "PUT /v1/artifacts/blobs/{sha256}": (upload, ("artifacts.upload", "Blob", "", "asked")),
     "POST /v1/artifacts/snapshots": (commit, ("artifacts.upload", "Snapshot", "", "asked")),

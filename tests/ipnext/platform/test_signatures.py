@@ -9,13 +9,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from ipnext.api.routes.models import signatures
 from ipnext.artifacts import layout
 from ipnext.artifacts.signing import check_signature, sign_digest, write_key_pair
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.model.access.rights import Role
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.signing import MOST_KEPT, SignatureEnvelope, SignerPolicy
+from ipnext.platform import signatures
 from ipnext.store.repository import Repository
 
 B64 = base64.b64encode(bytes(64)).decode()

@@ -1,0 +1,298 @@
+"""Publication of what a model's sources found: the newest version of each part, all parts in one change.
+
+While a publish of the model waits for its turn, nothing is added behind it: versions that come meanwhile are superseded
+by the newest one. A delta is published after its parent. A crash at any point repeats the step: the change's id follows
+from the versions, and a version has one end.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final
+
+from temporalio import activity
+
+from activities.runtime.owner_turns import OwnerShares, ShareTaken
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.artifacts.upload import ingest
+from ipnext.errors import (
+    ArtifactDigestMismatch,
+    ArtifactMissing,
+    DuplicateSnapshot,
+    InvalidInput,
+    IPnextError,
+    QuotaExceeded,
+    SignatureInvalid,
+)
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.sources import PickUpInput, PickUpResult
+from ipnext.model.registry.registry import SnapshotSource
+from ipnext.model.registry.sources import VersionState
+from ipnext.model.value import digest_of
+from ipnext.names import SOURCE_PREFIX
+from ipnext.platform.publication import Publisher
+from ipnext.platform.signatures import SignatureKeeper
+from ipnext.settings import PlatformSettings
+from ipnext.sources.access import ReadAccess
+from ipnext.sources.kinds import SourceKinds
+from ipnext.sources.port import StreamRequest
+from ipnext.store.records import SourceRecord, VersionRecord
+from ipnext.store.repository import Repository
+from ipnext.store.store import Store
+from ipnext.store.unit_of_work import utc_now
+
+ID_DIGITS: Final = 32
+FIRST_PAUSE_SECONDS: Final = 5.0
+LONGEST_PAUSE_SECONDS: Final = 600.0
+"""Between two attempts to read a version."""
+WAITS_SECONDS: Final = 2.0
+"""Until the next look at a model whose last publish waits for its turn."""
+LACKS_SECONDS: Final = 15.0
+"""The same, of a model that lacks another part."""
+MISSED_ATTEMPTS: Final = 6
+"""Attempts at a version whose files are not there; then it is refused."""
+_WAITING: Final = frozenset({ChangeState.RECORDED, ChangeState.QUEUED})
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A version whose content is in the artifact store."""
+
+    version: VersionRecord
+    content: SnapshotSource
+
+
+@dataclass(frozen=True)
+class _Later:
+    """Nothing can be published now."""
+
+    message: str
+    seconds: float
+
+
+class SourcePickUpActivities:
+    """Activity that publishes a model's versions. `shares`: of the slots that one owner's reads hold."""
+
+    def __init__(
+        self,
+        store: Store,
+        artifacts: ArtifactStore,
+        kinds: SourceKinds,
+        publisher: Publisher,
+        settings: PlatformSettings,
+        shares: OwnerShares | None = None,
+    ) -> None:
+        self._store, self._artifacts, self._kinds, self._settings = store, artifacts, kinds, settings
+        self._publisher = publisher
+        self._signatures = SignatureKeeper(store, artifacts, settings.native_library_keys_file)
+        self._shares = shares or OwnerShares()
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Return the activities that a worker registers."""
+        return (self.pick_up_versions,)
+
+    @activity.defn(name="pick_up_versions", no_thread_cancel_exception=True)
+    def pick_up_versions(self, asked: PickUpInput) -> PickUpResult:
+        """Read the newest version of each part, and publish them together."""
+        with self._store.read() as unit:
+            record = unit.model(asked.model)
+            sources = {source.name: source for source in unit.sources(asked.model)}
+            pending = unit.pending_versions(asked.model)
+            over = record.retired or asked.model in unit.retiring_models()
+            waits = None if over else _find_waiting(unit, asked.model)
+        if over or not pending:
+            return PickUpResult()
+        if waits is not None:
+            message = f"publish {waits.id} waits for its turn; the newest version is published once it has begun"
+            return PickUpResult(pending=len(pending), next_seconds=WAITS_SECONDS, message=message)
+        owner = record.manifest.metadata.owner
+        try:
+            with self._shares.hold(owner):
+                found = self._read_parts(owner, sources, pending)
+        except ShareTaken as error:
+            return PickUpResult(pending=len(pending), next_seconds=WAITS_SECONDS, message=error.message)
+        return self._publish(asked.model, owner, found)
+
+    def _read_parts(
+        self, owner: str, sources: Mapping[str, SourceRecord], pending: Sequence[VersionRecord]
+    ) -> Mapping[str, _Read]:
+        """Return part -> the version to publish next, read into the artifact store."""
+        parts: dict[str, list[VersionRecord]] = {}
+        for version in pending:
+            parts.setdefault(version.part, []).append(version)
+        found = {part: self._read_part(owner, sources, versions) for part, versions in sorted(parts.items())}
+        return {part: read for part, read in found.items() if read is not None}
+
+    def _read_part(
+        self, owner: str, sources: Mapping[str, SourceRecord], versions: Sequence[VersionRecord]
+    ) -> _Read | None:
+        """Return the newest version that can be read; of a chain of deltas the oldest one whose parent is known.
+
+        None if the newest one is to be tried again later: an older one in its place would only be superseded.
+        """
+        chain: list[_Read] = []
+        wanted: str | None = None
+        for version in versions:
+            if version.due_at is not None and version.due_at > utc_now():
+                return None
+            try:
+                content = self._read(owner, sources[version.source], version)
+            except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its version has the error
+                if self._note_failure(version, error):
+                    continue
+                return None
+            if wanted is not None and content.manifest.digest != wanted:
+                continue
+            chain.append(_Read(version, content))
+            wanted = self._unknown_parent(version, content)
+            if wanted is None:
+                return chain[-1]
+        for read in chain:
+            self._end(read.version, VersionState.REFUSED, _no_parent(read.content))
+        return None
+
+    def _read(self, owner: str, source: SourceRecord, version: VersionRecord) -> SnapshotSource:
+        place = version.version.place
+        if place.startswith(f"{self._artifacts.uri}/snapshots/"):
+            content = SnapshotSource(manifest=self._artifacts.manifest(place), uri=place)
+            self._publisher.announce(owner, content.manifest)
+        else:
+            access = ReadAccess.of(self._settings, owner, source.reach)
+            (connected,) = self._kinds.get(source.kind).connect([StreamRequest(source.spec.stream, access)])
+            content = ingest(
+                self._artifacts,
+                connected.open(version.version),
+                announce=partial(self._publisher.announce, owner),
+                sign=lambda digest, envelope: self._signatures.keep(digest, envelope, lambda _, of: of == owner),
+            )
+        with self._store.begin_free(()) as unit:
+            unit.note_read(version.ordinal, content.manifest.digest)
+        return content
+
+    def _unknown_parent(self, version: VersionRecord, content: SnapshotSource) -> str | None:
+        """Return the digest of a delta's parent that was never published; None for anything else."""
+        parent = content.manifest.parent
+        if not content.manifest.is_delta or parent is None:
+            return None
+        with self._store.read() as unit:
+            return None if unit.has_snapshot(version.model, version.part, parent) else parent
+
+    def _note_failure(self, version: VersionRecord, error: Exception) -> bool:
+        """Record a failed attempt. True if the version is refused for good."""
+        final = _is_final(error) or (isinstance(error, ArtifactMissing) and version.attempts >= MISSED_ATTEMPTS)
+        if final:
+            self._end(version, VersionState.REFUSED, _told(error))
+            return True
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(version.attempts, 16), LONGEST_PAUSE_SECONDS)
+        with self._store.begin_free(()) as unit:
+            unit.postpone_version(version.ordinal, _told(error), utc_now() + timedelta(seconds=pause))
+        return False
+
+    def _end(self, version: VersionRecord, state: VersionState, message: str) -> None:
+        with self._store.begin(version.model) as unit:
+            unit.end_version(version.ordinal, state, message)
+            text = f"version {version.version.key} of source {version.source} is refused: {message}"
+            unit.add_event(version.model, "SourceRefused", text)
+
+    def _publish(self, model: str, owner: str, found: Mapping[str, _Read]) -> PickUpResult:
+        later = _Later("", FIRST_PAUSE_SECONDS)
+        published: Mapping[str, str] = {}
+        change: Change | None = None
+        if found:
+            try:
+                change, published, later = self._record(model, owner, found)
+            except DuplicateSnapshot as error:
+                self._note_duplicates(found, error)
+            except IPnextError as error:
+                for read in found.values():
+                    self._note_failure(read.version, error)
+        with self._store.read() as unit:
+            left = unit.pending_versions(model)
+        now = utc_now()
+        due = [max(0.0, (each.due_at - now).total_seconds()) for each in left if each.due_at is not None]
+        return PickUpResult(
+            pending=len(left),
+            next_seconds=max(1.0, min(due)) if due and not later.message else later.seconds,
+            published=published,
+            change_id=change.id if change else None,
+            message=later.message or next((each.message for each in left if each.message), ""),
+        )
+
+    def _record(
+        self, model: str, owner: str, found: Mapping[str, _Read]
+    ) -> tuple[Change | None, Mapping[str, str], _Later]:
+        """Record the publish and the end of its versions, and of the older ones that they supersede."""
+        contents = {part: read.content for part, read in found.items()}
+        self._publisher.check_there(contents)
+        with self._store.begin(model) as unit:
+            pending = unit.pending_versions(model)
+            chosen = {read.version.ordinal for read in found.values()}
+            if not chosen <= {version.ordinal for version in pending}:
+                return None, {}, _Later("a source was changed or paused", WAITS_SECONDS)
+            lacking = _find_lacking(unit, model, contents)
+            if lacking:
+                return None, {}, _Later(f"waits for a snapshot of {', '.join(lacking)}", LACKS_SECONDS)
+            keys = sorted(
+                (read.version.source, read.version.version.key, read.version.ordinal) for read in found.values()
+            )
+            change_id = f"{SOURCE_PREFIX}{digest_of([model, *map(list, keys)])[:ID_DIGITS]}"
+            change = self._publisher.record(unit, model, owner, contents, change_id=change_id)
+            for version in pending:
+                newer = found.get(version.part)
+                if version.ordinal in chosen:
+                    unit.end_version(version.ordinal, VersionState.PUBLISHED, change_id=change.id)
+                elif newer is not None and version.ordinal < newer.version.ordinal:
+                    message = f"version {newer.version.version.key} is newer"
+                    unit.end_version(version.ordinal, VersionState.SUPERSEDED, message)
+            unit.note_pick_up([read.version for read in found.values()])
+            published = {read.version.source: read.version.version.key for read in found.values()}
+            named = ", ".join(f"{key} of {source}" for source, key in sorted(published.items()))
+            unit.add_event(model, "PickedUp", f"generation {change.generation}: version {named}")
+        return change, published, _Later("", WAITS_SECONDS)
+
+    def _note_duplicates(self, found: Mapping[str, _Read], error: DuplicateSnapshot) -> None:
+        with self._store.begin_free(()) as unit:
+            for read in found.values():
+                unit.end_version(read.version.ordinal, VersionState.PUBLISHED, error.message)
+            unit.note_pick_up([read.version for read in found.values()])
+
+
+def _find_waiting(unit: Repository, model: str) -> Change | None:
+    """Return the publish of a model that waits for its turn."""
+    with suppress(StopIteration):
+        return next(_waiting(unit, model))
+    return None
+
+
+def _waiting(unit: Repository, model: str) -> Iterator[Change]:
+    for change in unit.changes(model, limit=20):
+        if change.kind is ChangeKind.PUBLISH and change.state in _WAITING:
+            yield change
+
+
+def _find_lacking(unit: Repository, model: str, contents: Mapping[str, SnapshotSource]) -> list[str]:
+    """Return the parts of a model of which there is no snapshot, neither a published nor a new one."""
+    parts = [part.name for part in unit.model(model).manifest.spec.parts]
+    return sorted(part for part in parts if part not in contents and not unit.has_snapshot(model, part))
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether another attempt would fail in the same way."""
+    if isinstance(error, QuotaExceeded):
+        return False
+    return isinstance(error, InvalidInput | ArtifactDigestMismatch | SignatureInvalid)
+
+
+def _told(error: Exception) -> str:
+    """Return an error's text without what only operators may see."""
+    if not isinstance(error, IPnextError):
+        return f"{type(error).__name__}: {error}"
+    message: str = getattr(error, "public", error).message
+    return message
+
+
+def _no_parent(content: SnapshotSource) -> str:
+    parent = content.manifest.parent or ""
+    return f"a delta of snapshot {parent:.16}, which was not published and which the source does not have"

@@ -1,0 +1,127 @@
+"""Polls of upstream systems: every new version is recorded in the unit of work that advances the cursor."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from temporalio import activity
+
+from ipnext.errors import IPnextError
+from ipnext.model.lifecycle.sources import PollResult, WatchedState, WatchInput
+from ipnext.model.registry.sources import Listing
+from ipnext.settings import PlatformSettings
+from ipnext.sources.access import ReadAccess
+from ipnext.sources.kinds import SourceKinds
+from ipnext.sources.port import Source, StreamRequest
+from ipnext.store.records import SourceRecord
+from ipnext.store.store import Store
+
+PUSHED_SECONDS: Final = 3600.0
+"""Interval of a watch whose sources are all pushed: it is woken for each version."""
+LONGEST_BACKOFF_SECONDS: Final = 300.0
+"""Longest interval after failed polls, unless the source's own is longer."""
+SHOWN: Final = 50
+"""Sources that the Web UI shows."""
+MOST_DOUBLINGS: Final = 16
+
+
+@dataclass(frozen=True)
+class _Polled:
+    """A source after a poll."""
+
+    source: SourceRecord
+    text: str
+    failures: int = 0
+
+
+class SourcePollActivities:
+    """Activity of the watch of one upstream system."""
+
+    def __init__(self, store: Store, kinds: SourceKinds, settings: PlatformSettings) -> None:
+        self._store, self._kinds, self._settings = store, kinds, settings
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Return the activities that a worker registers."""
+        return (self.poll_sources,)
+
+    @activity.defn(name="poll_sources", no_thread_cancel_exception=True)
+    def poll_sources(self, asked: WatchInput) -> PollResult:
+        """Poll the sources of one upstream system that are not paused, and name the models with something to publish.
+
+        A source that fails stops no other one: the store has its error, and it is polled again after a growing pause.
+        """
+        with self._store.read() as unit:
+            found = unit.watched_sources(asked.kind, asked.upstream)
+        if not found:
+            return PollResult(over=True)
+        active = [source for source in found if source.paused_at is None]
+        polled = self._poll(asked.kind, active)
+        with self._store.read() as unit:
+            models = unit.pending_models({source.model for source in active})
+        paused = [_Polled(source, _describe_pause(source)) for source in found if source.paused_at is not None]
+        states = [WatchedState(model=p.source.model, source=p.source.name, text=p.text) for p in (*polled, *paused)]
+        return PollResult(
+            models=tuple(sorted(models)),
+            next_seconds=min((_pause_after(each) for each in polled), default=PUSHED_SECONDS),
+            states=tuple(states[:SHOWN]),
+            count=len(found),
+        )
+
+    def _poll(self, kind: str, sources: Sequence[SourceRecord]) -> list[_Polled]:
+        if not sources:
+            return []
+        try:
+            connected = self._connect(kind, sources)
+        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; each of its sources has the error
+            return [self._note_failure(source, error) for source in sources]
+        return [self._poll_one(record, source) for record, source in zip(sources, connected, strict=True)]
+
+    def _connect(self, kind: str, sources: Sequence[SourceRecord]) -> Sequence[Source]:
+        streams = [
+            StreamRequest(source.spec.stream, ReadAccess.of(self._settings, source.owner, source.reach))
+            for source in sources
+        ]
+        return self._kinds.get(kind).connect(streams)
+
+    def _poll_one(self, record: SourceRecord, source: Source) -> _Polled:
+        try:
+            listing = source.list_since(record.cursor)
+        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its source has the error
+            return self._note_failure(record, error)
+        return _Polled(record, _describe_new(self._note_listing(record, listing)))
+
+    def _note_listing(self, record: SourceRecord, listing: Listing) -> int:
+        """Record a listing in as many units as it takes; return the number of new versions."""
+        total = 0
+        while True:
+            with self._store.begin_free(()) as unit:
+                new = unit.note_listing(record, listing)
+            total += new or 0
+            if not new:
+                return total
+
+    def _note_failure(self, record: SourceRecord, error: Exception) -> _Polled:
+        message = error.message if isinstance(error, IPnextError) else f"{type(error).__name__}: {error}"
+        with self._store.begin_free(()) as unit:
+            failures = unit.note_failed_poll(record, message)
+        activity.logger.warning("source %s/%s could not be polled: %s", record.model, record.name, message)
+        return _Polled(record, message, failures=max(1, failures))
+
+
+def _describe_new(count: int) -> str:
+    return f"{count} new" if count else "nothing new"
+
+
+def _describe_pause(source: SourceRecord) -> str:
+    return f"paused by {source.paused_by}" + (f": {source.pause_reason}" if source.pause_reason else "")
+
+
+def _pause_after(polled: _Polled) -> float:
+    """Return the seconds until a source's next poll: its interval, doubled for each failed poll in a row."""
+    if polled.source.kind == "push":
+        return PUSHED_SECONDS
+    every = polled.source.spec.every_seconds
+    if not polled.failures:
+        return every
+    grown = every * 2.0 ** min(polled.failures, MOST_DOUBLINGS)
+    return max(every, min(grown, LONGEST_BACKOFF_SECONDS))

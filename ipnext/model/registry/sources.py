@@ -1,0 +1,72 @@
+"""Versions of a model in upstream systems, and what became of them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from ipnext.model.value import Value
+
+LONGEST_KEY: Final = 512
+LONGEST_PLACE: Final = 4096
+LONGEST_CURSOR: Final = 4096
+MOST_LABELS: Final = 256
+"""Tags, metrics or facts of the lineage of one version."""
+Label = Annotated[str, Field(max_length=5000)]
+"""A tag, or a fact of the lineage."""
+
+
+class FoundVersion(Value):
+    """A version that a source has found. Two with one key are the same version."""
+
+    key: str = Field(min_length=1, max_length=LONGEST_KEY)
+    """Idempotency key within the stream."""
+    place: str = Field(max_length=LONGEST_PLACE)
+    """Its place, in the form of its kind of source."""
+    trained_at: datetime | None = None
+    """When training ended; None if the upstream system does not say."""
+    tags: Mapping[Label, Label] = Field(default_factory=dict, max_length=MOST_LABELS)
+    metrics: Mapping[Label, float] = Field(default_factory=dict, max_length=MOST_LABELS)
+    lineage: Mapping[Label, Label] = Field(default_factory=dict, max_length=MOST_LABELS)
+    """Facts of the training run, such as `run`, `experiment` or `commit`."""
+
+
+class Listing(Value):
+    """The answer of one poll of one stream."""
+
+    cursor: str = Field(max_length=LONGEST_CURSOR)
+    """Where the next poll goes on."""
+    versions: tuple[FoundVersion, ...] = ()
+    """Versions since the former cursor, oldest first; known ones may be among them."""
+
+
+class Reach(IntEnum):
+    """What a source may read, by who applied its manifest."""
+
+    OWNER = 0
+    """Roots, buckets and URLs with the owner's name."""
+    SHARED = 1
+    """Those of all owners, too: the principal publishes for all."""
+    ANY = 2
+    """Any: an administrator applied it, and the setting `administrators_read` allows it."""
+
+
+class VersionState(StrEnum):
+    """What became of a version."""
+
+    HELD = "held"
+    """The promotion rule does not let it pass yet."""
+    FOUND = "found"
+    """It will be published, unless a newer one comes first."""
+    PUBLISHED = "published"
+    SUPERSEDED = "superseded"
+    """A newer version was published in its place."""
+    REFUSED = "refused"
+    """Its content can't be published."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happens to it."""
+        return self in {VersionState.PUBLISHED, VersionState.SUPERSEDED, VersionState.REFUSED}

@@ -1,0 +1,57 @@
+"""Kinds of sources: the built-in ones, and those of other distributions. A broken one is refused by its name."""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
+
+import structlog
+
+from ipnext import names
+from ipnext.errors import InvalidInput
+from ipnext.sources.bucket import BucketKind
+from ipnext.sources.directory import DirectoryKind
+from ipnext.sources.port import SourceKind
+from ipnext.sources.pushed import PushKind
+
+BUILT_IN: Final[tuple[SourceKind, ...]] = (DirectoryKind(), BucketKind(), PushKind())
+
+
+class SourceKinds:
+    """The kinds of this environment, each loaded once, at the first use of any."""
+
+    @cached_property
+    def by_name(self) -> Mapping[str, SourceKind]:
+        """Name -> kind. A plug-in with the name of a built-in kind is refused."""
+        found = {kind.name: kind for kind in BUILT_IN}
+        for point in sorted(entry_points(group=names.SOURCE_GROUP), key=lambda point: (point.name, point.value)):
+            kind = _load(point, found)
+            if kind is not None:
+                found[point.name] = kind
+        return found
+
+    def get(self, name: str) -> SourceKind:
+        """Return a kind. InvalidInput names the known ones."""
+        kind = self.by_name.get(name)
+        if kind is None:
+            known = tuple(sorted(self.by_name))
+            msg = f"{name!r} is no kind of source here; allowed: {', '.join(known)}"
+            raise InvalidInput(msg, field="plugin.kind", value=name, allowed=known)
+        return kind
+
+
+def _load(point: EntryPoint, taken: Iterable[str]) -> SourceKind | None:
+    try:
+        if point.name in taken:
+            msg = f"the name {point.name!r} is taken"
+            raise ValueError(msg)  # noqa: TRY301 - one way to refuse
+        kind: SourceKind = point.load()()
+        lacking = [name for name in ("upstream", "check", "connect") if not callable(getattr(kind, name, None))]
+        if lacking:
+            msg = f"it has no {' and no '.join(lacking)}"
+            raise TypeError(msg)  # noqa: TRY301
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
+        reason = f"{type(error).__name__}: {error}"
+        structlog.get_logger().error("source kind refused", kind=point.name, source=point.value, reason=reason)
+        return None
+    return kind

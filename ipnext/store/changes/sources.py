@@ -1,0 +1,409 @@
+"""Sources of models and the versions that they found. A version is recorded in the unit that advances the cursor."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import func, update
+from sqlmodel import col, select
+
+from ipnext.errors import Conflict, NotFound
+from ipnext.model.manifest.sources import SourceSpec
+from ipnext.model.registry.sources import FoundVersion, Listing, Reach, VersionState
+from ipnext.model.value import Value, digest_of
+from ipnext.model.wire import decode
+from ipnext.store.paging import Page, clamp_limit, no_cursor, ordinal_of, page_of
+from ipnext.store.records import SourceRecord, VersionRecord
+from ipnext.store.registry.models import Models
+from ipnext.store.tables.registry import ModelRow, SourceRow, SourceVersionRow
+from ipnext.store.unit_of_work import batches, document
+
+STREAM_DIGITS: Final = 16
+
+RECORDED_AT_ONCE: Final = 500
+"""New versions that one unit of work records."""
+
+NOTED_EVERY: Final = timedelta(seconds=30)
+"""A poll without news is written this seldom."""
+
+STALE_INTERVALS: Final = 3
+"""Intervals without a poll after which a watch may be gone."""
+
+LONGEST_MESSAGE: Final = 2000
+
+
+class WatchedSource(Value):
+    """A source of a manifest, with the system in which its stream is."""
+
+    spec: SourceSpec
+    part: str
+    upstream: str
+    reach: Reach = Reach.OWNER
+
+    @property
+    def stream(self) -> str:
+        """Digest of its kind and settings."""
+        return digest_of({self.spec.kind: self.spec.stream.model_dump(mode="json", by_alias=True)})[:STREAM_DIGITS]
+
+
+class Sources(Models):
+    """The only writer of sources and their versions."""
+
+    def put_sources(self, model: str, wanted: Sequence[WatchedSource]) -> None:
+        """Replace the sources of a model by those of its manifest.
+
+        One with the same settings keeps its cursor, its pause, and what an administrator granted it. Versions of a
+        source that is gone stay, so that it finds none twice if it comes back.
+        """
+        self._writing(model)
+        known = {row.name: row for row in self._session.exec(select(SourceRow).where(SourceRow.model == model))}
+        for source in wanted:
+            row = known.pop(source.spec.name, None)
+            if row is None:
+                row = SourceRow(model=model, name=source.spec.name, created_at=self._now(), **_of_spec(source))
+            elif row.stream != source.stream or row.part != source.part:
+                _set(row, {**_of_spec(source), **_ANEW})
+            elif row.spec != document(source.spec) or source.reach > row.reach:
+                _set(row, {**_of_spec(source), "reach": max(row.reach, int(source.reach)), "told": False})
+            self._add(row)
+        for row in known.values():
+            self._session.delete(row)
+        self._session.flush()
+
+    def source(self, model: str, name: str) -> SourceRecord:
+        """Return a source of a model. NotFound names the known ones."""
+        row = self._source_row(model, name)
+        return _source(row, self.owner_of(model) or "")
+
+    def sources(self, model: str) -> tuple[SourceRecord, ...]:
+        """Return the sources of a model, by name. Raises NotFound."""
+        self._model_row(model)
+        query = select(SourceRow).where(SourceRow.model == model).order_by(col(SourceRow.name))
+        owner = self.owner_of(model) or ""
+        return tuple(_source(row, owner) for row in self._session.exec(query))
+
+    def source_page(self, *, model: str | None = None, after: str | None = None, limit: int = 50) -> Page[SourceRecord]:
+        """Return the sources of models that are not retired, by model and name."""
+        query = self._live().where(*self._has_visible_owner())
+        if model is not None:
+            query = query.where(SourceRow.model == model)
+        if after is not None:
+            of, slash, name = after.partition("/")
+            if not slash:
+                raise no_cursor(after)
+            same = (col(SourceRow.model) == of) & (col(SourceRow.name) > name)
+            query = query.where((col(SourceRow.model) > of) | same)
+        query = query.order_by(col(SourceRow.model), col(SourceRow.name)).limit(clamp_limit(limit) + 1)
+        found = self._session.exec(query).all()
+        return page_of(
+            found,
+            clamp_limit(limit),
+            key=lambda pair: f"{pair[0].model}/{pair[0].name}",
+            value=lambda pair: _source(*pair),
+        )
+
+    def watched_sources(self, kind: str, upstream: str) -> tuple[SourceRecord, ...]:
+        """Return the sources of one upstream system, paused ones included, of models that are not retired."""
+        query = self._live().where(SourceRow.kind == kind, SourceRow.upstream == upstream)
+        query = query.order_by(col(SourceRow.model), col(SourceRow.name))
+        return tuple(_source(row, owner) for row, owner in self._session.exec(query))
+
+    def stale_upstreams(self) -> tuple[tuple[str, str], ...]:
+        """Return kind and name of each upstream system that was not polled for STALE_INTERVALS of its interval.
+
+        Of models that are not retired; a system whose sources are all paused counts. Its watch may be gone.
+        """
+        rows = (
+            select(SourceRow.kind, SourceRow.upstream, func.max(SourceRow.polled_at), func.min(SourceRow.every_seconds))
+            .join(ModelRow, _MODEL_OF_SOURCE)
+            .where(col(ModelRow.retired).is_(False))
+            .group_by(col(SourceRow.kind), col(SourceRow.upstream))
+        )
+        now = self._now()
+        found = [
+            (kind, upstream)
+            for kind, upstream, polled, every in self._session.exec(rows)
+            if polled is None or now - polled > max(2 * NOTED_EVERY, STALE_INTERVALS * timedelta(seconds=every))
+        ]
+        return tuple(sorted(found))
+
+    def untold_upstreams(self, limit: int = 100) -> tuple[tuple[str, str], ...]:
+        """Return the upstream systems with a request that the workflow engine does not know of."""
+        query = select(SourceRow.kind, SourceRow.upstream).where(col(SourceRow.told).is_(False)).distinct().limit(limit)
+        return tuple(sorted((kind, upstream) for kind, upstream in self._session.exec(query)))
+
+    def mark_told(self, kind: str, upstream: str) -> None:
+        """Note that the workflow engine is about to be told of all requests for an upstream system.
+
+        Call it before: a request that is recorded later is told again.
+        """
+        self._writing_any()
+        self._tell(kind, upstream, told=True)
+
+    def mark_untold(self, kind: str, upstream: str) -> None:
+        """Have the workflow engine told of an upstream system, because its watch is gone."""
+        self._writing_any()
+        self._tell(kind, upstream, told=False)
+
+    def pause_source(self, model: str, name: str, *, by: str, reason: str) -> SourceRecord:
+        """Pause a source; a paused one gets the newest reason. Raises NotFound."""
+        self._writing(model)
+        row = self._source_row(model, name)
+        row.paused_by, row.paused_at, row.pause_reason = by, row.paused_at or self._now(), reason
+        self._add(row)
+        return self.source(model, name)
+
+    def resume_source(self, model: str, name: str) -> SourceRecord:
+        """Resume a source. Raises NotFound; Conflict if it is not paused."""
+        self._writing(model)
+        row = self._source_row(model, name)
+        if row.paused_at is None:
+            msg = f"source {name!r} of model {model!r} is not paused"
+            raise Conflict(msg)
+        _set(row, {"paused_by": None, "paused_at": None, "pause_reason": "", "told": False})
+        self._add(row)
+        return self.source(model, name)
+
+    def wake_source(self, model: str, name: str) -> SourceRecord:
+        """Have a source polled soon. Raises NotFound."""
+        self._writing(model)
+        row = self._source_row(model, name)
+        row.told = False
+        self._add(row)
+        return self.source(model, name)
+
+    def note_listing(self, source: SourceRecord, listing: Listing) -> int | None:
+        """Record what a poll found, and advance the cursor; return the number of new versions.
+
+        None, and nothing is written, if the cursor is not the one from which was listed: another poll was faster, or
+        the source was changed or removed. At most RECORDED_AT_ONCE new versions are recorded, and the cursor stays
+        until all are: call it again.
+        """
+        self._writing_any()
+        row = self._session.get(SourceRow, (source.model, source.name), with_for_update=True)
+        if row is None or (row.stream, row.cursor) != (source.stream, source.cursor):
+            return None
+        known = self._known_versions(source, [version.key for version in listing.versions])
+        self._judge_again(source, [version for version in listing.versions if version.key in known], known)
+        new = [version for version in listing.versions if version.key not in known]
+        for version in new[:RECORDED_AT_ONCE]:
+            self._session.add(self._new_version(source, version))
+        if len(new) <= RECORDED_AT_ONCE:
+            self._note_poll(row, listing.cursor)
+        self._session.flush()
+        return min(len(new), RECORDED_AT_ONCE)
+
+    def note_failed_poll(self, source: SourceRecord, error: str) -> int:
+        """Record that a poll failed; return the number of such polls in a row. 0 if the source was changed."""
+        self._writing_any()
+        row = self._session.get(SourceRow, (source.model, source.name))
+        if row is None or row.stream != source.stream:
+            return 0
+        row.failures, row.error, row.polled_at = row.failures + 1, error[:LONGEST_MESSAGE], self._now()
+        self._add(row)
+        return row.failures
+
+    def add_version(self, model: str, name: str, version: FoundVersion) -> VersionRecord:
+        """Record a version that was pushed to a source; the same key again returns the recorded one.
+
+        Raises NotFound.
+        """
+        self._writing(model)
+        source = self.source(model, name)
+        found = self._find_version(source, version.key)
+        if found is None:
+            row = self._new_version(source, version)
+            self._add(row)
+            found = _version(row)
+            self.wake_source(model, name)
+        return found
+
+    def pending_models(self, models: Collection[str]) -> frozenset[str]:
+        """Return those of the models with versions to publish."""
+        found = set[str]()
+        for some in batches(models):
+            query = select(SourceVersionRow.model).where(
+                SourceVersionRow.state == VersionState.FOUND.value, col(SourceVersionRow.model).in_(some)
+            )
+            found |= set(self._session.exec(query.distinct()))
+        return frozenset(found)
+
+    def pending_versions(self, model: str) -> tuple[VersionRecord, ...]:
+        """Return the versions of a model to publish, of sources that it has and that are not paused; newest first."""
+        query = (
+            select(SourceVersionRow)
+            .join(SourceRow, _SOURCE_OF_VERSION)
+            .where(SourceVersionRow.model == model, SourceVersionRow.state == VersionState.FOUND.value)
+            .where(col(SourceRow.paused_at).is_(None))
+            .order_by(col(SourceVersionRow.ordinal).desc())
+        )
+        return tuple(map(_version, self._session.exec(query)))
+
+    def version_page(self, model: str, name: str, *, after: str | None = None, limit: int = 50) -> Page[VersionRecord]:
+        """Return the versions that a source found, newest first. Raises NotFound."""
+        self._source_row(model, name)
+        ordinal = ordinal_of(after)
+        query = select(SourceVersionRow).where(SourceVersionRow.model == model, SourceVersionRow.source == name)
+        query = query if ordinal is None else query.where(col(SourceVersionRow.ordinal) < ordinal)
+        query = query.order_by(col(SourceVersionRow.ordinal).desc()).limit(clamp_limit(limit) + 1)
+        found = self._session.exec(query).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_version)
+
+    def count_versions(self, sources: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Mapping[str, int]]:
+        """Return (model, source) -> state -> number of versions."""
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for some in batches({model for model, _ in sources}):
+            query = (
+                select(SourceVersionRow.model, SourceVersionRow.source, SourceVersionRow.state, func.count())
+                .where(col(SourceVersionRow.model).in_(some))
+                .group_by(SourceVersionRow.model, SourceVersionRow.source, SourceVersionRow.state)
+            )
+            for model, source, state, count in self._session.exec(query):
+                counts.setdefault((model, source), {})[state] = count
+        return {key: counts.get(key, {}) for key in sources}
+
+    def note_read(self, ordinal: int, digest: str) -> None:
+        """Note the digest of a version's snapshot, which is in the artifact store now."""
+        self._writing_any()
+        self._update_version(ordinal, digest=digest, message="", due_at=None)
+
+    def postpone_version(self, ordinal: int, message: str, due_at: datetime) -> None:
+        """Note that an attempt failed, and when the next one is due."""
+        self._writing_any()
+        attempts = SourceVersionRow.attempts + 1
+        self._update_version(ordinal, attempts=attempts, message=message[:LONGEST_MESSAGE], due_at=due_at)
+
+    def end_version(
+        self, ordinal: int, state: VersionState, message: str = "", *, change_id: str | None = None
+    ) -> None:
+        """End a version that is still to be published; one that has ended stays as it is."""
+        self._writing_any()
+        given = {"state": state.value, "message": message[:LONGEST_MESSAGE], "change_id": change_id}
+        self._update_version(ordinal, **given, ended_at=self._now(), due_at=None)
+
+    def note_pick_up(self, versions: Collection[VersionRecord]) -> None:
+        """Note at each source the version of it that was published."""
+        self._writing_any()
+        for version in versions:
+            row = self._session.get(SourceRow, (version.model, version.source))
+            if row is not None:
+                row.picked_at, row.picked_key = self._now(), version.version.key
+                self._add(row)
+
+    def _live(self) -> Any:
+        query = select(SourceRow, ModelRow.owner).join(ModelRow, _MODEL_OF_SOURCE)
+        return query.where(col(ModelRow.retired).is_(False))
+
+    def _source_row(self, model: str, name: str) -> SourceRow:
+        row = self._session.get(SourceRow, (model, name))
+        if row is None:
+            self._model_row(model)
+            known = self._session.exec(select(SourceRow.name).where(SourceRow.model == model)).all()
+            msg = f"model {model!r} has no source {name!r}; known: {', '.join(sorted(known)) or 'none'}"
+            raise NotFound(msg)
+        return row
+
+    def _tell(self, kind: str, upstream: str, *, told: bool) -> None:
+        of = (col(SourceRow.kind) == kind, col(SourceRow.upstream) == upstream)
+        with self._bookkeeping():
+            self._session.execute(update(SourceRow).where(*of).values(told=told))
+            self._session.expire_all()
+
+    def _note_poll(self, row: SourceRow, cursor: str) -> None:
+        now = self._now()
+        fresh = row.polled_at is not None and now - row.polled_at < NOTED_EVERY
+        if cursor != row.cursor or row.failures or not fresh:
+            row.cursor, row.polled_at, row.failures, row.error = cursor, now, 0, ""
+            self._session.add(row)
+
+    def _known_versions(self, source: SourceRecord, keys: Sequence[str]) -> Mapping[str, SourceVersionRow]:
+        found: dict[str, SourceVersionRow] = {}
+        for some in batches(keys):
+            query = select(SourceVersionRow).where(*_of_stream(source), col(SourceVersionRow.key).in_(some))
+            found |= {row.key: row for row in self._session.exec(query)}
+        return found
+
+    def _judge_again(
+        self, source: SourceRecord, versions: Sequence[FoundVersion], known: Mapping[str, SourceVersionRow]
+    ) -> None:
+        """Judge versions again that were not promoted: their tags or metrics may be others now."""
+        for version in versions:
+            row = known[version.key]
+            if row.state == VersionState.HELD.value and row.version != document(version):
+                row.version = document(version)
+                row.message = source.spec.promote.describe_failure(version)
+                row.state = (VersionState.HELD if row.message else VersionState.FOUND).value
+                self._session.add(row)
+
+    def _find_version(self, source: SourceRecord, key: str) -> VersionRecord | None:
+        query = select(SourceVersionRow).where(*_of_stream(source), SourceVersionRow.key == key)
+        row = self._session.exec(query).first()
+        return None if row is None else _version(row)
+
+    def _new_version(self, source: SourceRecord, version: FoundVersion) -> SourceVersionRow:
+        held = source.spec.promote.describe_failure(version)
+        return SourceVersionRow(
+            model=source.model,
+            source=source.name,
+            stream=source.stream,
+            key=version.key,
+            part=source.part,
+            state=(VersionState.HELD if held else VersionState.FOUND).value,
+            version=document(version),
+            found_at=self._now(),
+            message=held[:LONGEST_MESSAGE],
+        )
+
+    def _update_version(self, ordinal: int, **values: Any) -> None:
+        of = (col(SourceVersionRow.ordinal) == ordinal, col(SourceVersionRow.state) == VersionState.FOUND.value)
+        self._session.execute(update(SourceVersionRow).where(*of).values(**values))
+        self._session.expire_all()
+
+
+_MODEL_OF_SOURCE: Final = col(ModelRow.name) == col(SourceRow.model)
+_SOURCE_OF_VERSION: Final = (
+    (col(SourceRow.model) == col(SourceVersionRow.model))
+    & (col(SourceRow.name) == col(SourceVersionRow.source))
+    & (col(SourceRow.stream) == col(SourceVersionRow.stream))
+)
+_ANEW: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "told": False}
+"""Where the watch of another stream begins."""
+
+
+def _place_of(found: tuple[SourceRow, str]) -> str:
+    return f"{found[0].model}/{found[0].name}"
+
+
+def _of_spec(source: WatchedSource) -> dict[str, Any]:
+    return {
+        "kind": source.spec.kind,
+        "upstream": source.upstream,
+        "stream": source.stream,
+        "part": source.part,
+        "spec": document(source.spec),
+        "every_seconds": source.spec.every_seconds,
+        "reach": int(source.reach),
+    }
+
+
+def _of_stream(source: SourceRecord) -> tuple[Any, ...]:
+    return (
+        col(SourceVersionRow.model) == source.model,
+        col(SourceVersionRow.source) == source.name,
+        col(SourceVersionRow.stream) == source.stream,
+    )
+
+
+def _set(row: SourceRow, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(row, name, value)
+
+
+def _source(row: SourceRow, owner: str) -> SourceRecord:
+    given = {name: getattr(row, name) for name in SourceRecord.model_fields if name not in {"owner", "spec"}}
+    return SourceRecord(**given, owner=owner, spec=decode(SourceSpec, row.spec))
+
+
+def _version(row: SourceVersionRow) -> VersionRecord:
+    given = {name: getattr(row, name) for name in VersionRecord.model_fields if name not in {"version", "state"}}
+    return VersionRecord(**given, version=decode(FoundVersion, row.version), state=VersionState(row.state))

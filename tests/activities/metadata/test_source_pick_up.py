@@ -1,0 +1,295 @@
+"""Pick-ups: which version of a part is published, what is refused, what is tried again."""
+
+from datetime import timedelta
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.metadata import source_pick_up
+from activities.metadata.source_pick_up import SourcePickUpActivities
+from activities.metadata.source_poll import SourcePollActivities
+from ipnext.errors import Unavailable
+from ipnext.model.access.owner import OwnerManifest
+from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.sources import PickUpInput, WatchInput
+from ipnext.model.manifest.sources import SourceSpec
+from ipnext.model.registry.sources import Reach
+from ipnext.platform.publication import Publisher
+from ipnext.plugins import Plugins
+from ipnext.settings import PlatformSettings
+from ipnext.sources.kinds import SourceKinds
+from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.unit_of_work import utc_now
+
+pytestmark = pytest.mark.trust
+
+
+class Feeds:
+    """Watched directories of a model of one part."""
+
+    def __init__(self, house, kit) -> None:
+        self.house, self.kit = house, kit
+        whole = {"name": "whole", "engine": "torch", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
+        house.apply("ranker", parts=[whole], graph=None)
+        self.settings = PlatformSettings(artifact_roots=(house.root,))
+        self.kinds = SourceKinds()
+        self.publisher = Publisher(house.store, house.artifacts, Plugins(), owner_bytes=2**40)
+
+    def watch(self, *names: str, **more: object) -> None:
+        found = []
+        for name in names:
+            path = self.house.root / name
+            path.mkdir(exist_ok=True)
+            spec = SourceSpec.model_validate({"name": name, "directory": {"path": str(path)}, **more})
+            found.append(WatchedSource(spec=spec, part="whole", upstream=str(path), reach=Reach.SHARED))
+        with self.house.store.begin("ranker") as unit:
+            unit.put_sources("ranker", found)
+
+    def put(self, source: str, name: str, seed: int, **more: object) -> str:
+        """Put a snapshot; its digest."""
+        tensors = self.kit.weights(seed)
+        draft = self.kit.write_snapshot(self.house.root / "draft" / source / name, self.kit.WHOLE, tensors, **more)
+        draft.rename(self.house.root / source / name)
+        return self.digest(source, name)
+
+    def put_delta(self, source: str, name: str, parent: str) -> str:
+        return self.put(source, name, hash(name) % 1000, parent=parent, more={"delta.json": name.encode()})
+
+    def digest(self, source: str, name: str) -> str:
+        manifest = (self.house.root / source / name / "snapshot.json").read_text()
+        return self.kit.SnapshotManifest.model_validate_json(manifest).digest
+
+    def poll(self, *names: str):
+        activities = SourcePollActivities(self.house.store, self.kinds, self.settings)
+        for name in names:
+            asked = WatchInput(kind="directory", upstream=str(self.house.root / name))
+            ActivityEnvironment().run(activities.poll_sources, asked)
+
+    def pick_up(self):
+        activities = SourcePickUpActivities(
+            self.house.store, self.house.artifacts, self.kinds, self.publisher, self.settings
+        )
+        return ActivityEnvironment().run(activities.pick_up_versions, PickUpInput(model="ranker"))
+
+    def versions(self, source: str):
+        with self.house.store.read() as unit:
+            return {each.version.place: each for each in unit.version_page("ranker", source).items}
+
+    def states(self, source: str):
+        return {place: version.state.value for place, version in self.versions(source).items()}
+
+    def begin_all(self) -> None:
+        """As the runs of the recorded changes would."""
+        with self.house.store.begin("ranker") as unit:
+            for change in unit.unsubmitted_changes():
+                unit.update_change(change.id, state=ChangeState.RUNNING)
+
+    def snapshots(self):
+        with self.house.store.read() as unit:
+            return [each.digest for each in reversed(unit.snapshots("ranker"))]
+
+    def make_due(self) -> None:
+        with self.house.store.begin_free(()) as unit:
+            for version in unit.pending_versions("ranker"):
+                unit.postpone_version(version.ordinal, version.message, utc_now() - timedelta(seconds=1))
+
+
+@pytest.fixture
+def feeds(house, kit):
+    return Feeds(house, kit)
+
+
+def test_the_newest_version_is_published_and_older_ones_are_superseded(feeds):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    newest = feeds.put("in", "b", 2)
+    feeds.poll("in")
+    found = feeds.pick_up()
+    assert (found.pending, dict(found.published)) == (0, {"in": feeds.versions("in")["b"].version.key})
+    assert feeds.states("in") == {"a": "superseded", "b": "published"}
+    assert feeds.snapshots() == [newest]
+    assert feeds.versions("in")["b"].change_id == found.change_id
+
+
+def test_a_repeated_pick_up_publishes_nothing_twice(feeds):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    feeds.pick_up()
+    feeds.poll("in")
+    assert feeds.pick_up().pending == 0
+    assert len(feeds.snapshots()) == 1
+
+
+def test_of_two_sources_of_one_part_the_version_that_was_found_last_is_published(feeds):
+    feeds.watch("hourly", "nightly")
+    feeds.put("nightly", "n", 1)
+    feeds.poll("nightly")
+    feeds.put("hourly", "h", 2)
+    feeds.poll("hourly")
+    feeds.pick_up()
+    assert (feeds.states("hourly"), feeds.states("nightly")) == ({"h": "published"}, {"n": "superseded"})
+
+
+def test_nothing_is_added_behind_a_publish_that_waits_for_its_turn(feeds):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    feeds.pick_up()
+    feeds.put("in", "b", 2)
+    feeds.poll("in")
+    waits = feeds.pick_up()
+    assert waits.pending == 1
+    assert "waits for its turn" in waits.message
+    feeds.begin_all()
+    assert feeds.pick_up().pending == 0
+    assert len(feeds.snapshots()) == 2
+
+
+def test_deltas_are_published_one_after_the_other_from_the_first_whose_parent_is_known(feeds):
+    feeds.watch("in")
+    full = feeds.put("in", "full", 1)
+    feeds.poll("in")
+    feeds.pick_up()
+    first = feeds.put_delta("in", "d1", full)
+    feeds.poll("in")
+    second = feeds.put_delta("in", "d2", first)
+    feeds.poll("in")
+    third = feeds.put_delta("in", "d3", second)
+    feeds.poll("in")
+    for _ in range(3):
+        feeds.begin_all()
+        feeds.pick_up()
+    assert feeds.snapshots() == [full, first, second, third]
+    assert set(feeds.states("in").values()) == {"published"}
+
+
+def test_a_delta_without_its_parent_is_refused_and_the_version_before_it_is_published(feeds):
+    feeds.watch("in")
+    full = feeds.put("in", "full", 1)
+    feeds.poll("in")
+    feeds.put_delta("in", "lost", "0" * 64)
+    feeds.poll("in")
+    feeds.pick_up()
+    feeds.pick_up()
+    assert feeds.states("in") == {"full": "published", "lost": "refused"}
+    assert "which was not published" in feeds.versions("in")["lost"].message
+    assert feeds.snapshots() == [full]
+
+
+@pytest.mark.parametrize(
+    "fault", ["truncated", "flipped", "grown", "gone file", "no json", "huge manifest", "other engine's file"]
+)
+def test_a_damaged_version_is_refused_or_tried_again_and_an_older_one_comes_if_it_is_refused(feeds, fault):
+    feeds.watch("in")
+    feeds.put("in", "good", 1)
+    feeds.poll("in")
+    feeds.put("in", "bad", 2)
+    weights = feeds.house.root / "in" / "bad" / "weights.safetensors"
+    content = weights.read_bytes()
+    manifest = feeds.house.root / "in" / "bad" / "snapshot.json"
+    {
+        "truncated": lambda: weights.write_bytes(content[:-5]),
+        "flipped": lambda: weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1])),
+        "grown": lambda: weights.write_bytes(content + b"x"),
+        "gone file": weights.unlink,
+        "no json": lambda: manifest.write_text("{"),
+        "huge manifest": lambda: manifest.write_bytes(b" " * 5 * 2**20),
+        "other engine's file": lambda: manifest.write_text(
+            manifest.read_text().replace("weights.safetensors", "run.pkl")
+        ),
+    }[fault]()
+    feeds.poll("in")
+    for _ in range(source_pick_up.MISSED_ATTEMPTS + 2):
+        feeds.pick_up()
+        feeds.make_due()
+    bad = feeds.versions("in")["bad"]
+    assert (bad.state.value, bool(bad.message)) == ("refused", True)
+    assert feeds.states("in")["good"] == "published"
+
+
+def test_what_can_not_be_read_now_is_tried_again_and_no_older_version_takes_its_place(feeds, monkeypatch):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    feeds.put("in", "b", 2)
+    feeds.poll("in")
+    ingest = source_pick_up.ingest
+
+    def fail(*given, **named):
+        raise Unavailable("the bucket does not answer")
+
+    monkeypatch.setattr(source_pick_up, "ingest", fail)
+    waits = feeds.pick_up()
+    assert (waits.pending, waits.message) == (2, "the bucket does not answer")
+    assert waits.next_seconds <= source_pick_up.FIRST_PAUSE_SECONDS
+    monkeypatch.setattr(source_pick_up, "ingest", ingest)
+    assert feeds.pick_up().pending == 2, "its time has not come"
+    feeds.make_due()
+    assert feeds.pick_up().pending == 0
+    assert feeds.states("in") == {"a": "superseded", "b": "published"}
+
+
+def test_a_plug_in_that_raises_anything_is_an_error_of_its_version(feeds, monkeypatch):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    monkeypatch.setattr(source_pick_up, "ingest", lambda *_, **__: 1 / 0)
+    assert feeds.pick_up().message == "ZeroDivisionError: division by zero"
+    assert feeds.states("in") == {"a": "found"}
+
+
+def test_a_full_quota_postpones_a_version_and_a_raised_one_lets_it_pass(feeds):
+    def quota(size: int) -> None:
+        document = {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "default"}}
+        manifest = OwnerManifest.model_validate(document | {"spec": {"quotas": {"artifactBytes": size}}})
+        with feeds.house.store.begin() as unit:
+            unit.put_owner(manifest, expected_version=None)
+
+    quota(10)
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    waits = feeds.pick_up()
+    assert "artifactBytes" in waits.message
+    assert feeds.states("in") == {"a": "found"}
+    quota(2**30)
+    feeds.make_due()
+    feeds.pick_up()
+    assert feeds.states("in") == {"a": "published"}
+
+
+def test_the_bytes_that_serve_already_are_no_new_generation(feeds):
+    feeds.watch("in")
+    digest = feeds.put("in", "a", 1)
+    feeds.poll("in")
+    feeds.pick_up()
+    feeds.begin_all()
+    feeds.put("in", "copy", 1)
+    feeds.poll("in")
+    found = feeds.pick_up()
+    assert (found.pending, found.change_id) == (0, None)
+    assert "holds these bytes already" in feeds.versions("in")["copy"].message
+    assert feeds.snapshots() == [digest]
+
+
+def test_a_retired_model_publishes_nothing(feeds):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    with feeds.house.store.begin("ranker") as unit:
+        unit.update_model("ranker", retired=True)
+    assert feeds.pick_up().pending == 0
+    assert feeds.states("in") == {"a": "found"}
+
+
+def test_a_source_that_may_not_be_read_any_more_is_an_error(feeds):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    feeds.settings = PlatformSettings()
+    feeds.pick_up()
+    assert feeds.states("in") == {"a": "refused"}
+    feeds.poll("in")
+    with feeds.house.store.read() as unit:
+        assert "outside the directories that may be read" in unit.source("ranker", "in").error
