@@ -154,6 +154,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     source_credentials_file: Path | None = None
     """JSON file, for the platform's user alone, of URL -> value of the header `Authorization` (`Bearer TOKEN`): sources
     send it to that server. Read again for each poll."""
+    source_webhooks_file: Path | None = None
+    """JSON file, for the platform's user alone, of URL of an MLflow server -> secret of its webhooks. None: no webhook
+    is accepted."""
     administrators_read: Literal["listed", "any"] = "listed"
     """`any`: sources in manifests that administrators apply may read any directory that the platform's user can read,
     any bucket and any server; `ipnext dev` sets it."""

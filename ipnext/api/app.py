@@ -36,6 +36,7 @@ from ipnext.api.routes.models import (
     repairs,
     sources,
     validators,
+    webhooks,
 )
 from ipnext.api.routes.page import health, overview, page
 from ipnext.api.routes.regions import drains, fleet, freezes, plans, regions
@@ -162,6 +163,7 @@ def create_app(
         app.include_router(noun.router, responses=ERRORS)
     app.include_router(drains.listing, responses=ERRORS)
     app.include_router(sources.listing, responses=ERRORS)
+    app.include_router(webhooks.router, responses=ERRORS)
     app.include_router(endpoint.router, responses=ERRORS)
     app.include_router(health.router, responses=OF_PROBES)
     app.include_router(page.router)

@@ -23,11 +23,11 @@ from ipnext.model.access.rights import Principal
 PUBLIC: Final = frozenset(
     {
         *("/", "/docs", "/openapi.json", "/healthz", "/readyz"),
-        *("/v1/sessions", "/v1/tickets/current", "/v1/login", "/v1/proof"),
+        *("/v1/sessions", "/v1/tickets/current", "/v1/login", "/v1/proof", "/v1/webhooks/mlflow"),
     }
 )
 """Paths that need no credential: the page's shell, the schema, probes, the login and the look at a ticket, which bring
-their own, the options of logins, and the proof that a client requests before it sends its key."""
+their own, the options of logins, the proof that a client requests before it sends its key, and signed webhooks."""
 PUBLIC_FOLDER: Final = "/web/"
 LOCAL: Final = Principal(kind="local", id="local", name="anybody", grants=())
 """Every caller, if authentication is off."""

@@ -106,6 +106,23 @@ function generationRow(generation) {
   );
 }
 
+function sourceRow(source) {
+  const found = Object.entries(source.versions).sort().map(([state, count]) => `${count} ${state}`).join(", ");
+  const kinds = { failing: "bad", paused: "busy", watching: "good", waiting: "" };
+  const why = source.pausedBy ? `paused by ${source.pausedBy}${source.pauseReason ? `: ${source.pauseReason}` : ""}` : source.lastError;
+  return el(
+    "tr", { "data-source": source.name },
+    cell(el("a", { href: source.runUrl }, source.name), "name"), cell(source.part, "name"), cell(`${source.kind}, every ${source.every}`, "tight"),
+    cell(badge(source.state, kinds[source.state] ?? "")), cell(source.lastVersion || "nothing yet", "name"),
+    cell(source.lastPickUp ? time(source.lastPickUp) : "", "tight"), cell(found, "tight"), cell(why, "wide"),
+  );
+}
+
+function sourcesBlock(sources) {
+  if (!sources?.length) return null;
+  return [el("h4", {}, "Sources"), table(["source", "part", "kind", "state", "picked up last", "since", "versions", "why"], sources.map(sourceRow))];
+}
+
 function replicaSummary(deployments) {
   const wanted = deployments.reduce((sum, d) => sum + d.wanted, 0);
   const ready = deployments.reduce((sum, d) => sum + d.ready, 0);
@@ -218,6 +235,7 @@ function modelCard(item) {
     regions.length ? [el("h4", {}, "Traffic by region of the users"), el("div", { class: "bars" }, regions.map(([region, shares]) => trafficBar(region, shares)))] : null,
     deployments.length ? el("p", { class: "quiet" }, replicaSummary(deployments)) : null,
     layout ? layoutBlock(layout) : partsBlock(item.model),
+    sourcesBlock(item.sources),
     answersBlock(item.model.answers),
     item.generations.length
       ? [el("h4", {}, "Generations"), table(["number", "state", "snapshots", "since", "why"], item.generations.map(generationRow))]

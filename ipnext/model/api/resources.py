@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import Field, StringConstraints, model_validator
 
 from ipnext.model.api.generation_stats import GenerationAnswers
+from ipnext.model.api.sources import SourceView
 from ipnext.model.deployment.deployment import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import DrainView
@@ -352,6 +353,7 @@ class ModelOverview(Value):
     """What would hold a publish back now."""
     explanation: StatusExplanation | None = None
     """Why it is not ready; of the first ten of the page that are not."""
+    sources: tuple[SourceView, ...] = ()
 
 
 class Overview(Value):

@@ -76,6 +76,13 @@ class PushedVersion(WrittenValue):
     lineage: Mapping[Label, Label] = Field(default_factory=dict, max_length=MOST_LABELS)
 
 
+class WebhookTaken(WrittenValue):
+    """Answer to a webhook."""
+
+    upstream: str
+    """The server that signed it."""
+
+
 class SourceRequest(WrittenValue):
     """A request to pause, resume or poll a source."""
 

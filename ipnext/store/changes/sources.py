@@ -82,6 +82,14 @@ class Sources(Models):
         owner = self.owner_of(model) or ""
         return tuple(_source(row, owner) for row in self._session.exec(query))
 
+    def sources_of(self, models: Collection[str]) -> tuple[SourceRecord, ...]:
+        """Return the sources of several models, by model and name."""
+        found = list[tuple[SourceRow, str]]()
+        for some in batches(models):
+            query = self._live().where(col(SourceRow.model).in_(some))
+            found += self._session.exec(query.order_by(col(SourceRow.model), col(SourceRow.name))).all()
+        return tuple(_source(row, owner) for row, owner in found)
+
     def source_page(self, *, model: str | None = None, after: str | None = None, limit: int = 50) -> Page[SourceRecord]:
         """Return the sources of models that are not retired, by model and name."""
         query = self._live().where(*self._has_visible_owner())

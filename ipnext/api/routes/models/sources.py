@@ -1,17 +1,16 @@
 """Sources: list, read, pause, resume, poll now, and push a version."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from ipnext import names
 from ipnext.api.authorization.caller import Visible
 from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, IdempotencyKey, Limit, ModelName, PlatformAdapters, Rooms, User, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_ARTIFACTS
 from ipnext.api.services.retirement import check_in_service
+from ipnext.api.services.source_views import view_sources, view_version
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.stores.locations import open_source
 from ipnext.errors import Conflict, InvalidInput
@@ -22,7 +21,6 @@ from ipnext.model.value import Name
 from ipnext.sources.access import ReadAccess
 from ipnext.store.paging import Page
 from ipnext.store.records import SourceRecord, VersionRecord
-from ipnext.store.repository import Repository
 
 listing = APIRouter(prefix="/v1/sources", tags=["sources"], route_class=GuardedRoute)
 router = APIRouter(prefix="/v1/models", tags=["sources"], route_class=GuardedRoute)
@@ -38,14 +36,14 @@ def list_sources(
     """By model and name, with cursor, last pick-up and last error; sources of other owners' models are left out."""
     with rooms.store.read(visible) as unit:
         page = unit.source_page(model=model, after=after, limit=limit)
-        return view_page(Page(_views(rooms, unit, page.items), page.next))
+        return view_page(Page(view_sources(unit, rooms.lifecycle, page.items), page.next))
 
 
 @router.get("/{name}/sources/{source}", dependencies=[may("models.read")], summary="Read a source")
 def read_source(name: ModelName, source: SourceName, rooms: Rooms) -> SourceView:
     """Read where the watch of a source stands."""
     with rooms.store.read() as unit:
-        return _views(rooms, unit, (unit.source(name, source),))[0]
+        return view_sources(unit, rooms.lifecycle, (unit.source(name, source),))[0]
 
 
 @router.get("/{name}/sources/{source}/versions", dependencies=[may("models.read")], summary="List a source's versions")
@@ -55,7 +53,7 @@ def list_versions(
     """Newest first: what the source found, and what became of it."""
     with rooms.store.read() as unit:
         page = unit.version_page(name, source, after=after, limit=limit)
-        return view_page(Page(tuple(_view_version(unit, found) for found in page.items), page.next))
+        return view_page(Page(tuple(view_version(unit, found) for found in page.items), page.next))
 
 
 @router.post("/{name}/sources/{source}/pause", dependencies=[may("models.steer")], summary="Pause a source")
@@ -64,7 +62,7 @@ def pause_source(name: ModelName, source: SourceName, request: SourceRequest, ro
     with rooms.store.begin(name) as unit:
         found = unit.pause_source(name, source, by=user, reason=request.reason)
         unit.note_audit(after={"source": source, "paused": True}, reason=request.reason)
-        return _views(rooms, unit, (found,))[0]
+        return view_sources(unit, rooms.lifecycle, (found,))[0]
 
 
 @router.post("/{name}/sources/{source}/resume", dependencies=[may("models.steer")], summary="Resume a source")
@@ -76,7 +74,7 @@ def resume_source(name: ModelName, source: SourceName, request: SourceRequest, r
     with rooms.store.begin(name) as unit:
         found = unit.resume_source(name, source)
         unit.note_audit(after={"source": source, "paused": False}, reason=request.reason)
-        view = _views(rooms, unit, (found,))[0]
+        view = view_sources(unit, rooms.lifecycle, (found,))[0]
     rooms.source_wakes.wake()
     return view
 
@@ -92,7 +90,7 @@ def poll_source(name: ModelName, source: SourceName, request: SourceRequest, roo
             raise Conflict(msg)
         found = unit.wake_source(name, source)
         unit.note_audit(after={"source": source, "polled": True}, reason=request.reason)
-        view = _views(rooms, unit, (found,))[0]
+        view = view_sources(unit, rooms.lifecycle, (found,))[0]
     rooms.source_wakes.wake()
     return view
 
@@ -133,7 +131,7 @@ def push_version(
         recorded = unit.add_version(name, source, found)
         _check_same(recorded, found)
         unit.note_audit(after={"source": source, "version": found.key})
-        view = _view_version(unit, recorded)
+        view = view_version(unit, recorded)
     rooms.source_wakes.wake()
     return view
 
@@ -168,63 +166,3 @@ def _place(rooms: PlatformAdapters, source: SourceRecord, version: PushedVersion
         access = ReadAccess.of(rooms.settings, source.owner, source.reach)
         open_source(uri, roots=access.roots, buckets=access.buckets, endpoint_url=access.s3_endpoint_url)
     return uri
-
-
-def _views(rooms: PlatformAdapters, unit: Repository, found: Sequence[SourceRecord]) -> tuple[SourceView, ...]:
-    counts = unit.count_versions([(source.model, source.name) for source in found])
-    return tuple(_view(rooms, source, counts[source.model, source.name]) for source in found)
-
-
-def _view(rooms: PlatformAdapters, source: SourceRecord, versions: Mapping[str, int]) -> SourceView:
-    return SourceView(
-        model=source.model,
-        name=source.name,
-        part=source.part,
-        kind=source.kind,
-        upstream=source.upstream,
-        every=source.spec.every,
-        spec=source.spec,
-        state=_state(source),
-        cursor=source.cursor,
-        last_poll=source.polled_at,
-        last_error=source.error,
-        failures=source.failures,
-        last_pick_up=source.picked_at,
-        last_version=source.picked_key,
-        paused_by=source.paused_by,
-        pause_reason=source.pause_reason,
-        versions=versions,
-        run_url=rooms.lifecycle.run_url(names.watch_workflow_id(source.kind, source.upstream), ""),
-    )
-
-
-def _state(source: SourceRecord) -> Literal["watching", "waiting", "failing", "paused"]:
-    if source.paused_at is not None:
-        return "paused"
-    if source.failures:
-        return "failing"
-    return "watching" if source.polled_at is not None else "waiting"
-
-
-def _view_version(unit: Repository, found: VersionRecord) -> VersionView:
-    change = None if found.change_id is None else unit.change(found.change_id)
-    version = found.version
-    return VersionView(
-        source=found.source,
-        part=found.part,
-        key=version.key,
-        place=version.place,
-        state=found.state,
-        message=found.message or (change.message if change else ""),
-        trained_at=version.trained_at,
-        found_at=found.found_at,
-        ended_at=found.ended_at,
-        due_at=found.due_at,
-        digest=found.digest,
-        change_id=found.change_id,
-        generation=change.generation if change else None,
-        change_state=change.state if change else None,
-        tags=version.tags,
-        metrics=version.metrics,
-        lineage=version.lineage,
-    )

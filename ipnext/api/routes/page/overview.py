@@ -24,6 +24,7 @@ from ipnext.api.services.generation_stats import answers_of
 from ipnext.api.services.hidden_fields import filter_states, is_plan_shown, redact_drains, redact_plan
 from ipnext.api.services.model_facts import ModelFacts, throughputs_of
 from ipnext.api.services.region_states import States
+from ipnext.api.services.source_views import view_sources
 from ipnext.api.services.status import model_view
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.freezes.evaluation import ChangeScope, frozen
@@ -38,8 +39,8 @@ GENERATIONS = 8
 CHANGES = 25
 EVENTS = 40
 MARKS_KEPT = 64
-_MADE_NOW = frozenset({"lastTransitionTime", "until"})
-"""Fields that may have the time of the answer in place of a recorded one."""
+_MADE_NOW = frozenset({"lastTransitionTime", "until", "lastPoll"})
+"""Fields that may have the time of the answer in place of a recorded one, or change without news."""
 
 EXPLAINED = 10
 """Models of the page that are explained: the first ones, by name, that are not ready."""
@@ -92,6 +93,7 @@ def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visi
         held = _frozen(unit, facts, datetime.now(UTC))
         generations = unit.recent_generations(names, limit=GENERATIONS)
         rates = throughputs_of(unit, facts)
+        sources = view_sources(unit, rooms.lifecycle, unit.sources_of(names))
         views = {name: _view(each, states, rates[name]) for name, each in zip(names, facts, strict=True)}
         unready = [each for each in facts if each.changes and not serves(views[each.record.name].status.conditions)]
         explanations = explanations_of(unit, unready[:EXPLAINED], states)
@@ -113,6 +115,7 @@ def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visi
                 generations=generations.get(name, ()),
                 frozen=held.get(name),
                 explanation=explanations.get(name),
+                sources=tuple(source for source in sources if source.model == name),
             )
             for name, view in views.items()
         ),

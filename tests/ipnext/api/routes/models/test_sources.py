@@ -1,13 +1,20 @@
 """Sources at the API: what an apply refuses, pushes by key, pauses, lists, and what is sent to the workflow engine."""
 
+import base64
+import dataclasses
 import hashlib
+import hmac
 import json
+import time
 
+import httpx
 import pytest
 
 from ipnext.api.workflow_engine.source_wakes import SourceWakes
 from ipnext.model.access.rights import Role
+from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import Reach
+from ipnext.store.changes.sources import WatchedSource
 from tests.ipnext.conftest import write_snapshot
 
 pytestmark = pytest.mark.trust
@@ -153,3 +160,31 @@ async def test_a_pause_is_seen_and_ends_by_a_resume(applied, apply):
     assert (await applied.http.post(f"{PATH}/poll", json={})).status_code == 202
     unknown = await applied.http.post("/v1/models/ranker/sources/none/poll", json={})
     assert (unknown.status_code, "known: feed" in unknown.json()["message"]) == (404, True)
+
+
+async def test_a_signed_webhook_has_the_sources_of_its_server_polled(rooms):
+    url, secret = "https://mlflow.example.com", "secret"
+    file = rooms.directory / "webhooks.json"
+    file.write_text(json.dumps({url: secret}))
+    file.chmod(0o600)
+    rooms.seed("ranker")
+    spec = SourceSpec.model_validate({"name": "champion", "part": "dense", "mlflow": {"uri": url, "model": "ctr"}})
+    with rooms.store.begin("ranker") as unit:
+        unit.put_sources("ranker", [WatchedSource(spec=spec, part="dense", upstream=url)])
+        unit.mark_told("mlflow", url)
+    settings = rooms.settings.model_copy(update={"source_webhooks_file": file})
+    app = dataclasses.replace(rooms, settings=settings).app()
+    body, timestamp = b'{"entity": "model_version"}', str(int(time.time()))
+    digest = hmac.digest(secret.encode(), f"d.{timestamp}.".encode() + body, hashlib.sha256)
+    headers = {"X-MLflow-Delivery-Id": "d", "X-MLflow-Timestamp": timestamp, "Content-Type": "application/json"}
+    signed = headers | {"X-MLflow-Signature": "v1," + base64.b64encode(digest).decode()}
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        refused = await http.post("/v1/webhooks/mlflow", content=body, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (401, "Unauthenticated")
+        with rooms.store.read() as unit:
+            assert unit.untold_upstreams() == ()
+        taken = await http.post("/v1/webhooks/mlflow", content=body, headers=signed)
+    assert (taken.status_code, taken.json()) == (202, {"upstream": url})
+    with rooms.store.read() as unit:
+        assert unit.untold_upstreams() == (("mlflow", url),)

@@ -11,6 +11,9 @@ from ipnext.model.gate.sketch import latency_bucket
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.parser import parse_manifest
+from ipnext.model.manifest.sources import SourceSpec
+from ipnext.model.registry.sources import FoundVersion, Listing
+from ipnext.store.changes.sources import WatchedSource
 from tests.ipnext.api.browsers import patient
 from tests.waiting import until
 from tests.workflows.builds import next_build
@@ -67,6 +70,21 @@ def test_the_page_shows_models_regions_runs_events_and_the_plan(page, seeded):
     assert "12.5 requests/s" in plan
     assert "generation 2 serves" in page.locator("#events").inner_text()
     assert page.title() == "IPnext: 1 of 2 ready"
+
+
+def test_sources_show_their_state_and_the_version_that_was_picked_up(page, seeded):
+    path = {"path": "/in"}
+    spec = SourceSpec.model_validate({"name": "nightly", "part": "dense", "every": "5s", "directory": path})
+    with seeded.rooms.store.begin("ranker") as unit:
+        unit.put_sources("ranker", [WatchedSource(spec=spec, part="dense", upstream="/in")])
+        source = unit.source("ranker", "nightly")
+        unit.note_listing(source, Listing(cursor="c", versions=(FoundVersion(key="run-7", place="run-7"),)))
+        unit.note_pick_up(unit.pending_versions("ranker"))
+        unit.note_failed_poll(unit.source("ranker", "nightly"), "/in is not there")
+    row = page.locator("[data-model=ranker] [data-source=nightly]")
+    row.wait_for()
+    for text in ("nightly", "dense", "directory, every 5s", "failing", "run-7", "1 found", "/in is not there"):
+        assert text in row.inner_text()
 
 
 def test_unmet_demand_is_told_in_the_unit_of_its_model(page, seeded):
