@@ -265,6 +265,8 @@ def test_the_documentation_names_who_begins_each_workflow_again():
         names.DRAIN_WORKFLOW: names.drain_workflow_id("REGION"),
         names.RECONCILE_WORKFLOW: "reconcile-TIME",
         names.COLLECT_WORKFLOW: "collect-TIME",
+        names.WATCH_WORKFLOW: names.watch_workflow_id("KIND", "UPSTREAM"),
+        names.PICK_UP_WORKFLOW: names.pick_up_workflow_id("MODEL"),
     }
     assert {vars(found)["__temporal_workflow_definition"].name for found in WORKFLOWS} == set(ids), (
         "a workflow that nobody begins again?"

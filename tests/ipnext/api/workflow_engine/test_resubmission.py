@@ -18,6 +18,9 @@ from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ReplanState
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.model.manifest.parser import parse_manifest
+from ipnext.model.manifest.sources import SourceSpec
+from ipnext.model.registry.sources import Listing
+from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.store import Store
 from tests.waiting import eventually
 from tests.workflows.house import manifest
@@ -318,3 +321,19 @@ async def test_lost_changes_are_looked_for_all_the_time(store: Store) -> None:
         assert lifecycle.looked_again == []
         lifecycle.change_runs.discard("lifecycle/m05/m05-1")
         await eventually(lambda: "m05" in lifecycle.looked_again)
+
+
+async def test_a_watch_that_is_missing_begins_again_unless_its_system_was_polled(store: Store) -> None:
+    lifecycle = await with_entities(store)
+    spec = SourceSpec.model_validate({"name": "nightly", "part": "dense", "directory": {"path": "/in"}})
+    with store.begin("m00") as unit:
+        unit.put_sources("m00", [WatchedSource(spec=spec, part="dense", upstream="/in")])
+
+    watch = names.watch_workflow_id("directory", "/in")
+    assert await resubmission(store, lifecycle).look() == [watch]
+    assert await resubmission(store, lifecycle).look() == [], "it runs"
+    lifecycle.fleet_runs.clear()
+    with store.begin_free(()) as unit:
+        unit.note_listing(unit.source("m00", "nightly"), Listing(cursor="c"))
+    assert await resubmission(store, lifecycle).look() == [], "it was polled"
+    assert lifecycle.watches_woken == [("directory", "/in")]
