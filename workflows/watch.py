@@ -6,6 +6,7 @@ poll. It ends once no source is left, and the next one starts it again; one that
 minute or three intervals.
 """
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -51,8 +52,7 @@ class WatchWorkflow:
             polled = await self._poll()
             if polled and self._seen.over and not self._woken:
                 return
-            for model in self._seen.models if polled else ():
-                await self._pick_up(model)
+            await asyncio.gather(*map(self._pick_up, self._seen.models if polled else ()))
             await self._wait(timedelta(seconds=self._seen.next_seconds) if polled else policies.POLL_AGAIN)
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(input)

@@ -204,7 +204,7 @@ class SourcePickUpActivities:
             try:
                 change, published, later = self._record(model, owner, found)
             except DuplicateSnapshot as error:
-                self._note_duplicates(found, error)
+                self._note_duplicates(model, found, error)
             except IPnextError as error:
                 for read in found.values():
                     self._note_failure(read.version, error)
@@ -239,23 +239,21 @@ class SourcePickUpActivities:
             )
             change_id = f"{SOURCE_PREFIX}{digest_of([model, *map(list, keys)])[:ID_DIGITS]}"
             change = self._publisher.record(unit, model, owner, contents, change_id=change_id)
-            for version in pending:
-                newer = found.get(version.part)
-                if version.ordinal in chosen:
-                    unit.end_version(version.ordinal, VersionState.PUBLISHED, change_id=change.id)
-                elif newer is not None and version.ordinal < newer.version.ordinal:
-                    message = f"version {newer.version.version.key} is newer"
-                    unit.end_version(version.ordinal, VersionState.SUPERSEDED, message)
+            for read in found.values():
+                unit.end_version(read.version.ordinal, VersionState.PUBLISHED, change_id=change.id)
+                unit.supersede_versions(read.version)
             unit.note_pick_up([read.version for read in found.values()])
             published = {read.version.source: read.version.version.key for read in found.values()}
             named = ", ".join(f"{key} of {source}" for source, key in sorted(published.items()))
             unit.add_event(model, "PickedUp", f"generation {change.generation}: version {named}")
         return change, published, _Later("", WAITS_SECONDS)
 
-    def _note_duplicates(self, found: Mapping[str, _Read], error: DuplicateSnapshot) -> None:
-        with self._store.begin_free(()) as unit:
+    def _note_duplicates(self, model: str, found: Mapping[str, _Read], error: DuplicateSnapshot) -> None:
+        """End versions whose bytes the model's newest snapshots have, with the older ones: they are newest no more."""
+        with self._store.begin(model) as unit:
             for read in found.values():
                 unit.end_version(read.version.ordinal, VersionState.PUBLISHED, error.message)
+                unit.supersede_versions(read.version)
             unit.note_pick_up([read.version for read in found.values()])
 
 

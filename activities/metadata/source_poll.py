@@ -13,11 +13,11 @@ from ipnext.settings import PlatformSettings
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.kinds import SourceKinds
 from ipnext.sources.port import Source, StreamRequest
+from ipnext.store.changes.sources import NOTED_EVERY, PUSHED_SECONDS
 from ipnext.store.records import SourceRecord
 from ipnext.store.store import Store
+from ipnext.store.unit_of_work import utc_now
 
-PUSHED_SECONDS: Final = 3600.0
-"""Interval of a watch whose sources are all pushed: it is woken for each version."""
 LONGEST_BACKOFF_SECONDS: Final = 300.0
 """Longest interval after failed polls, unless the source's own is longer."""
 SHOWN: Final = 50
@@ -91,7 +91,13 @@ class SourcePollActivities:
         return _Polled(record, _describe_new(self._note_listing(record, listing)))
 
     def _note_listing(self, record: SourceRecord, listing: Listing) -> int:
-        """Record a listing in as many units as it takes; return the number of new versions."""
+        """Record a listing in as many units as it takes; return the number of new versions.
+
+        Without news, and soon after a poll that was recorded, there is nothing to write.
+        """
+        unchanged = not listing.versions and listing.cursor == record.cursor and not record.failures
+        if unchanged and record.polled_at is not None and utc_now() - record.polled_at < NOTED_EVERY:
+            return 0
         total = 0
         while True:
             with self._store.begin_free(()) as unit:

@@ -34,9 +34,9 @@ class PushKind:
     name = "push"
 
     def upstream(self, settings: PushStream) -> str:
-        """See `SourceKind`: all pushes have one watch, which is woken for each."""
+        """See `SourceKind`. The watch of a pushed source is that of its model."""
         del settings
-        return "api"
+        return ""
 
     def check(self, settings: PushStream, access: ReadAccess) -> None:
         """See `SourceKind`."""

@@ -21,7 +21,7 @@ def watch_sources(manifest: ModelManifest, kinds: SourceKinds, reach: Reach) -> 
     found = []
     for index, spec in enumerate(manifest.spec.sources):
         try:
-            upstream = kinds.get(spec.kind).upstream(spec.stream)
+            upstream = manifest.name if spec.push is not None else kinds.get(spec.kind).upstream(spec.stream)
         except InvalidInput as error:
             raise _at(index, error) from error
         own = Reach.OWNER if spec.push is not None else reach  # who pushes later need not be who applies now

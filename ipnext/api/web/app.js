@@ -112,7 +112,7 @@ function sourceRow(source) {
   const why = source.pausedBy ? `paused by ${source.pausedBy}${source.pauseReason ? `: ${source.pauseReason}` : ""}` : source.lastError;
   return el(
     "tr", { "data-source": source.name },
-    cell(el("a", { href: source.runUrl }, source.name), "name"), cell(source.part, "name"), cell(`${source.kind}, every ${source.every}`, "tight"),
+    cell(el("a", { href: source.runUrl }, source.name), "name"), cell(source.part, "name"), cell(source.kind === "push" ? "push" : `${source.kind}, every ${source.every}`, "tight"),
     cell(badge(source.state, kinds[source.state] ?? "")), cell(source.lastVersion || "nothing yet", "name"),
     cell(source.lastPickUp ? time(source.lastPickUp) : "", "tight"), cell(found, "tight"), cell(why, "wide"),
   );

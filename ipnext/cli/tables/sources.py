@@ -7,8 +7,8 @@ from rich.table import Table
 from ipnext.cli.output import age, rows
 from ipnext.model.api.sources import SourceView, VersionView
 
-SHOWN_CURSOR = 16
-"""Characters of a cursor in a table."""
+PUSH = "push"
+"""The kind that is not polled."""
 
 
 def sources_table(sources: Iterable[SourceView]) -> Table:
@@ -19,8 +19,8 @@ def sources_table(sources: Iterable[SourceView]) -> Table:
 
 def source_tables(view: SourceView, versions: Sequence[VersionView]) -> Iterable[Table | str]:
     """All of one source: its watch, and the newest versions."""
-    told = f", every {view.every}, {view.state}"
-    yield f"source {view.name} of model {view.model}, part {view.part}: {view.kind} {view.upstream}{told}"
+    of = "" if view.kind == PUSH else f" {view.upstream}, every {view.every}"
+    yield f"source {view.name} of model {view.model}, part {view.part}: {view.kind}{of}, {view.state}"
     if view.paused_by is not None:
         yield f"paused by {view.paused_by}" + (f": {view.pause_reason}" if view.pause_reason else "")
     if view.last_error:
@@ -34,7 +34,7 @@ def _line(view: SourceView) -> tuple[object, ...]:
     found = ", ".join(f"{count} {state}" for state, count in sorted(view.versions.items()))
     polled = "" if view.last_poll is None else age(view.last_poll)
     picked = "" if view.last_pick_up is None else age(view.last_pick_up)
-    where = (view.model, view.name, view.part, view.kind, view.every, view.state)
+    where = (view.model, view.name, view.part, view.kind, "" if view.kind == PUSH else view.every, view.state)
     return *where, polled, picked, view.last_version or "", found, view.last_error
 
 

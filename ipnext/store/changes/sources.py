@@ -26,6 +26,12 @@ RECORDED_AT_ONCE: Final = 500
 NOTED_EVERY: Final = timedelta(seconds=30)
 """A poll without news is written this seldom."""
 
+MOST_PENDING: Final = 1000
+"""Versions of a model, the newest ones, among which one is chosen to be published."""
+
+PUSHED_SECONDS: Final = 3600.0
+"""Interval of the polls of a source to which versions are pushed: its watch is woken for each."""
+
 STALE_INTERVALS: Final = 3
 """Intervals without a poll after which a watch may be gone."""
 
@@ -33,7 +39,7 @@ LONGEST_MESSAGE: Final = 2000
 
 
 class WatchedSource(Value):
-    """A source of a manifest, with the system in which its stream is."""
+    """A source of a manifest, with the system in which its stream is; that of a pushed one is its model."""
 
     spec: SourceSpec
     part: str
@@ -227,25 +233,21 @@ class Sources(Models):
         return found
 
     def pending_models(self, models: Collection[str]) -> frozenset[str]:
-        """Return those of the models with versions to publish."""
+        """Return those of the models with versions to publish, as `pending_versions`."""
         found = set[str]()
         for some in batches(models):
-            query = select(SourceVersionRow.model).where(
-                SourceVersionRow.state == VersionState.FOUND.value, col(SourceVersionRow.model).in_(some)
-            )
-            found |= set(self._session.exec(query.distinct()))
+            query = select(SourceVersionRow.model).join(SourceRow, _SOURCE_OF_VERSION).where(*_PENDING)
+            found |= set(self._session.exec(query.where(col(SourceVersionRow.model).in_(some)).distinct()))
         return frozenset(found)
 
     def pending_versions(self, model: str) -> tuple[VersionRecord, ...]:
-        """Return the versions of a model to publish, of sources that it has and that are not paused; newest first."""
-        query = (
-            select(SourceVersionRow)
-            .join(SourceRow, _SOURCE_OF_VERSION)
-            .where(SourceVersionRow.model == model, SourceVersionRow.state == VersionState.FOUND.value)
-            .where(col(SourceRow.paused_at).is_(None))
-            .order_by(col(SourceVersionRow.ordinal).desc())
-        )
-        return tuple(map(_version, self._session.exec(query)))
+        """Return the versions of a model to publish, of sources that it has and that are not paused; newest first.
+
+        At most MOST_PENDING.
+        """
+        query = select(SourceVersionRow).join(SourceRow, _SOURCE_OF_VERSION).where(*_PENDING)
+        query = query.where(SourceVersionRow.model == model).order_by(col(SourceVersionRow.ordinal).desc())
+        return tuple(map(_version, self._session.exec(query.limit(MOST_PENDING))))
 
     def version_page(self, model: str, name: str, *, after: str | None = None, limit: int = 50) -> Page[VersionRecord]:
         """Return the versions that a source found, newest first. Raises NotFound."""
@@ -288,6 +290,23 @@ class Sources(Models):
         self._writing_any()
         given = {"state": state.value, "message": message[:LONGEST_MESSAGE], "change_id": change_id}
         self._update_version(ordinal, **given, ended_at=self._now(), due_at=None)
+
+    def supersede_versions(self, newer: VersionRecord) -> None:
+        """End the versions of a part that were found before one of it, and are still to be published."""
+        self._writing(newer.model)
+        of = SourceVersionRow
+        older = (col(of.model) == newer.model, col(of.part) == newer.part, col(of.ordinal) < newer.ordinal)
+        self._session.execute(
+            update(of)
+            .where(*older, col(of.state) == VersionState.FOUND.value)
+            .values(
+                state=VersionState.SUPERSEDED.value,
+                message=f"version {newer.version.key} is newer",
+                ended_at=self._now(),
+                due_at=None,
+            )
+        )
+        self._session.expire_all()
 
     def note_pick_up(self, versions: Collection[VersionRecord]) -> None:
         """Note at each source the version of it that was published."""
@@ -374,6 +393,7 @@ _SOURCE_OF_VERSION: Final = (
     & (col(SourceRow.name) == col(SourceVersionRow.source))
     & (col(SourceRow.stream) == col(SourceVersionRow.stream))
 )
+_PENDING: Final = (col(SourceVersionRow.state) == VersionState.FOUND.value, col(SourceRow.paused_at).is_(None))
 _ANEW: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "told": False}
 """Where the watch of another stream begins."""
 
@@ -389,7 +409,7 @@ def _of_spec(source: WatchedSource) -> dict[str, Any]:
         "stream": source.stream,
         "part": source.part,
         "spec": document(source.spec),
-        "every_seconds": source.spec.every_seconds,
+        "every_seconds": PUSHED_SECONDS if source.spec.push is not None else source.spec.every_seconds,
         "reach": int(source.reach),
     }
 

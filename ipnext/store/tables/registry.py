@@ -199,6 +199,7 @@ class SourceVersionRow(Row, table=True):
         UniqueConstraint("model", "source", "stream", "key"),
         Index("ix_source_versions_source", "model", "source", "ordinal"),
         Index("ix_source_versions_state", "state", "model"),
+        Index("ix_source_versions_counts", "model", "source", "state"),
     )
 
     ordinal: int | None = ordinal_field()

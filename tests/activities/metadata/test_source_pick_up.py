@@ -273,6 +273,20 @@ def test_the_bytes_that_serve_already_are_no_new_generation(feeds):
     assert feeds.snapshots() == [digest]
 
 
+def test_a_version_before_one_that_serves_already_is_superseded(feeds):
+    feeds.watch("in")
+    digest = feeds.put("in", "a", 1)
+    feeds.poll("in")
+    feeds.pick_up()
+    feeds.begin_all()
+    feeds.put("in", "b", 2)
+    feeds.put("in", "copy of a", 1)
+    feeds.poll("in")
+    assert feeds.pick_up().pending == 0
+    assert feeds.states("in") == {"a": "published", "b": "superseded", "copy of a": "published"}
+    assert feeds.snapshots() == [digest]
+
+
 def test_a_retired_model_publishes_nothing(feeds):
     feeds.watch("in")
     feeds.put("in", "a", 1)

@@ -621,6 +621,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_source_versions_source", "source_versions", ["model", "source", "ordinal"], unique=False)
     op.create_index("ix_source_versions_state", "source_versions", ["state", "model"], unique=False)
+    op.create_index("ix_source_versions_counts", "source_versions", ["model", "source", "state"], unique=False)
     for statement in _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL:
         op.execute(statement)
 

@@ -55,7 +55,7 @@ async def test_an_apply_records_sources_and_has_their_systems_polled(applied, ap
     lifecycle = applied.rooms.lifecycle
     lifecycle.watches_woken.clear()
     assert await SourceWakes(applied.rooms.store, lifecycle).send_pending()
-    assert set(lifecycle.watches_woken) <= {("push", "api"), ("directory", str(incoming))}
+    assert set(lifecycle.watches_woken) <= {("push", "ranker"), ("directory", str(incoming))}
     (await apply()).raise_for_status()
     assert (await applied.http.get("/v1/sources")).json()["items"] == []
 
@@ -71,9 +71,9 @@ async def test_a_request_is_sent_again_until_the_engine_takes_it(applied, apply)
     lifecycle.down = False
     lifecycle.watches_woken.clear()
     assert await wakes.send_pending()
-    assert lifecycle.watches_woken == [("push", "api")]
+    assert lifecycle.watches_woken == [("push", "ranker")]
     assert await wakes.send_pending()
-    assert lifecycle.watches_woken == [("push", "api")]
+    assert lifecycle.watches_woken == [("push", "ranker")]
 
 
 @pytest.mark.parametrize(
