@@ -44,7 +44,7 @@ class BoundedClient:
 
     def __init__(self, *, context: ssl.SSLContext | None = None) -> None:
         """`context`: the certificates of a TLS connection; None for clear text. No proxy of the environment is used."""
-        self._http = httpx.Client(transport=_DeadlineTransport(context), trust_env=False, follow_redirects=False)
+        self._http = httpx.Client(transport=DeadlineTransport(context), trust_env=False, follow_redirects=False)
 
     def call(
         self,
@@ -67,7 +67,7 @@ class BoundedClient:
             headers["content-type"] = "application/json"
         timeout = httpx.Timeout(seconds, connect=min(connect_seconds, seconds))
         with (
-            _ending_at(time.monotonic() + seconds),
+            ending_at(time.monotonic() + seconds),
             self._http.stream(method, url, content=content, headers=headers, timeout=timeout) as answer,
         ):
             return BoundedAnswer(answer.status_code, _body(answer, most_bytes))
@@ -92,7 +92,8 @@ def _body(answer: httpx.Response, most_bytes: int) -> bytes:
 
 
 @contextmanager
-def _ending_at(moment: float) -> Iterator[None]:
+def ending_at(moment: float) -> Iterator[None]:
+    """End every step on a `DeadlineTransport` that this thread makes in the block, by the monotonic clock."""
     token = _ENDS_AT.set(moment)
     try:
         yield
@@ -112,7 +113,7 @@ def _remaining_seconds(timeout: float | None) -> float | None:
     return left if timeout is None else min(timeout, left)
 
 
-class _DeadlineTransport(httpx.HTTPTransport):
+class DeadlineTransport(httpx.HTTPTransport):
     """Transport whose connections end each step with the call that it is for: httpx limits only single reads."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
