@@ -86,7 +86,7 @@ class S3Server:
     def start(self) -> None:
         """Start it on the same ports and with what its directory holds; ready on return."""
         with self._log.open("ab") as output:
-            process = subprocess.Popen(self._command, stdout=output, stderr=output, preexec_fn=_die_with_parent)  # noqa: PLW1509 - one call of prctl
+            process = subprocess.Popen(self._command, stdout=output, stderr=output, preexec_fn=die_with_parent)  # noqa: PLW1509 - one call of prctl
         self._process = process
         _wait_for_put(self.client, process, self._log)
 
@@ -115,7 +115,7 @@ def running_s3(directory: Path) -> Iterator[S3Server]:
             yield server
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -123,14 +123,14 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _command(directory: Path) -> tuple[list[str], str]:
     roles = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
     roles += ["s3.port", "s3.port.grpc"]
-    ports = dict(zip(roles, _free_ports(len(roles)), strict=True))
+    ports = dict(zip(roles, free_ports(len(roles)), strict=True))
     identity = {"credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}
     config = directory / "s3.json"
     config.write_text(json.dumps({"identities": [identity | {"name": "tests"}]}))

@@ -11,10 +11,11 @@ from ipnext import names
 from ipnext.errors import InvalidInput
 from ipnext.sources.bucket import BucketKind
 from ipnext.sources.directory import DirectoryKind
+from ipnext.sources.oci import OciKind
 from ipnext.sources.port import SourceKind
 from ipnext.sources.pushed import PushKind
 
-BUILT_IN: Final[tuple[SourceKind, ...]] = (DirectoryKind(), BucketKind(), PushKind())
+BUILT_IN: Final[tuple[SourceKind, ...]] = (DirectoryKind(), BucketKind(), OciKind(), PushKind())
 
 
 class SourceKinds:
