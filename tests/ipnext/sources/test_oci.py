@@ -22,6 +22,7 @@ from ipnext.errors import (
     Unavailable,
 )
 from ipnext.model.manifest.sources import OciStream
+from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.registry.sources import MOST_LABELS, FoundVersion, Reach
 from ipnext.model.value import canonical_json
 from ipnext.sources import oci_blob
@@ -29,6 +30,7 @@ from ipnext.sources.access import ReadAccess
 from ipnext.sources.kinds import SourceKinds
 from ipnext.sources.oci import OciKind
 from ipnext.sources.oci_image import FILE_PATH, INDEX, LARGEST_BYTES, MODEL, MOST_LAYERS, TITLE
+from ipnext.sources.oci_registry import Connections, Repository, parse_repository
 from tests.ipnext.conftest import snapshot_manifest
 from tests.ipnext.sources.fake_registry import BASE, HOST, NAME, Chunks, FakeRegistry, digest_of, image, layer
 
@@ -729,6 +731,37 @@ def test_no_other_redirect_is_followed(registry, target):
         registry.read(urls=(BASE, STORAGE))
     assert registry.lines[-1] == f"GET blobs/{WEIGHTS}"
     assert "pw@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://storage.example.com/x",
+        "http://127.0.0.1/x",
+        "ftp://storage.example.com/x",
+        "https://u@storage.example.com/",
+    ],
+)
+def test_no_access_allows_a_redirect_without_encryption_or_with_a_user(registry, target):
+    redirect(registry, target)
+    with pytest.raises(Unavailable, match="redirects a blob to"):
+        registry.read(reach=Reach.ANY)
+    assert registry.lines[-1] == f"GET blobs/{WEIGHTS}"
+
+
+def test_a_loopback_registry_may_redirect_to_an_allowed_loopback_storage():
+    def answer(request):
+        if request.url.port == 5000:
+            return httpx.Response(307, headers={"location": "http://127.0.0.1:9000/bucket/x"})
+        return httpx.Response(200, stream=Chunks(CONTENT))
+
+    file = ArtifactFile(path="weights", sha256=WEIGHTS[7:], size_bytes=len(CONTENT))
+    place, connections = parse_repository("localhost:5000/m"), Connections(httpx.MockTransport(answer))
+    allowed = Repository(place, ReadAccess(urls=("http://127.0.0.1:9000/bucket",)), connections)
+    with oci_blob.open_blob(allowed, file) as stream:
+        assert stream.read() == CONTENT
+    with pytest.raises(Unavailable, match="IPNEXT_SOURCE_URLS"):
+        oci_blob.open_blob(Repository(place, ReadAccess(urls=("http://localhost:5000",)), connections), file)
 
 
 @pytest.mark.parametrize(
