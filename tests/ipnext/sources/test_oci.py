@@ -29,7 +29,7 @@ from ipnext.sources import oci_blob
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.kinds import SourceKinds
 from ipnext.sources.oci import OciKind
-from ipnext.sources.oci_image import FILE_PATH, INDEX, LARGEST_BYTES, MODEL, MOST_LAYERS, TITLE
+from ipnext.sources.oci_image import FILE_PATH, INDEX, LARGEST_BYTES, MODEL, MOST_LAYERS, TITLE, files_of, read_manifest
 from ipnext.sources.oci_registry import Connections, Repository, parse_repository
 from tests.ipnext.conftest import snapshot_manifest
 from tests.ipnext.sources.fake_registry import BASE, HOST, NAME, Chunks, FakeRegistry, digest_of, image, layer
@@ -380,6 +380,20 @@ def test_a_hostile_manifest_is_found_without_facts_and_refused_with_its_reason(r
         registry.watch().open(version)
     assert len(caught.value.message) < 3000
     assert not [line for line in registry.lines if "blobs" in line]
+
+
+@pytest.mark.parametrize("byte", [b'"', b"\\", b"{", b"]", b"/", b"\0", b"\xff", b"9"])
+def test_a_manifest_with_another_byte_is_read_or_refused_with_a_reason(byte):
+    content = json.dumps(image([layer(b"1", "snapshot.json"), layer(b"2", "a/b")], annotations={"a": "b"})).encode()
+    messages = []
+    for place in range(len(content)):
+        try:
+            found = read_manifest(content[:place] + byte + content[place + 1 :], "subject")
+            files_of(found, "subject")
+        except InvalidInput as error:
+            messages.append(error.message)
+    assert messages
+    assert all(message.startswith("subject: ") for message in messages)
 
 
 def test_a_manifest_without_an_end_is_read_up_to_the_limit(registry):
