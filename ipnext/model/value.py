@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, StringConstraints
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
@@ -33,6 +33,8 @@ def _written_time(value: object) -> object:
 
 
 WrittenTime = Annotated[datetime, BeforeValidator(_written_time)]
+WrittenMoment = Annotated[AwareDatetime, BeforeValidator(_written_time)]
+"""A time with its zone."""
 """A time of ISO 8601."""
 
 

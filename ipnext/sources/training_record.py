@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ipnext.artifacts.sources import ArtifactSource
 from ipnext.errors import ArtifactMissing, InvalidInput
 from ipnext.model.registry.sources import MOST_LABELS, Label
 from ipnext.model.validation_errors import first_line
-from ipnext.model.value import WrittenValue
+from ipnext.model.value import WrittenMoment, WrittenValue
 
 TRAINING_FILE = "training.json"
 LARGEST_BYTES = 256 * 2**10
@@ -19,7 +19,7 @@ LARGEST_BYTES = 256 * 2**10
 class TrainingRecord(WrittenValue):
     """Content of `training.json`; all of it may be left out."""
 
-    trained_at: AwareDatetime | None = None
+    trained_at: WrittenMoment | None = None
     tags: Mapping[Label, Label] = Field(default_factory=dict, max_length=MOST_LABELS)
     metrics: Mapping[Label, float] = Field(default_factory=dict, max_length=MOST_LABELS)
     lineage: Mapping[Label, Label] = Field(default_factory=dict, max_length=MOST_LABELS)

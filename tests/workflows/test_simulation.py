@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.wire import decode
 from tests.tiers import scaled
 from tests.workflows.simulation.__main__ import main
 from tests.workflows.simulation.campaign import run_campaign
@@ -196,7 +197,7 @@ def commands_and_answers(events: list) -> tuple[list[str], list[WaveResult]]:
         elif "timerStartedEventAttributes" in event:
             asked.append("timer")
         elif found := event.get("activityTaskCompletedEventAttributes"):
-            answers.append(WaveResult.model_validate(payload(found["result"])))
+            answers.append(decode(WaveResult, json.dumps(payload(found["result"]))))
     return asked, answers
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import LONGEST_KEY, MOST_LABELS, Label, VersionState
-from ipnext.model.value import Name, Sha256, WrittenValue
+from ipnext.model.value import Name, Sha256, WrittenMoment, WrittenValue
 
 
 class VersionView(WrittenValue):
@@ -70,7 +70,7 @@ class PushedVersion(WrittenValue):
     uri: str | None = Field(default=None, max_length=4096)
     key: str | None = Field(default=None, min_length=1, max_length=LONGEST_KEY)
     """What makes it the same version; without it the `Idempotency-Key`, or the digest or uri."""
-    trained_at: AwareDatetime | None = None
+    trained_at: WrittenMoment | None = None
     tags: Mapping[Label, Label] = Field(default_factory=dict, max_length=MOST_LABELS)
     metrics: Mapping[Label, float] = Field(default_factory=dict, max_length=MOST_LABELS)
     lineage: Mapping[Label, Label] = Field(default_factory=dict, max_length=MOST_LABELS)

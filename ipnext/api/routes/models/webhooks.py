@@ -12,7 +12,7 @@ from ipnext.api.schema import OF_SHARED
 from ipnext.errors import Unauthenticated
 from ipnext.model.api.sources import WebhookTaken
 from ipnext.sources.credentials import read_credentials
-from ipnext.sources.webhooks import find_sender
+from ipnext.sources.webhooks import find_sender, is_fresh
 
 router = APIRouter(prefix="/v1/webhooks", tags=["sources"])
 
@@ -31,16 +31,22 @@ async def take_mlflow(
 
     401 unless it was signed within the last five minutes with a secret of IPNEXT_SOURCE_WEBHOOKS_FILE.
     """
-    body = await request.body()
-    secrets = await asyncio.to_thread(_secrets, rooms.settings.source_webhooks_file)
     now = datetime.now(UTC)
+    secrets = await asyncio.to_thread(_secrets, rooms.settings.source_webhooks_file)
+    if not secrets or not signature or not is_fresh(timestamp, now):
+        raise _unsigned()
+    body = await request.body()
     sender = find_sender(secrets, delivery=delivery, timestamp=timestamp, signature=signature, body=body, now=now)
     if sender is None:
-        msg = f"this webhook is not signed with a secret of {SETTING}, or is older than five minutes"
-        raise Unauthenticated(msg)
+        raise _unsigned()
     await asyncio.to_thread(_wake, rooms, sender)
     rooms.source_wakes.wake()
     return WebhookTaken(upstream=sender)
+
+
+def _unsigned() -> Unauthenticated:
+    msg = f"this webhook is not signed with a secret of {SETTING}, or is older than five minutes"
+    return Unauthenticated(msg)
 
 
 def _secrets(file: Path | None) -> dict[str, str]:

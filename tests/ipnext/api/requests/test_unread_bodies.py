@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from ipnext.api.authorization.authentication import PUBLIC
 from ipnext.api.requests.guarded_route import guards_of
 from ipnext.model.access.rights import Role
 from tests.ipnext.api.surface import SHOWN, routes
@@ -24,6 +25,7 @@ PLACES = {
     "sha256": "0" * 64,
     "digest": "0" * 64,
     "part": "dense",
+    "source": "feed",
     "number": 1,
     "owner": "search",
 }
@@ -78,6 +80,8 @@ async def test_a_request_without_a_credential_has_no_body_read(two_owners):
 async def test_a_role_that_may_not_has_no_body_read(two_owners, role):
     app, key = two_owners.app(), two_owners.add_key("asker", role)
     for method, path in changing(app):
+        if path in PUBLIC:  # no key counts there
+            continue
         asked = await Asked(method, path.format(**PLACES), key=key).of(app)
         assert (asked.status in {403, 404}, asked.read) == (True, 0), (method, path, asked.status, asked.body)
         assert json.loads(asked.body)["code"] in {"Forbidden", "NotFound"}
