@@ -22,7 +22,10 @@ GENAI := $(VENV)-genai
 # vLLM's wheel names one build of torch for a CPU, which few indexes have; any build of that release runs it on a CPU.
 TORCH := 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
 
-.PHONY: help setup kernels setup-genai demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients fuzz bench docs build clean constraints histories
+# MLflow pins other versions than the platform, which talks to its servers over HTTP only: the tests' server has an environment of its own.
+MLFLOW := $(VENV)-mlflow
+
+.PHONY: help setup kernels setup-genai setup-mlflow demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients fuzz bench docs build clean constraints histories
 
 help: ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-16s %s\n' "$$verb" "$$text"; done
@@ -62,6 +65,15 @@ $(GENAI)/.ready: constraints-genai.txt
 	@touch $@
 
 setup-genai: $(GENAI)/.ready ## vLLM for a CPU, in an environment of its own; without it the tests that need it say so
+
+# constraints-mlflow.txt has what its server and its client need; what only its model flavours import is left out, half of all bytes.
+$(MLFLOW)/.ready: constraints-mlflow.txt
+	@echo "setting up $(MLFLOW) (an MLflow server): a minute or two, 400 MB"
+	@$(call MAKE_VENV,$(MLFLOW))
+	@$(call INSTALL,$(MLFLOW)) --no-deps -r constraints-mlflow.txt
+	@touch $@
+
+setup-mlflow: $(MLFLOW)/.ready ## a real MLflow server, in an environment of its own; without it the tests that need it say so
 
 demo: $(READY) ## the whole life of a real ranking model on this machine (ARGS=--once: end when done)
 	@$(BIN)/ipnext demo $(ARGS)
@@ -139,4 +151,4 @@ constraints: $(READY) ## write constraints.txt from the versions installed now (
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|recbole|ipnext|nvidia-.*|triton)(==| @)' > constraints.txt
 
 clean: ## remove the virtual environment and what builds left
-	rm -rf $(VENV) $(VENV)-kserve $(VENV)-fuzz $(GENAI) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ipnext
+	rm -rf $(VENV) $(VENV)-kserve $(VENV)-fuzz $(GENAI) $(MLFLOW) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ipnext

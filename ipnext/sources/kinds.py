@@ -11,11 +11,12 @@ from ipnext import names
 from ipnext.errors import InvalidInput
 from ipnext.sources.bucket import BucketKind
 from ipnext.sources.directory import DirectoryKind
+from ipnext.sources.mlflow import MlflowKind
 from ipnext.sources.oci import OciKind
 from ipnext.sources.port import SourceKind
 from ipnext.sources.pushed import PushKind
 
-BUILT_IN: Final[tuple[SourceKind, ...]] = (DirectoryKind(), BucketKind(), OciKind(), PushKind())
+BUILT_IN: Final[tuple[SourceKind, ...]] = (DirectoryKind(), BucketKind(), MlflowKind(), OciKind(), PushKind())
 
 
 class SourceKinds:
