@@ -7,7 +7,7 @@ remembers of a server only decides where it looks next.
 """
 
 import hashlib
-import math
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +41,8 @@ NEW_AT_ONCE: Final = 100
 WATCHED: Final = 50
 """Newest versions of a stream whose tags and metrics are looked at again."""
 LONGEST_LABEL: Final = 5000
+LARGEST: Final = sys.float_info.max
+"""MLflow's database keeps this in place of Infinity."""
 MOST_EXPERIMENTS: Final = 1_000
 DIGITS: Final = 16
 PENDING: Final = "PENDING_REGISTRATION"
@@ -464,7 +466,7 @@ def _metrics(run: Run | None) -> Mapping[str, float]:
     """Return the finite metrics of a run: at most 256 by name, those of the system (`system/`) last."""
     if run is None:
         return {}
-    finite = [each for each in run.data.metrics if math.isfinite(each.value) and len(each.key) <= LONGEST_LABEL]
+    finite = [each for each in run.data.metrics if abs(each.value) < LARGEST and len(each.key) <= LONGEST_LABEL]
     ordered = sorted(finite, key=lambda each: (each.key.startswith("system/"), each.key))
     return {each.key: each.value for each in ordered[:MOST_LABELS]}
 

@@ -59,12 +59,8 @@ class ProxiedDirectory:
         return f"{self._server.uri}/{ARTIFACTS}/{'/'.join(self._steps)}"
 
     def size_bytes(self, path: str) -> int:
-        """Return the size of a file, as the server lists it."""
-        size = self._entry(path).file_size
-        if size is None:
-            msg = f"the server lists file {path!r} in {self.uri} without its size"
-            raise Unavailable(msg)
-        return size
+        """Return the size of a file, as the server lists it: MLflow leaves out that of an empty one."""
+        return self._entry(path).file_size or 0
 
     def open(self, path: str) -> BinaryIO:
         """Open a stream of a file. It gives exactly the bytes that are listed, or ends with Unavailable."""

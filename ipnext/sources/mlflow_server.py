@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -216,6 +216,7 @@ def base_url(uri: str) -> str:
     """Return the URL of a server without a slash at its end. Raises InvalidInput if it has no valid host or port."""
     try:
         httpx.URL(uri)
+        _ = urlsplit(uri).port
     except (httpx.InvalidURL, ValueError) as error:
         msg = f"mlflow.uri: {uri!r} is not the URL of a server: {error}"
         raise InvalidInput(msg, field="mlflow.uri", value=uri) from error
