@@ -153,7 +153,7 @@ class MemoryMlflow(Mlflow):
         for path, content in self.files.items():
             if path.startswith(f"{below}/"):
                 name, slash, _ = path.removeprefix(f"{below}/").partition("/")
-                more = {} if slash else {"file_size": len(content)}
+                more = {} if slash or not content else {"file_size": len(content)}
                 found[name] = {"path": name, "is_dir": bool(slash), **more}
         return list(found.values())
 
