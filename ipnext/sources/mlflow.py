@@ -202,16 +202,16 @@ class Poll:
         """Return the watched runs by one request. It returns too few until it has learnt their experiments."""
         memory = self._memory
         asked = self._watched_runs(versions)
-        lacking = [run for run in memory.lacking if run in asked]
-        if not asked:
-            return {}
-        if lacking or not memory.experiments:
-            run = lacking[0] if lacking else next(iter(asked))
-            found: Runs = {run: self._get_run(run)}
+        there = [run for run in asked if run not in memory.gone]
+        lacking = [run for run in there if run in memory.lacking]
+        found: Runs = {}
+        if there and (lacking or not memory.experiments):
+            run = (lacking or there)[0]
+            found = {run: self._get_run(run)}
             memory.lacking = tuple(each for each in lacking if each != run)
-        else:
-            found = self.server.search_runs(list(asked), list(memory.experiments)[-MOST_EXPERIMENTS:])
-            memory.lacking = tuple(run for run in asked if run not in found and run not in memory.gone)
+        elif there:
+            found = self.server.search_runs(there, list(memory.experiments)[-MOST_EXPERIMENTS:])
+            memory.lacking = tuple(run for run in there if run not in found)
         return {**dict.fromkeys(memory.gone & asked.keys()), **found}
 
     def _watched_runs(self, versions: Sequence[ModelVersion]) -> Mapping[str, None]:
@@ -221,18 +221,18 @@ class Poll:
         found: dict[str, None] = {}
         for stream in (*self._streams[start:], *self._streams[:start]):
             of_stream = self._runs_of(stream, versions)
-            if len(found.keys() | of_stream) > RUNS_AT_ONCE:
+            if len(found | of_stream) > RUNS_AT_ONCE:
                 break
-            found |= dict.fromkeys(of_stream)
+            found |= of_stream
         return found
 
-    def _runs_of(self, stream: MlflowStream, versions: Sequence[ModelVersion]) -> set[str]:
+    def _runs_of(self, stream: MlflowStream, versions: Sequence[ModelVersion]) -> Mapping[str, None]:
         model = (self._memory.models or {}).get(stream.model)
         if model is None:
-            return set()
+            return {}
         position = Position(version=_aliased(model, stream.alias) if stream.alias else _latest(model))
         watched = watched_versions(stream, position, versions)
-        return {run for version in watched if (run := version.run) is not None}
+        return dict.fromkeys(run for version in watched if (run := version.run) is not None)
 
     def _fetch_runs(self, runs: Sequence[str]) -> Runs:
         """Return runs: one alone by its id, the others of its experiment by one request."""

@@ -426,21 +426,25 @@ def test_a_version_that_is_still_registered_waits_with_those_after_it():
     assert [key.partition("@")[0] for key in found if not key.startswith("1@")] == ["3", "4"]
 
 
-def test_runs_of_several_experiments_are_read():
+@pytest.mark.parametrize("deleted", range(5))
+def test_runs_of_several_experiments_are_read(deleted):
     server = MemoryMlflow()
     server.create_model("ranker")
     runs = [server.create_run(server.create_experiment(f"e{number}"), auc=number) for number in range(5)]
     for run in runs:
         server.create_version("ranker", run=run)
-    del server.runs[runs[2]]
+    del server.runs[runs[deleted]]
     watch = Watch(server, {"model": "ranker"})
     (found,) = watch.poll()
-    assert [version.metrics for version in found] == [{"auc": 0.0}, {"auc": 1.0}, {}, {"auc": 3.0}, {"auc": 4.0}]
+    assert [version.metrics.get("auc") for version in found] == [
+        None if number == deleted else number for number in range(5)
+    ]
     watch.settle()
     watch.kind = MlflowKind(server.transport)
-    server.log_metric(runs[4], "auc", 9)
-    listed = [version.metrics for _ in range(3 * len(runs)) for version in watch.round().values()]
-    assert listed[-1] == {"auc": 9.0}
+    changed = runs[(deleted + 1) % 5]
+    server.log_metric(changed, "auc", 9)
+    listed = {version.lineage["run"]: version for _ in range(3 * len(runs)) for version in watch.round().values()}
+    assert listed[changed].metrics == {"auc": 9.0}
 
 
 def test_a_cursor_of_another_form_is_refused():
