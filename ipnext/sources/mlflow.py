@@ -226,7 +226,7 @@ class Poll:
             found |= of_stream
         return found
 
-    def _runs_of(self, stream: MlflowStream, versions: Sequence[ModelVersion]) -> Mapping[str, None]:
+    def _runs_of(self, stream: MlflowStream, versions: Sequence[ModelVersion]) -> dict[str, None]:
         model = (self._memory.models or {}).get(stream.model)
         if model is None:
             return {}
