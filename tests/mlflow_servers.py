@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.real_servers import _die_with_parent, _free_ports
+from tests.real_servers import die_with_parent, free_ports
 from tests.waiting import until
 
 API, ARTIFACTS = "/api/2.0/mlflow/", "/api/2.0/mlflow-artifacts/artifacts"
@@ -258,7 +258,7 @@ class RealMlflow(Mlflow):
     def __init__(self, python: str, directory: Path) -> None:
         super().__init__()
         self.directory, self._python = directory, python
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{port}"
         self._http = httpx.HTTPTransport()
         self._process: subprocess.Popen | None = None
@@ -284,7 +284,7 @@ class RealMlflow(Mlflow):
                 cwd=self.directory,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - as in real_servers
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - as in real_servers
             )
         until(self._answers, why=lambda: log.read_text()[-2000:], every_seconds=0.2)
 

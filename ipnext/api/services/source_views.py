@@ -1,22 +1,24 @@
 """Sources and their versions in the form of the API."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from ipnext import names
-from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.model.api.sources import SourceView, VersionView
 from ipnext.store.records import SourceRecord, VersionRecord
 from ipnext.store.repository import Repository
 
+RunUrl = Callable[[str, str], str]
+"""(workflow id, run id) -> link to a run."""
 
-def view_sources(unit: Repository, lifecycle: Lifecycle, found: Sequence[SourceRecord]) -> tuple[SourceView, ...]:
+
+def view_sources(unit: Repository, run_url: RunUrl, found: Sequence[SourceRecord]) -> tuple[SourceView, ...]:
     """Return sources with the numbers of their versions, and the links to their watches."""
     counts = unit.count_versions([(source.model, source.name) for source in found])
-    return tuple(_view(lifecycle, source, counts[source.model, source.name]) for source in found)
+    return tuple(_view(run_url, source, counts[source.model, source.name]) for source in found)
 
 
-def _view(lifecycle: Lifecycle, source: SourceRecord, versions: Mapping[str, int]) -> SourceView:
+def _view(run_url: RunUrl, source: SourceRecord, versions: Mapping[str, int]) -> SourceView:
     return SourceView(
         model=source.model,
         name=source.name,
@@ -35,7 +37,7 @@ def _view(lifecycle: Lifecycle, source: SourceRecord, versions: Mapping[str, int
         paused_by=source.paused_by,
         pause_reason=source.pause_reason,
         versions=versions,
-        run_url=lifecycle.run_url(names.watch_workflow_id(source.kind, source.upstream), ""),
+        run_url=run_url(names.watch_workflow_id(source.kind, source.upstream), ""),
     )
 
 

@@ -36,14 +36,14 @@ def list_sources(
     """By model and name, with cursor, last pick-up and last error; sources of other owners' models are left out."""
     with rooms.store.read(visible) as unit:
         page = unit.source_page(model=model, after=after, limit=limit)
-        return view_page(Page(view_sources(unit, rooms.lifecycle, page.items), page.next))
+        return view_page(Page(view_sources(unit, rooms.lifecycle.run_url, page.items), page.next))
 
 
 @router.get("/{name}/sources/{source}", dependencies=[may("models.read")], summary="Read a source")
 def read_source(name: ModelName, source: SourceName, rooms: Rooms) -> SourceView:
     """Read where the watch of a source stands."""
     with rooms.store.read() as unit:
-        return view_sources(unit, rooms.lifecycle, (unit.source(name, source),))[0]
+        return view_sources(unit, rooms.lifecycle.run_url, (unit.source(name, source),))[0]
 
 
 @router.get("/{name}/sources/{source}/versions", dependencies=[may("models.read")], summary="List a source's versions")
@@ -62,7 +62,7 @@ def pause_source(name: ModelName, source: SourceName, request: SourceRequest, ro
     with rooms.store.begin(name) as unit:
         found = unit.pause_source(name, source, by=user, reason=request.reason)
         unit.note_audit(after={"source": source, "paused": True}, reason=request.reason)
-        return view_sources(unit, rooms.lifecycle, (found,))[0]
+        return view_sources(unit, rooms.lifecycle.run_url, (found,))[0]
 
 
 @router.post("/{name}/sources/{source}/resume", dependencies=[may("models.steer")], summary="Resume a source")
@@ -74,7 +74,7 @@ def resume_source(name: ModelName, source: SourceName, request: SourceRequest, r
     with rooms.store.begin(name) as unit:
         found = unit.resume_source(name, source)
         unit.note_audit(after={"source": source, "paused": False}, reason=request.reason)
-        view = view_sources(unit, rooms.lifecycle, (found,))[0]
+        view = view_sources(unit, rooms.lifecycle.run_url, (found,))[0]
     rooms.source_wakes.wake()
     return view
 
@@ -90,7 +90,7 @@ def poll_source(name: ModelName, source: SourceName, request: SourceRequest, roo
             raise Conflict(msg)
         found = unit.wake_source(name, source)
         unit.note_audit(after={"source": source, "polled": True}, reason=request.reason)
-        view = view_sources(unit, rooms.lifecycle, (found,))[0]
+        view = view_sources(unit, rooms.lifecycle.run_url, (found,))[0]
     rooms.source_wakes.wake()
     return view
 

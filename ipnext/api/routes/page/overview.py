@@ -93,7 +93,7 @@ def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visi
         held = _frozen(unit, facts, datetime.now(UTC))
         generations = unit.recent_generations(names, limit=GENERATIONS)
         rates = throughputs_of(unit, facts)
-        sources = view_sources(unit, rooms.lifecycle, unit.sources_of(names))
+        sources = view_sources(unit, rooms.lifecycle.run_url, unit.sources_of(names))
         views = {name: _view(each, states, rates[name]) for name, each in zip(names, facts, strict=True)}
         unready = [each for each in facts if each.changes and not serves(views[each.record.name].status.conditions)]
         explanations = explanations_of(unit, unready[:EXPLAINED], states)
