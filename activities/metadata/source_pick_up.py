@@ -5,7 +5,7 @@ by the newest one. A delta is published after its parent. A crash at any point r
 from the versions, and a version has one end.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,7 @@ from typing import Any, Final
 from temporalio import activity
 
 from activities.runtime.owner_turns import OwnerShares, ShareTaken
+from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest
 from ipnext.errors import (
@@ -53,6 +54,8 @@ LACKS_SECONDS: Final = 15.0
 """The same, of a model that lacks another part."""
 MISSED_ATTEMPTS: Final = 6
 """Attempts at a version whose files are not there; then it is refused."""
+CHANGES_LOOKED_AT: Final = 20
+"""Newest changes of a model among which one may wait."""
 _WAITING: Final = frozenset({ChangeState.RECORDED, ChangeState.QUEUED})
 
 
@@ -154,21 +157,28 @@ class SourcePickUpActivities:
         return None
 
     def _read(self, owner: str, source: SourceRecord, version: VersionRecord) -> SnapshotSource:
+        """Return a version's content in the artifact store; it is read from its source once."""
         place = version.version.place
         if place.startswith(f"{self._artifacts.uri}/snapshots/"):
-            content = SnapshotSource(manifest=self._artifacts.manifest(place), uri=place)
-            self._publisher.announce(owner, content.manifest)
-        else:
-            access = ReadAccess.of(self._settings, owner, source.reach)
-            (connected,) = self._kinds.get(source.kind).connect([StreamRequest(source.spec.stream, access)])
-            content = ingest(
-                self._artifacts,
-                connected.open(version.version),
-                announce=partial(self._publisher.announce, owner),
-                sign=lambda digest, envelope: self._signatures.keep(digest, envelope, lambda _, of: of == owner),
-            )
+            return self._find_stored(owner, place)
+        if version.digest is not None:
+            with suppress(ArtifactMissing):  # it was read before, and collected since
+                return self._find_stored(owner, snapshot_uri(self._artifacts.uri, version.digest))
+        access = ReadAccess.of(self._settings, owner, source.reach)
+        (connected,) = self._kinds.get(source.kind).connect([StreamRequest(source.spec.stream, access)])
+        content = ingest(
+            self._artifacts,
+            connected.open(version.version),
+            announce=partial(self._publisher.announce, owner),
+            sign=lambda digest, envelope: self._signatures.keep(digest, envelope, lambda _, of: of == owner),
+        )
         with self._store.begin_free(()) as unit:
             unit.note_read(version.ordinal, content.manifest.digest)
+        return content
+
+    def _find_stored(self, owner: str, uri: str) -> SnapshotSource:
+        content = SnapshotSource(manifest=self._artifacts.manifest(uri), uri=uri)
+        self._publisher.announce(owner, content.manifest)
         return content
 
     def _unknown_parent(self, version: VersionRecord, content: SnapshotSource) -> str | None:
@@ -259,15 +269,8 @@ class SourcePickUpActivities:
 
 def _find_waiting(unit: Repository, model: str) -> Change | None:
     """Return the publish of a model that waits for its turn."""
-    with suppress(StopIteration):
-        return next(_waiting(unit, model))
-    return None
-
-
-def _waiting(unit: Repository, model: str) -> Iterator[Change]:
-    for change in unit.changes(model, limit=20):
-        if change.kind is ChangeKind.PUBLISH and change.state in _WAITING:
-            yield change
+    changes = unit.changes(model, limit=CHANGES_LOOKED_AT)
+    return next((each for each in changes if each.kind is ChangeKind.PUBLISH and each.state in _WAITING), None)
 
 
 def _find_lacking(unit: Repository, model: str, contents: Mapping[str, SnapshotSource]) -> list[str]:

@@ -1,5 +1,6 @@
 """Pick-ups: which version of a part is published, what is refused, what is tried again."""
 
+import shutil
 from datetime import timedelta
 
 import pytest
@@ -228,6 +229,27 @@ def test_what_can_not_be_read_now_is_tried_again_and_no_older_version_takes_its_
     feeds.make_due()
     assert feeds.pick_up().pending == 0
     assert feeds.states("in") == {"a": "superseded", "b": "published"}
+
+
+def test_a_version_that_waits_is_read_from_its_source_once(feeds, monkeypatch):
+    feeds.watch("in")
+    digest = feeds.put("in", "a", 1)
+    feeds.poll("in")
+    ingest, read = source_pick_up.ingest, []
+
+    def count(*given, **named):
+        read.append(given)
+        return ingest(*given, **named)
+
+    monkeypatch.setattr(source_pick_up, "ingest", count)
+    monkeypatch.setattr(source_pick_up, "_find_lacking", lambda *_: ["other"])
+    for _ in range(3):
+        assert feeds.pick_up().message == "waits for a snapshot of other"
+    assert len(read) == 1
+    for stored in [item for item in feeds.house.artifacts.root.rglob("*") if digest in item.name and item.exists()]:
+        shutil.rmtree(stored) if stored.is_dir() else stored.unlink()
+    feeds.pick_up()
+    assert len(read) == 2, "it was collected"
 
 
 def test_a_plug_in_that_raises_anything_is_an_error_of_its_version(feeds, monkeypatch):
