@@ -370,6 +370,10 @@ async def signal_drain(client: Client, region: str) -> None:
         )
 
 
+LONGEST_SUMMARY = 200
+"""Characters of a name in a summary: the server takes 400 bytes."""
+
+
 async def wake_watch(client: Client, kind: str, upstream: str) -> None:
     """Have an upstream system polled soon; its watch is started if it does not run. Raises Unavailable."""
     async with reaching(f"the watch of {upstream}"), asyncio.timeout(SUBMIT_SECONDS):
@@ -379,7 +383,7 @@ async def wake_watch(client: Client, kind: str, upstream: str) -> None:
             id=names.watch_workflow_id(kind, upstream),
             task_queue=names.LIFECYCLE_QUEUE,
             start_signal=names.SOURCE_WOKEN,
-            static_summary=f"polls {upstream} for new snapshots",
+            static_summary=f"polls {upstream[:LONGEST_SUMMARY]} for new snapshots",
         )
 
 

@@ -22,6 +22,14 @@ with workflow.unsafe.imports_passed_through():
     from workflows.policies import perform
 
 
+STARTED_AT_ONCE = 100
+"""Pick-ups: the server bounds the commands of one task."""
+LEAST_PAUSE = timedelta(seconds=1)
+"""After a request: those that come until then are one poll, too."""
+LONGEST_SUMMARY = 100
+"""Characters of an upstream system's name in a summary: the server takes 400 bytes."""
+
+
 @workflow.defn(
     name=names.WATCH_WORKFLOW, failure_exception_types=policies.BEGUN_AGAIN, versioning_behavior=policies.ENTITY
 )
@@ -31,6 +39,7 @@ class WatchWorkflow:
     @workflow.init
     def __init__(self, input: WatchInput) -> None:  # noqa: A002 - Temporal passes it by place
         self._input = input
+        self._short = input.upstream[:LONGEST_SUMMARY]
         self._woken = False
         self._seen = PollResult()
 
@@ -52,7 +61,9 @@ class WatchWorkflow:
             polled = await self._poll()
             if polled and self._seen.over and not self._woken:
                 return
-            await asyncio.gather(*map(self._pick_up, self._seen.models if polled else ()))
+            models = self._seen.models if polled else ()
+            for start in range(0, len(models), STARTED_AT_ONCE):
+                await asyncio.gather(*map(self._pick_up, models[start : start + STARTED_AT_ONCE]))
             await self._wait(timedelta(seconds=self._seen.next_seconds) if polled else policies.POLL_AGAIN)
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(input)
@@ -60,7 +71,7 @@ class WatchWorkflow:
     async def _poll(self) -> bool:
         """Poll once. False if that failed as a whole, such as without the database."""
         try:
-            self._seen = await perform(policies.POLL_SOURCES, self._input, f"poll {self._input.upstream}")
+            self._seen = await perform(policies.POLL_SOURCES, self._input, f"poll {self._short}")
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
@@ -91,10 +102,11 @@ class WatchWorkflow:
         pause *= 1 + policies.POLL_JITTER * workflow.random().random()
         try:
             await workflow.wait_condition(
-                lambda: self._woken, timeout=pause, timeout_summary=f"until {self._input.upstream} is polled again"
+                lambda: self._woken, timeout=pause, timeout_summary=f"until {self._short} is polled again"
             )
         except TimeoutError:
             return
+        await workflow.sleep(LEAST_PAUSE, summary="between two polls that were asked for")
 
 
 def _see(child: "workflow.ChildWorkflowHandle[Any, Any]") -> None:

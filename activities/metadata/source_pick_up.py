@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from temporalio import activity
 
+from activities.runtime.errors import public_text
 from activities.runtime.owner_turns import OwnerShares, ShareTaken
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.port import ArtifactStore
@@ -52,10 +53,11 @@ WAITS_SECONDS: Final = 2.0
 """Until the next look at a model whose last publish waits for its turn."""
 LACKS_SECONDS: Final = 15.0
 """The same, of a model that lacks another part."""
-MISSED_ATTEMPTS: Final = 6
-"""Attempts at a version whose files are not there; then it is refused."""
+MISSED_ATTEMPTS: Final = 10
+"""Attempts, within an hour, at a version whose files lack or differ: a copy may be under way. Then it is refused."""
 CHANGES_LOOKED_AT: Final = 20
 """Newest changes of a model among which one may wait."""
+_DAMAGED: Final = (ArtifactMissing, ArtifactDigestMismatch)
 _WAITING: Final = frozenset({ChangeState.RECORDED, ChangeState.QUEUED})
 
 
@@ -133,7 +135,8 @@ class SourcePickUpActivities:
     ) -> _Read | None:
         """Return the newest version that can be read; of a chain of deltas the oldest one whose parent is known.
 
-        None if the newest one is to be tried again later: an older one in its place would only be superseded.
+        None if the newest one is to be tried again later: an older one in its place would only be superseded. One whose
+        files lack or differ lets older ones pass: it may stay so.
         """
         chain: list[_Read] = []
         wanted: str | None = None
@@ -143,7 +146,7 @@ class SourcePickUpActivities:
             try:
                 content = self._read(owner, sources[version.source], version)
             except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its version has the error
-                if self._note_failure(version, error):
+                if self._note_failure(version, error) or isinstance(error, _DAMAGED):
                     continue
                 return None
             if wanted is not None and content.manifest.digest != wanted:
@@ -191,14 +194,17 @@ class SourcePickUpActivities:
 
     def _note_failure(self, version: VersionRecord, error: Exception) -> bool:
         """Record a failed attempt. True if the version is refused for good."""
-        final = _is_final(error) or (isinstance(error, ArtifactMissing) and version.attempts >= MISSED_ATTEMPTS)
+        final = _is_final(error) or (isinstance(error, _DAMAGED) and version.attempts >= MISSED_ATTEMPTS)
         if final:
-            self._end(version, VersionState.REFUSED, _told(error))
+            self._end(version, VersionState.REFUSED, public_text(error))
             return True
+        self._postpone(version, error)
+        return False
+
+    def _postpone(self, version: VersionRecord, error: Exception) -> None:
         pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(version.attempts, 16), LONGEST_PAUSE_SECONDS)
         with self._store.begin_free(()) as unit:
-            unit.postpone_version(version.ordinal, _told(error), utc_now() + timedelta(seconds=pause))
-        return False
+            unit.postpone_version(version.ordinal, public_text(error), utc_now() + timedelta(seconds=pause))
 
     def _end(self, version: VersionRecord, state: VersionState, message: str) -> None:
         with self._store.begin(version.model) as unit:
@@ -216,8 +222,7 @@ class SourcePickUpActivities:
             except DuplicateSnapshot as error:
                 self._note_duplicates(model, found, error)
             except IPnextError as error:
-                for read in found.values():
-                    self._note_failure(read.version, error)
+                self._note_refusal(found, error)
         with self._store.read() as unit:
             left = unit.pending_versions(model)
         now = utc_now()
@@ -229,6 +234,18 @@ class SourcePickUpActivities:
             change_id=change.id if change else None,
             message=later.message or next((each.message for each in left if each.message), ""),
         )
+
+    def _note_refusal(self, found: Mapping[str, _Read], error: IPnextError) -> None:
+        """Refuse the version of the part that a refused publish names; the others are published without it."""
+        named = (getattr(error, "field", None) or "").removeprefix("parts.")
+        if named in found:
+            self._note_failure(found[named].version, error)
+            return
+        if len(found) == 1:
+            self._note_failure(next(iter(found.values())).version, error)
+            return
+        for read in found.values():
+            self._postpone(read.version, error)
 
     def _record(
         self, model: str, owner: str, found: Mapping[str, _Read]
@@ -274,24 +291,16 @@ def _find_waiting(unit: Repository, model: str) -> Change | None:
 
 
 def _find_lacking(unit: Repository, model: str, contents: Mapping[str, SnapshotSource]) -> list[str]:
-    """Return the parts of a model of which there is no snapshot, neither a published nor a new one."""
-    parts = [part.name for part in unit.model(model).manifest.spec.parts]
-    return sorted(part for part in parts if part not in contents and not unit.has_snapshot(model, part))
+    """Return the parts of a model of which there is no snapshot with its bytes, neither a published nor a new one."""
+    parts = [part.name for part in unit.model(model).manifest.spec.parts if part.name not in contents]
+    return sorted(part for part in parts if not unit.has_snapshot(model, part) or unit.newest_is_collected(model, part))
 
 
 def _is_final(error: Exception) -> bool:
     """Return whether another attempt would fail in the same way."""
     if isinstance(error, QuotaExceeded):
         return False
-    return isinstance(error, InvalidInput | ArtifactDigestMismatch | SignatureInvalid)
-
-
-def _told(error: Exception) -> str:
-    """Return an error's text without what only operators may see."""
-    if not isinstance(error, IPnextError):
-        return f"{type(error).__name__}: {error}"
-    message: str = getattr(error, "public", error).message
-    return message
+    return isinstance(error, InvalidInput | SignatureInvalid)
 
 
 def _no_parent(content: SnapshotSource) -> str:

@@ -1,12 +1,15 @@
 """Polls of upstream systems: every new version is recorded in the unit of work that advances the cursor."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import Any, Final
 
 from temporalio import activity
 
-from ipnext.errors import IPnextError
+from activities.runtime.errors import public_text
+from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.sources import PollResult, WatchedState, WatchInput
 from ipnext.model.registry.sources import Listing
 from ipnext.settings import PlatformSettings
@@ -20,6 +23,11 @@ from ipnext.store.unit_of_work import utc_now
 
 LONGEST_BACKOFF_SECONDS: Final = 300.0
 """Longest interval after failed polls, unless the source's own is longer."""
+MOST_LISTINGS: Final = 1000
+"""Listings of one stream in one poll, while it says that there are more versions."""
+AT_ONCE: Final = 16
+"""Polls at once in one worker: the others wait, and so take no slots from changes."""
+LONGEST_TEXT: Final = 300
 SHOWN: Final = 50
 """Sources that the Web UI shows."""
 MOST_DOUBLINGS: Final = 16
@@ -39,6 +47,7 @@ class SourcePollActivities:
 
     def __init__(self, store: Store, kinds: SourceKinds, settings: PlatformSettings) -> None:
         self._store, self._kinds, self._settings = store, kinds, settings
+        self._turns = BoundedSemaphore(AT_ONCE)
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -49,7 +58,20 @@ class SourcePollActivities:
         """Poll the sources of one upstream system that are not paused, and name the models with something to publish.
 
         A source that fails stops no other one: the store has its error, and it is polled again after a growing pause.
+        Raises Unavailable if this worker has AT_ONCE polls under way.
         """
+        if not self._turns.acquire(blocking=False):
+            msg = f"{AT_ONCE} polls are under way in this worker; this one waits its turn"
+            raise Unavailable(msg)
+        began = time.monotonic()
+        try:
+            found = self._poll_system(asked)
+        finally:
+            self._turns.release()
+        took = time.monotonic() - began
+        return found.model_copy(update={"next_seconds": max(found.next_seconds, took)})
+
+    def _poll_system(self, asked: WatchInput) -> PollResult:
         with self._store.read() as unit:
             found = unit.watched_sources(asked.kind, asked.upstream)
         if not found:
@@ -84,11 +106,17 @@ class SourcePollActivities:
         return self._kinds.get(kind).connect(streams)
 
     def _poll_one(self, record: SourceRecord, source: Source) -> _Polled:
-        try:
-            listing = source.list_since(record.cursor)
-        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its source has the error
-            return self._note_failure(record, error)
-        return _Polled(record, _describe_new(self._note_listing(record, listing)))
+        total, listed = 0, record
+        for _ in range(MOST_LISTINGS):
+            try:
+                listing = source.list_since(listed.cursor)
+            except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its source has the error
+                return self._note_failure(record, error)
+            total += self._note_listing(listed, listing)
+            if not listing.more or listing.cursor == listed.cursor:
+                break
+            listed = listed.model_copy(update={"cursor": listing.cursor})
+        return _Polled(record, _describe_new(total))
 
     def _note_listing(self, record: SourceRecord, listing: Listing) -> int:
         """Record a listing in as many units as it takes; return the number of new versions.
@@ -107,11 +135,11 @@ class SourcePollActivities:
                 return total
 
     def _note_failure(self, record: SourceRecord, error: Exception) -> _Polled:
-        message = error.message if isinstance(error, IPnextError) else f"{type(error).__name__}: {error}"
+        message = public_text(error)
         with self._store.begin_free(()) as unit:
             failures = unit.note_failed_poll(record, message)
         activity.logger.warning("source %s/%s could not be polled: %s", record.model, record.name, message)
-        return _Polled(record, message, failures=max(1, failures))
+        return _Polled(record, message[:LONGEST_TEXT], failures=max(1, failures))
 
 
 def _describe_new(count: int) -> str:

@@ -90,3 +90,11 @@ class _TypedActivity(ActivityInboundInterceptor):
             raise ApplicationError(text, type=IPnextError.code, non_retryable=lasting) from error
         self._unforeseen.forget(activity.info())
         return result
+
+
+def public_text(error: Exception) -> str:
+    """Return an error's text without what only operators may see; the type's name, too, of one that is not ours."""
+    if not isinstance(error, IPnextError):
+        return f"{type(error).__name__}: {error}"
+    message: str = getattr(error, "public", error).message
+    return message

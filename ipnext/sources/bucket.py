@@ -4,6 +4,7 @@ A snapshot counts once its `snapshot.json` is there, which is written last.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Final, NamedTuple
 
 from ipnext.artifacts.sources import ArtifactSource
 from ipnext.artifacts.stores.locations import check_bucket
+from ipnext.artifacts.stores.s3_client import shared_client
 from ipnext.artifacts.stores.s3_listing import list_objects
 from ipnext.artifacts.stores.s3_source import BucketSource
 from ipnext.errors import IPnextError, Unavailable
@@ -22,7 +24,8 @@ from ipnext.sources.port import StreamRequest
 from ipnext.sources.training_record import TrainingRecord, read_training_record
 
 MOST_OBJECTS: Final = 1_000_000
-KEPT_RECORDS: Final = 10_000
+KEPT_RECORDS: Final = 20_000
+LONGEST_NAME: Final = 400
 
 
 class _Manifest(NamedTuple):
@@ -40,8 +43,11 @@ class WatchedPrefix:
         self._bucket, self._prefix, self._endpoint = bucket, prefix, endpoint_url
 
     def list_since(self, cursor: str) -> Listing:
-        """See `Source`. Versions are in the order of the times at which their manifests were written."""
-        found = sorted(self._manifests())
+        """See `Source`. Versions are in the order in which their manifests were written.
+
+        A bucket keeps whole seconds: those of one second are in the order of their names, numbers in them by value.
+        """
+        found = sorted(self._manifests(), key=lambda each: (each.written, _natural(each.name)))
         mark = hashlib.sha256("\n".join(f"{each.name}@{each.tag}" for each in found).encode()).hexdigest()
         if mark == cursor:
             return Listing(cursor=cursor)
@@ -53,13 +59,13 @@ class WatchedPrefix:
 
     def _manifests(self) -> list[_Manifest]:
         found = []
-        below = f"{self._prefix}/"
+        below = f"{self._prefix}/" if self._prefix else ""
         for number, item in enumerate(list_objects(self._bucket, below, self._endpoint)):
             if number >= MOST_OBJECTS:
                 msg = f"s3://{self._bucket}/{below} has more than {MOST_OBJECTS} objects; move older ones away"
                 raise Unavailable(msg)
             name, slash, file = item.key.removeprefix(below).partition("/")
-            if slash and file == SNAPSHOT_FILE and name and not name.startswith("."):
+            if slash and file == SNAPSHOT_FILE and 0 < len(name) <= LONGEST_NAME and not name.startswith("."):
                 found.append(_Manifest(item.written, name, item.tag))
         return found
 
@@ -69,8 +75,12 @@ class WatchedPrefix:
         return FoundVersion(key=key, place=manifest.name, **record.facts(trained_at=manifest.written))
 
 
+def _natural(name: str) -> tuple[str | int, ...]:
+    return tuple(int(piece) if index % 2 else piece for index, piece in enumerate(re.split(r"([0-9]+)", name)))
+
+
 def _source(bucket: str, prefix: str, endpoint: str | None, name: str) -> BucketSource:
-    return BucketSource(bucket, f"{prefix}/{name}", endpoint)
+    return BucketSource(bucket, f"{prefix}/{name}" if prefix else name, endpoint, client=shared_client(endpoint))
 
 
 @lru_cache(maxsize=KEPT_RECORDS)

@@ -25,7 +25,7 @@ from ipnext.sources.port import StreamRequest
 from ipnext.sources.training_record import TrainingRecord, read_training_record
 
 MOST_ENTRIES: Final = 100_000
-KEPT_DIGESTS: Final = 100_000
+KEPT_DIGESTS: Final = 20_000
 LONGEST_NAME: Final = 255
 DIGITS: Final = 16
 """Of a manifest's SHA-256 in the key of a version: other content under the same name is another version."""
@@ -95,7 +95,7 @@ class WatchedDirectory:
             raise Unavailable(msg) from error
 
     def _version(self, entry: _Entry) -> FoundVersion:
-        written = datetime.fromtimestamp(entry.written / 1e9, UTC)
+        written = _time_of(entry.written)
         digest, facts = _read_facts(self, entry)
         return FoundVersion(key=f"{entry.name}@{digest}", place=entry.name, **facts.facts(trained_at=written))
 
@@ -123,6 +123,14 @@ def _read_facts_of(path: str, roots: tuple[Path, ...], entry: _Entry) -> tuple[s
 
 def _read_facts(watched: WatchedDirectory, entry: _Entry) -> tuple[str, TrainingRecord]:
     return _read_facts_of(str(watched._path), tuple(watched._roots), entry)  # noqa: SLF001 - of this module
+
+
+def _time_of(nanoseconds: int) -> datetime | None:
+    """Return a time of a file; None for one that a calendar does not have."""
+    try:
+        return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _entry_of(entry: "os.DirEntry[str]") -> _Entry | None:

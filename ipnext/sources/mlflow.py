@@ -356,7 +356,8 @@ class MlflowSource:
         if not whole:
             return Listing(cursor=position.cursor)
         after = Position(position.sequence, whole[-1].version, position.created)
-        return self._listing(after, [version for version in whole if version.status == READY])[0]
+        listing = self._listing(after, [version for version in whole if version.status == READY])[0]
+        return listing.model_copy(update={"more": len(whole) == NEW_AT_ONCE})
 
     def _list_tagged(self, position: Position, versions: Sequence[ModelVersion]) -> Listing:
         """Return new versions; if there are none, the watched ones if a tag of one has changed."""

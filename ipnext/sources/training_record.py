@@ -13,7 +13,7 @@ from ipnext.model.validation_errors import first_line
 from ipnext.model.value import WrittenMoment, WrittenValue
 
 TRAINING_FILE = "training.json"
-LARGEST_BYTES = 256 * 2**10
+LARGEST_BYTES = 16 * 2**10
 
 
 class TrainingRecord(WrittenValue):

@@ -42,10 +42,10 @@ def check_readable(
     """
     name, owner = manifest.name, manifest.metadata.owner
     record = unit.find_model(name)
-    same_owner = record is not None and record.manifest.metadata.owner == owner
-    granted = {each.stream: each.reach for each in unit.sources(name)} if same_owner else {}
+    same_owner = record is not None and not record.retired and record.manifest.metadata.owner == owner
+    granted = {(each.name, each.stream): each.reach for each in unit.sources(name)} if same_owner else {}
     for index, source in enumerate(sources):
-        reach = max(source.reach, granted.get(source.stream, Reach.OWNER))
+        reach = max(source.reach, granted.get((source.spec.name, source.stream), Reach.OWNER))
         try:
             kinds.get(source.spec.kind).check(source.spec.stream, ReadAccess.of(settings, owner, reach))
         except InvalidInput as error:

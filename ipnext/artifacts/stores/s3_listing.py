@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
-from ipnext.artifacts.stores.s3_client import answering, s3_client
+from ipnext.artifacts.stores.s3_client import answering, shared_client
 
 
 class ListedObject(NamedTuple):
@@ -20,7 +20,7 @@ def list_objects(bucket: str, prefix: str, endpoint_url: str | None) -> Iterator
 
     The caller checks that the bucket may be read.
     """
-    client = s3_client(endpoint_url)
+    client = shared_client(endpoint_url)
     token: dict[str, str] = {}
     while True:
         with answering(f"s3://{bucket}/{prefix}"):

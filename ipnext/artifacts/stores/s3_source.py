@@ -3,17 +3,17 @@
 from typing import BinaryIO
 from urllib.parse import quote
 
-from ipnext.artifacts.stores.s3_client import answering, s3_client
+from ipnext.artifacts.stores.s3_client import S3Client, answering, s3_client
 from ipnext.artifacts.stores.s3_stream import open_object
 
 
 class BucketSource:
     """A Source below a key prefix. The caller must check that the bucket may be read."""
 
-    def __init__(self, bucket: str, prefix: str, endpoint_url: str | None) -> None:
+    def __init__(self, bucket: str, prefix: str, endpoint_url: str | None, *, client: S3Client | None = None) -> None:
         self._bucket = bucket
         self._prefix = prefix
-        self._client = s3_client(endpoint_url)
+        self._client = client or s3_client(endpoint_url)
 
     @property
     def uri(self) -> str:

@@ -60,15 +60,15 @@ def _absolute(text: str) -> str:
 
 def _bucket_uri(text: str) -> str:
     parts = urlsplit(text) if _TOKEN.fullmatch(text) else urlsplit("")
-    if parts.scheme != "s3" or not parts.netloc or not parts.path.strip("/") or parts.query or parts.fragment:
-        msg = f"{text!r} is not of the form s3://BUCKET/PREFIX"
+    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+        msg = f"{text!r} is not of the form s3://BUCKET/PREFIX, or s3://BUCKET for all of a bucket"
         raise ValueError(msg)
     return text
 
 
 def _server_url(text: str) -> str:
     parts = urlsplit(text) if _TOKEN.fullmatch(text) else urlsplit("")
-    plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc or _may_be_another(parts.path))
     if parts.scheme not in {"http", "https"} or not parts.hostname or not plain:
         msg = f"{text!r} is not the URL of a server: http(s)://HOST[:PORT][/PATH], without credentials"
         raise ValueError(msg)
@@ -76,6 +76,11 @@ def _server_url(text: str) -> str:
         msg = f"{text!r} is not encrypted; allowed: https://, and http:// of loopback"
         raise ValueError(msg)
     return text
+
+
+def _may_be_another(path: str) -> bool:
+    """Return whether a server may take a path for another one, which may belong to another owner."""
+    return bool(set("%\\;") & set(path) or "//" in path or {".", ".."} & set(path.split("/")))
 
 
 def _repository(text: str) -> str:

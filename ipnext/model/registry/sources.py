@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from ipnext.model.value import Value
+from ipnext.model.value import Value, canonical_json
 
 LONGEST_KEY: Final = 512
 LONGEST_PLACE: Final = 4096
@@ -40,6 +40,8 @@ class Listing(Value):
     """Where the next poll goes on."""
     versions: tuple[FoundVersion, ...] = ()
     """Versions since the former cursor, oldest first; known ones may be among them."""
+    more: bool = False
+    """There are newer ones: list again from the new cursor before any is published."""
 
 
 class Reach(IntEnum):
@@ -70,3 +72,20 @@ class VersionState(StrEnum):
     def over(self) -> bool:
         """Whether nothing more happens to it."""
         return self in {VersionState.PUBLISHED, VersionState.SUPERSEDED, VersionState.REFUSED}
+
+
+LARGEST_VERSION_BYTES: Final = 64 * 2**10
+"""Of a stored version."""
+SHORT: Final = 200
+"""Characters of a label of a version that is too large."""
+
+
+def shrink(version: FoundVersion) -> FoundVersion:
+    """Return a version that is not too large to be stored: without long labels, then without any of the lineage."""
+    if len(canonical_json(version).encode()) <= LARGEST_VERSION_BYTES:
+        return version
+    tags, lineage = (
+        {k: v for k, v in each.items() if len(k) + len(v) <= SHORT} for each in (version.tags, version.lineage)
+    )
+    metrics = {name: value for name, value in version.metrics.items() if len(name) <= SHORT}
+    return version.model_copy(update={"tags": tags, "lineage": lineage, "metrics": metrics})

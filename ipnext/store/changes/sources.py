@@ -8,8 +8,8 @@ from sqlalchemy import func, update
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, NotFound
-from ipnext.model.manifest.sources import SourceSpec
-from ipnext.model.registry.sources import FoundVersion, Listing, Reach, VersionState
+from ipnext.model.manifest.sources import PromotionRule, SourceSpec
+from ipnext.model.registry.sources import FoundVersion, Listing, Reach, VersionState, shrink
 from ipnext.model.value import Value, digest_of
 from ipnext.model.wire import decode
 from ipnext.store.paging import Page, clamp_limit, no_cursor, ordinal_of, page_of
@@ -26,7 +26,7 @@ RECORDED_AT_ONCE: Final = 500
 NOTED_EVERY: Final = timedelta(seconds=30)
 """A poll without news is written this seldom."""
 
-MOST_PENDING: Final = 1000
+MOST_PENDING: Final = 200
 """Versions of a model, the newest ones, among which one is chosen to be published."""
 
 PUSHED_SECONDS: Final = 3600.0
@@ -48,18 +48,20 @@ class WatchedSource(Value):
 
     @property
     def stream(self) -> str:
-        """Digest of its kind and settings."""
-        return digest_of({self.spec.kind: self.spec.stream.model_dump(mode="json", by_alias=True)})[:STREAM_DIGITS]
+        """Digest of its kind, settings and part."""
+        settings = self.spec.stream.model_dump(mode="json", by_alias=True)
+        return digest_of({"part": self.part, self.spec.kind: settings})[:STREAM_DIGITS]
 
 
 class Sources(Models):
     """The only writer of sources and their versions."""
 
-    def put_sources(self, model: str, wanted: Sequence[WatchedSource]) -> None:
+    def put_sources(self, model: str, wanted: Sequence[WatchedSource], *, anew: bool = False) -> None:
         """Replace the sources of a model by those of its manifest.
 
         One with the same settings keeps its cursor, its pause, and what an administrator granted it. Versions of a
-        source that is gone stay, so that it finds none twice if it comes back.
+        source that is gone stay, so that it finds none twice if it comes back. `anew`: the model has another owner, or
+        comes back from retirement: nothing was granted, and all are polled soon.
         """
         self._writing(model)
         known = {row.name: row for row in self._session.exec(select(SourceRow).where(SourceRow.model == model))}
@@ -67,14 +69,28 @@ class Sources(Models):
             row = known.pop(source.spec.name, None)
             if row is None:
                 row = SourceRow(model=model, name=source.spec.name, created_at=self._now(), **_of_spec(source))
-            elif row.stream != source.stream or row.part != source.part:
+            elif row.stream != source.stream:
                 _set(row, {**_of_spec(source), **_ANEW})
+            elif anew:
+                _set(row, {**_of_spec(source), "told": False})
             elif row.spec != document(source.spec) or source.reach > row.reach:
                 _set(row, {**_of_spec(source), "reach": max(row.reach, int(source.reach)), "told": False})
             self._add(row)
+            self._judge_all(row, source.spec.promote)
         for row in known.values():
             self._session.delete(row)
         self._session.flush()
+
+    def _judge_all(self, row: SourceRow, rule: PromotionRule) -> None:
+        """Judge the versions of a source that are still to be published: the rule may be another one now."""
+        of = SourceVersionRow
+        query = select(of).where(of.model == row.model, of.source == row.name, of.stream == row.stream)
+        for version in self._session.exec(query.where(col(of.state).in_(_OPEN))):
+            held = rule.describe_failure(decode(FoundVersion, version.version))
+            state = (VersionState.HELD if held else VersionState.FOUND).value
+            if version.state != state:
+                version.state, version.message = state, held[:LONGEST_MESSAGE]
+                self._session.add(version)
 
     def source(self, model: str, name: str) -> SourceRecord:
         """Return a source of a model. NotFound names the known ones."""
@@ -197,9 +213,10 @@ class Sources(Models):
         row = self._session.get(SourceRow, (source.model, source.name), with_for_update=True)
         if row is None or (row.stream, row.cursor) != (source.stream, source.cursor):
             return None
-        known = self._known_versions(source, [version.key for version in listing.versions])
-        self._judge_again(source, [version for version in listing.versions if version.key in known], known)
-        new = [version for version in listing.versions if version.key not in known]
+        states = self._known_states(source, [version.key for version in listing.versions])
+        held = [version for version in listing.versions if states.get(version.key) == VersionState.HELD.value]
+        self._judge_again(source, held)
+        new = [version for version in listing.versions if version.key not in states]
         for version in new[:RECORDED_AT_ONCE]:
             self._session.add(self._new_version(source, version))
         if len(new) <= RECORDED_AT_ONCE:
@@ -292,13 +309,13 @@ class Sources(Models):
         self._update_version(ordinal, **given, ended_at=self._now(), due_at=None)
 
     def supersede_versions(self, newer: VersionRecord) -> None:
-        """End the versions of a part that were found before one of it, and are still to be published."""
+        """End the versions of a part that were found before one of it, held ones too: they are newest no more."""
         self._writing(newer.model)
         of = SourceVersionRow
         older = (col(of.model) == newer.model, col(of.part) == newer.part, col(of.ordinal) < newer.ordinal)
         self._session.execute(
             update(of)
-            .where(*older, col(of.state) == VersionState.FOUND.value)
+            .where(*older, col(of.state).in_(_OPEN))
             .values(
                 state=VersionState.SUPERSEDED.value,
                 message=f"version {newer.version.key} is newer",
@@ -343,24 +360,27 @@ class Sources(Models):
             row.cursor, row.polled_at, row.failures, row.error = cursor, now, 0, ""
             self._session.add(row)
 
-    def _known_versions(self, source: SourceRecord, keys: Sequence[str]) -> Mapping[str, SourceVersionRow]:
-        found: dict[str, SourceVersionRow] = {}
+    def _known_states(self, source: SourceRecord, keys: Sequence[str]) -> Mapping[str, str]:
+        """Return key -> state of the versions that were recorded before."""
+        of = SourceVersionRow
+        found: dict[str, str] = {}
         for some in batches(keys):
-            query = select(SourceVersionRow).where(*_of_stream(source), col(SourceVersionRow.key).in_(some))
-            found |= {row.key: row for row in self._session.exec(query)}
+            query = select(of.key, of.state).where(*_of_stream(source), col(of.key).in_(some))
+            found |= dict(self._session.exec(query).all())
         return found
 
-    def _judge_again(
-        self, source: SourceRecord, versions: Sequence[FoundVersion], known: Mapping[str, SourceVersionRow]
-    ) -> None:
+    def _judge_again(self, source: SourceRecord, versions: Sequence[FoundVersion]) -> None:
         """Judge versions again that were not promoted: their tags or metrics may be others now."""
-        for version in versions:
-            row = known[version.key]
-            if row.state == VersionState.HELD.value and row.version != document(version):
-                row.version = document(version)
-                row.message = source.spec.promote.describe_failure(version)
-                row.state = (VersionState.HELD if row.message else VersionState.FOUND).value
-                self._session.add(row)
+        listed = {version.key: version for version in versions}
+        for some in batches(listed):
+            query = select(SourceVersionRow).where(*_of_stream(source), col(SourceVersionRow.key).in_(some))
+            for row in self._session.exec(query):
+                version = shrink(listed[row.key])
+                if row.state == VersionState.HELD.value and row.version != document(version):
+                    row.version = document(version)
+                    row.message = source.spec.promote.describe_failure(version)[:LONGEST_MESSAGE]
+                    row.state = (VersionState.HELD if row.message else VersionState.FOUND).value
+                    self._session.add(row)
 
     def _find_version(self, source: SourceRecord, key: str) -> VersionRecord | None:
         query = select(SourceVersionRow).where(*_of_stream(source), SourceVersionRow.key == key)
@@ -368,6 +388,7 @@ class Sources(Models):
         return None if row is None else _version(row)
 
     def _new_version(self, source: SourceRecord, version: FoundVersion) -> SourceVersionRow:
+        version = shrink(version)
         held = source.spec.promote.describe_failure(version)
         return SourceVersionRow(
             model=source.model,
@@ -393,6 +414,7 @@ _SOURCE_OF_VERSION: Final = (
     & (col(SourceRow.name) == col(SourceVersionRow.source))
     & (col(SourceRow.stream) == col(SourceVersionRow.stream))
 )
+_OPEN: Final = (VersionState.HELD.value, VersionState.FOUND.value)
 _PENDING: Final = (col(SourceVersionRow.state) == VersionState.FOUND.value, col(SourceRow.paused_at).is_(None))
 _ANEW: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "told": False}
 """Where the watch of another stream begins."""

@@ -116,6 +116,11 @@ class Snapshots(UnitOfWork):
         query = query if digest is None else query.where(SnapshotRow.digest == digest)
         return self._session.exec(query.limit(1)).first() is not None
 
+    def newest_is_collected(self, model: str, part: str) -> bool:
+        """Return whether the bytes of a part's newest snapshot were released: a publish has to bring it again."""
+        newest = self._newest_snapshots(model).get(part)
+        return newest is not None and newest.collected_at is not None
+
     def snapshots(self, model: str) -> tuple[Snapshot, ...]:
         """Return all snapshots of a model by part, the newest of each part first. Raises NotFound."""
         self._model_row(model)

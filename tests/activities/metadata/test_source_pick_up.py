@@ -9,15 +9,16 @@ from temporalio.testing import ActivityEnvironment
 from activities.metadata import source_pick_up
 from activities.metadata.source_pick_up import SourcePickUpActivities
 from activities.metadata.source_poll import SourcePollActivities
-from ipnext.errors import Unavailable
+from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.sources import PickUpInput, WatchInput
 from ipnext.model.manifest.sources import SourceSpec
-from ipnext.model.registry.sources import Reach
+from ipnext.model.registry.sources import FoundVersion, Listing, Reach
 from ipnext.platform.publication import Publisher
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
+from ipnext.sources import directory
 from ipnext.sources.kinds import SourceKinds
 from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.unit_of_work import utc_now
@@ -181,7 +182,7 @@ def test_a_delta_without_its_parent_is_refused_and_the_version_before_it_is_publ
 @pytest.mark.parametrize(
     "fault", ["truncated", "flipped", "grown", "gone file", "no json", "huge manifest", "other engine's file"]
 )
-def test_a_damaged_version_is_refused_or_tried_again_and_an_older_one_comes_if_it_is_refused(feeds, fault):
+def test_a_damaged_version_lets_an_older_one_pass_and_is_refused_in_the_end(feeds, fault):
     feeds.watch("in")
     feeds.put("in", "good", 1)
     feeds.poll("in")
@@ -201,9 +202,12 @@ def test_a_damaged_version_is_refused_or_tried_again_and_an_older_one_comes_if_i
         ),
     }[fault]()
     feeds.poll("in")
+    feeds.pick_up()
+    assert feeds.states("in")["good"] == "published", "it need not wait for what may stay damaged"
     for _ in range(source_pick_up.MISSED_ATTEMPTS + 2):
-        feeds.pick_up()
+        feeds.begin_all()
         feeds.make_due()
+        feeds.pick_up()
     bad = feeds.versions("in")["bad"]
     assert (bad.state.value, bool(bad.message)) == ("refused", True)
     assert feeds.states("in")["good"] == "published"
@@ -250,6 +254,21 @@ def test_a_version_that_waits_is_read_from_its_source_once(feeds, monkeypatch):
         shutil.rmtree(stored) if stored.is_dir() else stored.unlink()
     feeds.pick_up()
     assert len(read) == 2, "it was collected"
+
+
+@pytest.mark.parametrize("late", ["weights.safetensors", "program.json"])
+def test_a_copy_whose_files_come_after_its_manifest_is_published_once_it_is_whole(feeds, late):
+    feeds.watch("in")
+    digest = feeds.put("in", "a", 1)
+    path = feeds.house.root / "in" / "a" / late
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    feeds.poll("in")
+    assert feeds.pick_up().pending == 1
+    path.write_bytes(content)
+    feeds.make_due()
+    feeds.pick_up()
+    assert (feeds.states("in"), feeds.snapshots()) == ({"a": "published"}, [digest])
 
 
 def test_a_plug_in_that_raises_anything_is_an_error_of_its_version(feeds, monkeypatch):
@@ -329,3 +348,59 @@ def test_a_source_that_may_not_be_read_any_more_is_an_error(feeds):
     feeds.poll("in")
     with feeds.house.store.read() as unit:
         assert "outside the directories that may be read" in unit.source("ranker", "in").error
+
+
+def test_a_fault_of_one_part_refuses_no_other_part(feeds, monkeypatch):
+    part = {"engine": "torch", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
+    feeds.house.apply("ranker", parts=[{"name": "sparse", **part}, {"name": "dense", **part}])
+    found = []
+    for name in ("sparse", "dense"):
+        (feeds.house.root / name).mkdir()
+        path = str(feeds.house.root / name)
+        spec = SourceSpec.model_validate({"name": name, "part": name, "directory": {"path": path}})
+        found.append(WatchedSource(spec=spec, part=name, upstream=path, reach=Reach.SHARED))
+    with feeds.house.store.begin("ranker") as unit:
+        unit.put_sources("ranker", found)
+    for name in ("sparse", "dense"):
+        feeds.put(name, "a", 1 if name == "sparse" else 2)
+    feeds.poll("sparse", "dense")
+    record = Publisher.record
+
+    def refuse(self, unit, model, owner, sources, *, change_id):
+        if "sparse" in sources:
+            msg = "parts.sparse: no"
+            raise InvalidInput(msg, field="parts.sparse")
+        return record(self, unit, model, owner, sources, change_id=change_id)
+
+    monkeypatch.setattr(Publisher, "record", refuse)
+    feeds.pick_up()
+    assert (feeds.states("sparse"), feeds.states("dense")) == ({"a": "refused"}, {"a": "found"})
+    waits = feeds.pick_up()
+    assert waits.message == "waits for a snapshot of sparse"
+
+
+def test_a_source_that_says_that_there_is_more_is_listed_to_its_end_before_anything_is_published(feeds, monkeypatch):
+    feeds.watch("in")
+    listings = {"": ("1", True), "1": ("2", True), "2": ("3", False)}
+    asked = []
+
+    def list_since(self, cursor):
+        asked.append(cursor)
+        following, more = listings[cursor]
+        version = FoundVersion(key=following, place=following)
+        return Listing(cursor=following, versions=(version,), more=more)
+
+    monkeypatch.setattr(directory.WatchedDirectory, "list_since", list_since)
+    feeds.poll("in")
+    assert asked == ["", "1", "2"]
+    with feeds.house.store.read() as unit:
+        assert [each.version.key for each in unit.pending_versions("ranker")] == ["3", "2", "1"]
+        assert unit.source("ranker", "in").cursor == "3"
+
+
+def test_an_error_of_a_poll_names_no_setting_of_the_operator(feeds):
+    feeds.watch("in")
+    feeds.settings = PlatformSettings(artifact_roots=(feeds.house.root / "secret",))
+    feeds.poll("in")
+    with feeds.house.store.read() as unit:
+        assert "secret" not in unit.source("ranker", "in").error

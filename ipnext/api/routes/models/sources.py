@@ -1,5 +1,6 @@
 """Sources: list, read, pause, resume, poll now, and push a version."""
 
+import hashlib
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -16,7 +17,7 @@ from ipnext.artifacts.stores.locations import open_source
 from ipnext.errors import Conflict, InvalidInput
 from ipnext.model.api.resources import ListPage
 from ipnext.model.api.sources import PushedVersion, SourceRequest, SourceView, VersionView
-from ipnext.model.registry.sources import FoundVersion
+from ipnext.model.registry.sources import LONGEST_KEY, FoundVersion
 from ipnext.model.value import Name
 from ipnext.sources.access import ReadAccess
 from ipnext.store.paging import Page
@@ -119,7 +120,7 @@ def push_version(
     _check_pushed(target)
     place = _place(rooms, target, version)
     found = FoundVersion(
-        key=version.key or key or place,
+        key=version.key or key or (place if len(place) <= LONGEST_KEY else hashlib.sha256(place.encode()).hexdigest()),
         place=place,
         trained_at=version.trained_at,
         tags=version.tags,

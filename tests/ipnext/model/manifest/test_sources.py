@@ -21,6 +21,7 @@ def source(**given):
     [
         ({"directory": {"path": "/in"}}, "directory"),
         ({"s3": {"uri": "s3://bucket/a/b"}}, "s3"),
+        ({"s3": {"uri": "s3://bucket"}}, "s3"),
         ({"mlflow": {"uri": "https://mlflow.example.com", "model": "ctr", "alias": "champion"}}, "mlflow"),
         ({"mlflow": {"uri": "http://127.0.0.1:5000", "model": "ctr"}}, "mlflow"),
         ({"oci": {"repository": "registry.example.com:5000/team/ctr", "tag": "prod"}}, "oci"),
@@ -45,10 +46,14 @@ def test_each_kind_is_read_and_written_alike(given, kind):
         ({"push": {}, "every": "31d"}, "out of range; allowed: 1s to 30d"),
         ({"directory": {"path": "in"}}, "not an absolute path"),
         ({"directory": {"path": "/in/../etc"}}, "not an absolute path"),
-        ({"s3": {"uri": "s3://bucket"}}, "s3://BUCKET/PREFIX"),
+        ({"s3": {"uri": "s3:///prefix"}}, "s3://BUCKET/PREFIX"),
         ({"s3": {"uri": "s3://bucket/p?x=1"}}, "s3://BUCKET/PREFIX"),
         ({"mlflow": {"uri": "http://mlflow.example.com", "model": "m"}}, "not encrypted"),
         ({"mlflow": {"uri": "https://user:pw@mlflow.example.com", "model": "m"}}, "without credentials"),
+        *(
+            ({"mlflow": {"uri": f"https://m.example.com/team-a/{path}", "model": "m"}}, "not the URL of a server")
+            for path in ("%2e%2e/team-b", ".%2e/team-b", "..\\team-b", "..;/team-b", "../team-b", "/team-b", "./x")
+        ),
         ({"mlflow": {"uri": "file:///etc", "model": "m"}}, "not the URL of a server"),
         ({"mlflow": {"uri": "https://a/\nb", "model": "m"}}, "not the URL of a server"),
         ({"oci": {"repository": "ctr"}}, "HOST[:PORT]/NAME"),

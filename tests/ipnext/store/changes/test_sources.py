@@ -241,3 +241,56 @@ def test_versions_are_counted_by_state(applied, put, poll):
         unit.end_version(newest.ordinal, VersionState.SUPERSEDED)
         counts = unit.count_versions([("ctr", "nightly"), ("ctr", "empty")])
     assert counts == {("ctr", "nightly"): {"found": 1, "superseded": 1}, ("ctr", "empty"): {}}
+
+
+def test_another_part_begins_anew(applied, put, poll):
+    put(watched())
+    poll("c1", version("a"))
+    put(watched(part="sparse"))
+    with applied.read() as unit:
+        assert unit.source("ctr", "nightly").cursor == ""
+        assert unit.pending_versions("ctr") == ()
+    assert poll("c1", version("a")) == 1
+    with applied.read() as unit:
+        assert [found.part for found in unit.pending_versions("ctr")] == ["sparse"]
+
+
+def test_another_owner_or_a_return_from_retirement_keeps_the_cursor_and_nothing_that_was_granted(applied, put, poll):
+    put(watched(reach=Reach.ANY))
+    poll("c1", version("a"))
+    with applied.begin("ctr") as unit:
+        unit.mark_told("directory", "/in")
+        unit.put_sources("ctr", [watched()], anew=True)
+        found = unit.source("ctr", "nightly")
+        assert (found.reach, found.cursor) == (Reach.OWNER, "c1")
+        assert unit.untold_upstreams() == (("directory", "/in"),)
+
+
+def test_another_rule_judges_what_is_still_to_be_published(applied, put, poll):
+    put(watched(promote={"tags": {"stage": "prod"}}))
+    poll("c1", version("a", tags={"stage": "prod"}), version("b"))
+    assert states(applied) == {"a": "found", "b": "held"}
+    put(watched(promote={"tags": {"stage": "test"}}))
+    assert states(applied) == {"a": "held", "b": "held"}
+    put(watched())
+    assert states(applied) == {"a": "found", "b": "found"}
+
+
+def test_a_version_that_is_promoted_late_does_not_replace_a_newer_one(applied, put, poll):
+    put(watched(promote={"tags": {"stage": "prod"}}))
+    poll("c1", version("a"), version("b", tags={"stage": "prod"}))
+    with applied.begin("ctr") as unit:
+        (newest,) = unit.pending_versions("ctr")
+        unit.end_version(newest.ordinal, VersionState.PUBLISHED)
+        unit.supersede_versions(newest)
+    poll("c2", version("a", tags={"stage": "prod"}))
+    assert states(applied) == {"a": "superseded", "b": "published"}
+
+
+def test_a_version_that_says_too_much_is_stored_without_its_long_labels(applied, put, poll):
+    put(watched())
+    many = {f"tag-{number}": "x" * 4000 for number in range(200)} | {"stage": "prod"}
+    poll("c1", version("a", tags=many, metrics={"auc": 0.7}))
+    with applied.read() as unit:
+        (found,) = unit.pending_versions("ctr")
+    assert (found.version.tags, found.version.metrics) == ({"stage": "prod"}, {"auc": 0.7})
