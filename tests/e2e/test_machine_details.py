@@ -68,7 +68,8 @@ def paths(platform: Any) -> list[str]:
     [plan] = client._http.get("/v1/plans?limit=1").json()["items"]
     [change, *_] = client.changes("pair")
     known = {
-        "name": "pair", "part": "first", "number": "1", "generation": "1", "region": "us-east", "owner": "tests",
+        "name": "pair", "part": "first", "source": UNKNOWN, "number": "1", "generation": "1", "region": "us-east",
+        "owner": "tests",
         "change_id": change.id, "plan_id": plan["id"], "replan_id": UNKNOWN, "key_id": UNKNOWN, "binding_id": UNKNOWN,
     }  # fmt: skip
     schema = client._http.get("/openapi.json").json()

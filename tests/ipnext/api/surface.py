@@ -75,9 +75,10 @@ def add_feed(rooms, model):
     """A source to which versions are pushed, with one version that has ended."""
     spec = SourceSpec.model_validate({"name": FEED, "part": "dense", "push": {}})
     with rooms.store.begin(model) as unit:
-        unit.put_sources(model, [WatchedSource(spec=spec, part="dense", upstream="api")])
+        unit.put_sources(model, [WatchedSource(spec=spec, part="dense", upstream=model)])
         found = unit.add_version(model, FEED, FoundVersion(key=f"{model}-v1", place="file:///in/v1"))
         unit.end_version(found.ordinal, VersionState.REFUSED, f"{model} refuses it")
+        unit.mark_told("push", model)
 
 
 def freeze_document(name, models):

@@ -24,6 +24,7 @@ VALUES = {
     "plan_id": "plan-1",
     "generation": "1",
     "part": "dense",
+    "source": "feed",
     "number": "1",
     "owner": "search",
     "replan_id": "r",

@@ -376,7 +376,7 @@ def test_plans_are_listed_with_the_replans_that_found_none_and_described_one_by_
     assert json.loads(serving("describe", "plan", "plan-1", "-o", "json").stdout)["diff"]["moves"] == 4
     assert serving("describe", "plan", "nope", status=2).stderr.startswith("error: plan 'nope'")
     assert (
-        "allowed: MODEL, snapshot MODEL PART N, plan PLAN, replan REPLAN"
+        "allowed: MODEL, snapshot MODEL PART N, source MODEL NAME, plan PLAN, replan REPLAN"
         in serving("describe", "a", "b", status=2).stderr
     )
 

@@ -59,6 +59,10 @@ LISTS = (
 )
 
 COMMANDS = {
+    "source pause": ["source pause ranker feed"],
+    "source resume": ["source pause ranker feed", "source resume ranker feed"],
+    "source poll": ["source poll ranker feed"],
+    "source push": ["source push ranker feed {snapshot}"],
     "apply": [
         "apply -f {fleet}",
         "apply -f {model}",
@@ -95,10 +99,6 @@ COMMANDS = {
         "describe snapshot ranker dense 1",
         "describe source ranker feed",
     ],
-    "source pause": ["source pause ranker feed"],
-    "source resume": ["source pause ranker feed", "source resume ranker feed"],
-    "source poll": ["source poll ranker feed"],
-    "source push": ["source push ranker feed {snapshot}"],
     "events": ["events ranker"],
     "explain": ["explain ranker"],
     "logs": ["logs ranker"],

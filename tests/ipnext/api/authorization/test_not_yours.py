@@ -61,6 +61,7 @@ PARAMETERS = {
                 "reason",
             ),
             *("sha256", "digest", "key_id", "binding_id", "fleetOnly", "expectedVersion", "dryRun", "Idempotency-Key"),
+            *("X-MLflow-Delivery-Id", "X-MLflow-Timestamp", "X-MLflow-Signature"),
             *("last-event-id", "who", "action", "object", "outcome", "since", "oldestFirst", "key", "nonce"),
         ),
         OF_NOBODY,

@@ -127,7 +127,7 @@ def test_a_publish_brings_its_override_only_with_a_reason(run, parts):
 def test_what_can_not_be_described_names_what_can(run):
     assert "freeze 'nope' is not known" in run("describe", "freeze", "nope", status=2).stderr
     assert (
-        "allowed: MODEL, snapshot MODEL PART N, plan PLAN, replan REPLAN, freeze NAME"
+        "allowed: MODEL, snapshot MODEL PART N, source MODEL NAME, plan PLAN, replan REPLAN, freeze NAME"
         in run("describe", "x", "y", status=2).stderr
     )
 
