@@ -126,5 +126,11 @@ class AgentListener:
 
 
 def _phase_of(protocol: Any) -> Phase:
-    """Return the phase of a connection of aiohttp's, which has no public name for it."""
-    return Phase.ANSWER if protocol._request_in_progress or protocol._messages else Phase.HEAD  # noqa: SLF001 - see above
+    """Return the phase of a connection of aiohttp's, which has no public name for it.
+
+    Between the moment in which a request leaves its queue and the first step of the handler's task only the absence of
+    the future by which an idle connection waits tells that a request is at work; a new connection does not wait yet.
+    """
+    at_work = protocol._request_in_progress or protocol._messages  # noqa: SLF001 - see above
+    waits = protocol._waiter is not None or not protocol._request_count  # noqa: SLF001 - see above
+    return Phase.HEAD if waits and not at_work else Phase.ANSWER
