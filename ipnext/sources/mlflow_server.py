@@ -7,7 +7,7 @@ after a number of bytes and at a time. Of its error texts only codes are repeate
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -341,15 +341,14 @@ class MlflowServer:
         ends_at = time.monotonic() + limits.seconds + (size_bytes or 0) / limits.bytes_per_second
         with self._answering(what):
             answer = self._send("GET", f"{ARTIFACTS}/{quote(path)}", {}, None, ends_at)
-        try:
-            with self._answering(what):
-                self._check(answer, what, ends_at)
-        except NotFound as error:
-            answer.close()
-            raise ArtifactMissing(error.message) from error
-        except BaseException:
-            answer.close()
-            raise
+        with ExitStack() as refused:
+            refused.callback(answer.close)
+            try:
+                with self._answering(what):
+                    self._check(answer, what, ends_at)
+            except NotFound as error:
+                raise ArtifactMissing(error.message) from error
+            refused.pop_all()
         return answer, ends_at
 
     def broken(self, what: str, error: httpx.HTTPError) -> Unavailable:

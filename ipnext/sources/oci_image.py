@@ -136,7 +136,7 @@ def read_facts(annotations: Mapping[str, str], digest: str) -> dict[str, Any]:
 
     Annotations that can't be shown are left out: a version is not refused for them.
     """
-    shown = dict(_shown(annotations))
+    shown = dict(_list_printable(annotations))
     lineage = {fact: shown[name] for name, fact in LINEAGE.items() if name in shown}
     tags = {name: value for name, value in shown.items() if name not in {CREATED, *LINEAGE}}
     return {
@@ -180,7 +180,7 @@ def _is_packed(media_type: str) -> bool:
     return media_type != ORAS_FILE and not _PACKED.isdisjoint(re.split(r"[./+;-]", media_type.lower()))
 
 
-def _shown(annotations: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _list_printable(annotations: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name, value in annotations.items():
         if name.isprintable() and value.isprintable() and max(len(name), len(value)) <= LONGEST_LABEL:
             yield name, value

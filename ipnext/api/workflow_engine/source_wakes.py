@@ -18,7 +18,7 @@ INTERVAL_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
 """Between two attempts while the engine or the store does not answer."""
 AT_ONCE = 32
-"""Systems that are told at a time."""
+"""Systems whose requests are sent at a time."""
 
 
 class SourceWakes:
@@ -69,24 +69,24 @@ class SourceWakes:
 
     def _pending(self) -> tuple[tuple[str, str], ...]:
         with self._store.read() as unit:
-            return unit.untold_upstreams()
+            return unit.unsent_upstreams()
 
     async def _send(self, kind: str, upstream: str, turns: asyncio.Semaphore) -> bool:
         """Send one system's requests. They are marked first: one that is recorded meanwhile is sent again."""
         async with turns:
-            await asyncio.to_thread(self._mark, kind, upstream, told=True)
+            await asyncio.to_thread(self._mark, kind, upstream, sent=True)
             try:
                 await self._lifecycle.wake_watch(kind, upstream)
             except (IPnextError, TimeoutError) as error:
-                await asyncio.to_thread(self._mark, kind, upstream, told=False)
+                await asyncio.to_thread(self._mark, kind, upstream, sent=False)
                 log = structlog.get_logger().bind(kind=kind, upstream=upstream)
                 log.warning("watch_not_woken_yet", error=str(error) or "timed out")
                 return False
             return True
 
-    def _mark(self, kind: str, upstream: str, *, told: bool) -> None:
+    def _mark(self, kind: str, upstream: str, *, sent: bool) -> None:
         with self._store.begin_free(()) as unit:
-            if told:
-                unit.mark_told(kind, upstream)
+            if sent:
+                unit.mark_sent(kind, upstream)
             else:
-                unit.mark_untold(kind, upstream)
+                unit.mark_unsent(kind, upstream)

@@ -56,27 +56,29 @@ class WatchedSource(Value):
 class Sources(Models):
     """The only writer of sources and their versions."""
 
-    def put_sources(self, model: str, wanted: Sequence[WatchedSource], *, anew: bool = False) -> None:
+    def put_sources(self, model: str, wanted: Sequence[WatchedSource], *, grants_end: bool = False) -> None:
         """Replace the sources of a model by those of its manifest.
 
         One with the same settings keeps its cursor, its pause, and what an administrator granted it. Versions of a
-        source that is gone stay, so that it finds none twice if it comes back. `anew`: the model has another owner, or
-        comes back from retirement: nothing was granted, and all are polled soon.
+        source that is gone stay, so that it finds none twice if it comes back. `grants_end`: the model has another
+        owner, or returns from retirement: what an administrator granted ends, and all are polled soon.
         """
         self._writing(model)
         known = {row.name: row for row in self._session.exec(select(SourceRow).where(SourceRow.model == model))}
         for source in wanted:
             row = known.pop(source.spec.name, None)
+            former = None if row is None else decode(SourceSpec, row.spec).promote
             if row is None:
                 row = SourceRow(model=model, name=source.spec.name, created_at=self._now(), **_of_spec(source))
             elif row.stream != source.stream:
-                _set(row, {**_of_spec(source), **_ANEW})
-            elif anew:
-                _set(row, {**_of_spec(source), "told": False})
+                _set(row, {**_of_spec(source), **_INITIAL})
+            elif grants_end:
+                _set(row, {**_of_spec(source), "sent": False})
             elif row.spec != document(source.spec) or source.reach > row.reach:
-                _set(row, {**_of_spec(source), "reach": max(row.reach, int(source.reach)), "told": False})
+                _set(row, {**_of_spec(source), "reach": max(row.reach, int(source.reach)), "sent": False})
             self._add(row)
-            self._judge_all(row, source.spec.promote)
+            if former != source.spec.promote:
+                self._judge_all(row, source.spec.promote)
         for row in known.values():
             self._session.delete(row)
         self._session.flush()
@@ -157,23 +159,23 @@ class Sources(Models):
         ]
         return tuple(sorted(found))
 
-    def untold_upstreams(self, limit: int = 100) -> tuple[tuple[str, str], ...]:
+    def unsent_upstreams(self, limit: int = 100) -> tuple[tuple[str, str], ...]:
         """Return the upstream systems with a request that the workflow engine does not know of."""
-        query = select(SourceRow.kind, SourceRow.upstream).where(col(SourceRow.told).is_(False)).distinct().limit(limit)
+        query = select(SourceRow.kind, SourceRow.upstream).where(col(SourceRow.sent).is_(False)).distinct().limit(limit)
         return tuple(sorted((kind, upstream) for kind, upstream in self._session.exec(query)))
 
-    def mark_told(self, kind: str, upstream: str) -> None:
-        """Note that the workflow engine is about to be told of all requests for an upstream system.
+    def mark_sent(self, kind: str, upstream: str) -> None:
+        """Note that all requests for an upstream system are about to be sent to the workflow engine.
 
-        Call it before: a request that is recorded later is told again.
+        Call it before: a request that is recorded later is sent again.
         """
         self._writing_any()
-        self._tell(kind, upstream, told=True)
+        self._mark_sent(kind, upstream, sent=True)
 
-    def mark_untold(self, kind: str, upstream: str) -> None:
-        """Have the workflow engine told of an upstream system, because its watch is gone."""
+    def mark_unsent(self, kind: str, upstream: str) -> None:
+        """Have the requests for an upstream system sent again, because the workflow engine did not take them."""
         self._writing_any()
-        self._tell(kind, upstream, told=False)
+        self._mark_sent(kind, upstream, sent=False)
 
     def pause_source(self, model: str, name: str, *, by: str, reason: str) -> SourceRecord:
         """Pause a source; a paused one gets the newest reason. Raises NotFound."""
@@ -190,7 +192,7 @@ class Sources(Models):
         if row.paused_at is None:
             msg = f"source {name!r} of model {model!r} is not paused"
             raise Conflict(msg)
-        _set(row, {"paused_by": None, "paused_at": None, "pause_reason": "", "told": False})
+        _set(row, {"paused_by": None, "paused_at": None, "pause_reason": "", "sent": False})
         self._add(row)
         return self.source(model, name)
 
@@ -198,7 +200,7 @@ class Sources(Models):
         """Have a source polled soon. Raises NotFound."""
         self._writing(model)
         row = self._source_row(model, name)
-        row.told = False
+        row.sent = False
         self._add(row)
         return self.source(model, name)
 
@@ -347,10 +349,10 @@ class Sources(Models):
             raise NotFound(msg)
         return row
 
-    def _tell(self, kind: str, upstream: str, *, told: bool) -> None:
+    def _mark_sent(self, kind: str, upstream: str, *, sent: bool) -> None:
         of = (col(SourceRow.kind) == kind, col(SourceRow.upstream) == upstream)
         with self._bookkeeping():
-            self._session.execute(update(SourceRow).where(*of).values(told=told))
+            self._session.execute(update(SourceRow).where(*of).values(sent=sent))
             self._session.expire_all()
 
     def _note_poll(self, row: SourceRow, cursor: str) -> None:
@@ -416,8 +418,8 @@ _SOURCE_OF_VERSION: Final = (
 )
 _OPEN: Final = (VersionState.HELD.value, VersionState.FOUND.value)
 _PENDING: Final = (col(SourceVersionRow.state) == VersionState.FOUND.value, col(SourceRow.paused_at).is_(None))
-_ANEW: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "told": False}
-"""Where the watch of another stream begins."""
+_INITIAL: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "sent": False}
+"""Progress of a stream that was never polled."""
 
 
 def _place_of(found: tuple[SourceRow, str]) -> str:

@@ -160,7 +160,7 @@ class SourceRow(Row, table=True):
     __table_args__ = (
         model_key(),
         Index("ix_sources_upstream", "kind", "upstream", "model", "name"),
-        Index("ix_sources_told", "told"),
+        Index("ix_sources_sent", "sent"),
     )
 
     model: str = text_field(primary_key=True)
@@ -175,8 +175,8 @@ class SourceRow(Row, table=True):
     every_seconds: float
     reach: int = number_field(default=0)
     """What it may read, by who applied it."""
-    told: bool = False
-    """Whether the workflow engine knows of the latest request."""
+    sent: bool = False
+    """Whether the latest request was sent to the workflow engine."""
     paused_by: str | None = text_field(default=None)
     paused_at: datetime | None = time_field(default=None)
     pause_reason: str = text_field(default="")

@@ -78,7 +78,7 @@ def add_feed(rooms, model):
         unit.put_sources(model, [WatchedSource(spec=spec, part="dense", upstream=model)])
         found = unit.add_version(model, FEED, FoundVersion(key=f"{model}-v1", place="file:///in/v1"))
         unit.end_version(found.ordinal, VersionState.REFUSED, f"{model} refuses it")
-        unit.mark_told("push", model)
+        unit.mark_sent("push", model)
 
 
 def freeze_document(name, models):

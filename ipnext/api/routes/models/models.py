@@ -138,8 +138,10 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
             _check_version(before, expected_version)
             return _view_applied(before, before, manifest, dry_run=True)
         record = unit.put_model(manifest, expected_version=expected_version)
-        anew = before is not None and (before.retired or before.manifest.metadata.owner != manifest.metadata.owner)
-        unit.put_sources(name, sources, anew=anew)
+        grants_end = before is not None and (
+            before.retired or before.manifest.metadata.owner != manifest.metadata.owner
+        )
+        unit.put_sources(name, sources, grants_end=grants_end)
         unit.claim(name, claims)
         change = _apply_change(unit, before, record, key=key)
         if before is not None and before.retired:

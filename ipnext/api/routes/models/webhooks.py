@@ -55,4 +55,4 @@ def _secrets(file: Path | None) -> dict[str, str]:
 
 def _wake(rooms: PlatformAdapters, sender: str) -> None:
     with rooms.store.begin_free(()) as unit:
-        unit.mark_untold("mlflow", sender.rstrip("/"))
+        unit.mark_unsent("mlflow", sender.rstrip("/"))

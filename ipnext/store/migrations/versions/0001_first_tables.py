@@ -582,7 +582,7 @@ def upgrade() -> None:
         sa.Column("spec", columns.SafeText(), nullable=False),
         sa.Column("every_seconds", sa.Float(), nullable=False),
         sa.Column("reach", columns.WholeNumber(), nullable=False),
-        sa.Column("told", sa.Boolean(), nullable=False),
+        sa.Column("sent", sa.Boolean(), nullable=False),
         sa.Column("paused_by", columns.SafeText(), nullable=True),
         sa.Column("paused_at", columns.UtcDateTime(), nullable=True),
         sa.Column("pause_reason", columns.SafeText(), nullable=False),
@@ -597,7 +597,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "name", name=op.f("pk_sources")),
     )
     op.create_index("ix_sources_upstream", "sources", ["kind", "upstream", "model", "name"], unique=False)
-    op.create_index("ix_sources_told", "sources", ["told"], unique=False)
+    op.create_index("ix_sources_sent", "sources", ["sent"], unique=False)
     op.create_table(
         "source_versions",
         sa.Column("ordinal", columns.WholeNumber(), autoincrement=True, nullable=False),

@@ -176,12 +176,12 @@ def test_failed_polls_are_counted_until_one_succeeds(applied, put, poll):
 def test_an_engine_is_told_of_each_request_once_and_again_of_later_ones(applied, put):
     put(watched())
     with applied.begin_free(()) as unit:
-        assert unit.untold_upstreams() == (("directory", "/in"),)
-        unit.mark_told("directory", "/in")
-        assert unit.untold_upstreams() == ()
+        assert unit.unsent_upstreams() == (("directory", "/in"),)
+        unit.mark_sent("directory", "/in")
+        assert unit.unsent_upstreams() == ()
     with applied.begin("ctr") as unit:
         unit.wake_source("ctr", "nightly")
-        assert unit.untold_upstreams() == (("directory", "/in"),)
+        assert unit.unsent_upstreams() == (("directory", "/in"),)
 
 
 def test_an_upstream_that_is_polled_needs_no_new_watch(applied, put, poll):
@@ -259,11 +259,11 @@ def test_another_owner_or_a_return_from_retirement_keeps_the_cursor_and_nothing_
     put(watched(reach=Reach.ANY))
     poll("c1", version("a"))
     with applied.begin("ctr") as unit:
-        unit.mark_told("directory", "/in")
-        unit.put_sources("ctr", [watched()], anew=True)
+        unit.mark_sent("directory", "/in")
+        unit.put_sources("ctr", [watched()], grants_end=True)
         found = unit.source("ctr", "nightly")
         assert (found.reach, found.cursor) == (Reach.OWNER, "c1")
-        assert unit.untold_upstreams() == (("directory", "/in"),)
+        assert unit.unsent_upstreams() == (("directory", "/in"),)
 
 
 def test_another_rule_judges_what_is_still_to_be_published(applied, put, poll):

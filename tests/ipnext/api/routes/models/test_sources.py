@@ -171,7 +171,7 @@ async def test_a_signed_webhook_has_the_sources_of_its_server_polled(rooms):
     spec = SourceSpec.model_validate({"name": "champion", "part": "dense", "mlflow": {"uri": url, "model": "ctr"}})
     with rooms.store.begin("ranker") as unit:
         unit.put_sources("ranker", [WatchedSource(spec=spec, part="dense", upstream=url)])
-        unit.mark_told("mlflow", url)
+        unit.mark_sent("mlflow", url)
     settings = rooms.settings.model_copy(update={"source_webhooks_file": file})
     app = dataclasses.replace(rooms, settings=settings).app()
     body, timestamp = b'{"entity": "model_version"}', str(int(time.time()))
@@ -183,8 +183,8 @@ async def test_a_signed_webhook_has_the_sources_of_its_server_polled(rooms):
         refused = await http.post("/v1/webhooks/mlflow", content=body, headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (401, "Unauthenticated")
         with rooms.store.read() as unit:
-            assert unit.untold_upstreams() == ()
+            assert unit.unsent_upstreams() == ()
         taken = await http.post("/v1/webhooks/mlflow", content=body, headers=signed)
     assert (taken.status_code, taken.json()) == (202, {"upstream": url})
     with rooms.store.read() as unit:
-        assert unit.untold_upstreams() == (("mlflow", url),)
+        assert unit.unsent_upstreams() == (("mlflow", url),)
