@@ -29,6 +29,7 @@ MODELS_AT_ONCE: Final = 1_000
 VERSIONS_AT_ONCE: Final = 1_000
 RUNS_AT_ONCE: Final = 500
 MOST_PAGES: Final = 100
+LONGEST_FAULT: Final = 300
 LONGEST_FILTER: Final = 3_000
 """Characters of a filter in a URL; without one all is listed."""
 LATEST_MILLISECONDS: Final = 253_402_300_799_999
@@ -462,11 +463,10 @@ class MlflowServer:
             found = parse_bounded(content, most_separators=self._connections.limits.separators)
             return kind.model_validate(found)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))[:200] or "the whole of it"
-            raise self._unusable(what, f"is not as MLflow documents it: {place}: {first['msg']}") from None
+            fault = first_line(error, "the whole of it")[:LONGEST_FAULT]
+            raise self._unusable(what, f"is not as MLflow documents it: {fault}") from None
         except InvalidInput as error:
-            raise self._unusable(what, f"{error.message[:200]}") from None
+            raise self._unusable(what, error.message[:LONGEST_FAULT]) from None
 
     def _unusable(self, what: str, why: str) -> Unavailable:
         return Unavailable(f"the answer of {self.uri} for {what} {why}")
