@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ipnext.artifacts.bounded_json import parse_bounded
 from ipnext.components.bounded_http import DeadlineTransport, ending_at
 from ipnext.errors import ArtifactMissing, InvalidInput, NotFound, Unavailable
+from ipnext.model.validation_errors import first_line
 
 API: Final = "api/2.0/mlflow"
 ARTIFACTS: Final = "api/2.0/mlflow-artifacts/artifacts"
