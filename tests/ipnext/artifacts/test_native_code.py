@@ -53,6 +53,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 def test_a_worker_with_a_wrong_file_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setenv("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", str(tmp_path / "keys.pem"))
+    monkeypatch.setattr("sys.argv", ["worker"])
     with structlog.testing.capture_logs() as logs:
         assert worker.main() == InvalidInput.exit_status
     assert "IPNEXT_NATIVE_LIBRARY_KEYS_FILE" in logs[-1]["error"]
