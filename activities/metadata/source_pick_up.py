@@ -14,10 +14,12 @@ from typing import Any, Final
 
 from temporalio import activity
 
+from activities.metadata.version_signatures import VersionSignatures
 from activities.runtime.errors import public_text
 from activities.runtime.owner_turns import OwnerShares, ShareTaken
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.port import ArtifactStore
+from ipnext.artifacts.sources import ArtifactSource
 from ipnext.artifacts.upload import ingest
 from ipnext.errors import (
     ArtifactDigestMismatch,
@@ -31,6 +33,7 @@ from ipnext.errors import (
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PickUpInput, PickUpResult
 from ipnext.model.registry.registry import SnapshotSource
+from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.registry.sources import VersionState
 from ipnext.model.value import digest_of
 from ipnext.names import SOURCE_PREFIX
@@ -54,10 +57,11 @@ WAITS_SECONDS: Final = 2.0
 LACKS_SECONDS: Final = 15.0
 """The same, of a model that lacks another part."""
 MISSED_ATTEMPTS: Final = 10
-"""Attempts, within an hour, at a version whose files lack or differ: a copy may be under way. Then it is refused."""
+"""Attempts, within an hour, at a version whose files or signature lack or differ. Then it is refused."""
 CHANGES_LOOKED_AT: Final = 20
 """Newest changes of a model among which one may wait."""
-_DAMAGED: Final = (ArtifactMissing, ArtifactDigestMismatch)
+_LATER: Final = (ArtifactMissing, ArtifactDigestMismatch, SignatureInvalid)
+"""A copy may be under way, and a signature may follow what it signs."""
 _WAITING: Final = frozenset({ChangeState.RECORDED, ChangeState.QUEUED})
 
 
@@ -67,6 +71,15 @@ class _Read:
 
     version: VersionRecord
     content: SnapshotSource
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What decides how a model's versions are read."""
+
+    owner: str
+    sources: Mapping[str, SourceRecord]
+    signers: SignerPolicy | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,8 @@ class SourcePickUpActivities:
     ) -> None:
         self._store, self._artifacts, self._kinds, self._settings = store, artifacts, kinds, settings
         self._publisher = publisher
-        self._signatures = SignatureKeeper(store, artifacts, settings.native_library_keys_file)
+        keeper = SignatureKeeper(store, artifacts, settings.native_library_keys_file)
+        self._signatures = VersionSignatures(artifacts, keeper)
         self._shares = shares or OwnerShares()
 
     def all(self) -> Sequence[Callable[..., Any]]:
@@ -113,30 +127,27 @@ class SourcePickUpActivities:
             message = f"publish {waits.id} waits for its turn; the newest version is published once it has begun"
             return PickUpResult(pending=len(pending), next_seconds=WAITS_SECONDS, message=message)
         owner = record.manifest.metadata.owner
+        rules = _Rules(owner, sources, record.manifest.spec.validation.signers)
         try:
             with self._shares.hold(owner):
-                found = self._read_parts(owner, sources, pending)
+                found = self._read_parts(rules, pending)
         except ShareTaken as error:
             return PickUpResult(pending=len(pending), next_seconds=WAITS_SECONDS, message=error.message)
         return self._publish(asked.model, owner, found)
 
-    def _read_parts(
-        self, owner: str, sources: Mapping[str, SourceRecord], pending: Sequence[VersionRecord]
-    ) -> Mapping[str, _Read]:
+    def _read_parts(self, rules: _Rules, pending: Sequence[VersionRecord]) -> Mapping[str, _Read]:
         """Return part -> the version to publish next, read into the artifact store."""
         parts: dict[str, list[VersionRecord]] = {}
         for version in pending:
             parts.setdefault(version.part, []).append(version)
-        found = {part: self._read_part(owner, sources, versions) for part, versions in sorted(parts.items())}
+        found = {part: self._read_part(rules, versions) for part, versions in sorted(parts.items())}
         return {part: read for part, read in found.items() if read is not None}
 
-    def _read_part(
-        self, owner: str, sources: Mapping[str, SourceRecord], versions: Sequence[VersionRecord]
-    ) -> _Read | None:
+    def _read_part(self, rules: _Rules, versions: Sequence[VersionRecord]) -> _Read | None:
         """Return the newest version that can be read; of a chain of deltas the oldest one whose parent is known.
 
         None if the newest one is to be tried again later: an older one in its place would only be superseded. One whose
-        files lack or differ lets older ones pass: it may stay so.
+        files or signature lack or differ lets older ones pass: it may stay so.
         """
         chain: list[_Read] = []
         wanted: str | None = None
@@ -144,9 +155,10 @@ class SourcePickUpActivities:
             if version.due_at is not None and version.due_at > utc_now():
                 return None
             try:
-                content = self._read(owner, sources[version.source], version)
+                content = self._read(rules, version)
+                self._signatures.check(rules.signers, content)
             except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its version has the error
-                if self._note_failure(version, error) or isinstance(error, _DAMAGED):
+                if self._note_failure(version, error) or isinstance(error, _LATER):
                     continue
                 return None
             if wanted is not None and content.manifest.digest != wanted:
@@ -159,25 +171,34 @@ class SourcePickUpActivities:
             self._end(read.version, VersionState.REFUSED, _no_parent(read.content))
         return None
 
-    def _read(self, owner: str, source: SourceRecord, version: VersionRecord) -> SnapshotSource:
+    def _read(self, rules: _Rules, version: VersionRecord) -> SnapshotSource:
         """Return a version's content in the artifact store; it is read from its source once."""
-        place = version.version.place
+        place, owner = version.version.place, rules.owner
         if place.startswith(f"{self._artifacts.uri}/snapshots/"):
             return self._find_stored(owner, place)
         if version.digest is not None:
             with suppress(ArtifactMissing):  # it was read before, and collected since
-                return self._find_stored(owner, snapshot_uri(self._artifacts.uri, version.digest))
-        access = ReadAccess.of(self._settings, owner, source.reach)
-        (connected,) = self._kinds.get(source.kind).connect([StreamRequest(source.spec.stream, access)])
+                content = self._find_stored(owner, snapshot_uri(self._artifacts.uri, version.digest))
+                if not self._signatures.is_signed(rules.signers, content):
+                    self._signatures.store_later_ones(owner, rules.signers, content, self._open(rules, version))
+                return content
+        source = self._open(rules, version)
         content = ingest(
             self._artifacts,
-            connected.open(version.version),
+            source,
             announce=partial(self._publisher.announce, owner),
-            sign=lambda digest, envelope: self._signatures.keep(digest, envelope, lambda _, of: of == owner),
+            sign=partial(self._signatures.store, owner),
         )
         with self._store.begin_free(()) as unit:
             unit.note_read(version.ordinal, content.manifest.digest)
+        self._signatures.store_cosigned(owner, rules.signers, content, source)
         return content
+
+    def _open(self, rules: _Rules, version: VersionRecord) -> ArtifactSource:
+        source = rules.sources[version.source]
+        access = ReadAccess.of(self._settings, rules.owner, source.reach)
+        (connected,) = self._kinds.get(source.kind).connect([StreamRequest(source.spec.stream, access)])
+        return connected.open(version.version)
 
     def _find_stored(self, owner: str, uri: str) -> SnapshotSource:
         content = SnapshotSource(manifest=self._artifacts.manifest(uri), uri=uri)
@@ -194,7 +215,7 @@ class SourcePickUpActivities:
 
     def _note_failure(self, version: VersionRecord, error: Exception) -> bool:
         """Record a failed attempt. True if the version is refused for good."""
-        final = _is_final(error) or (isinstance(error, _DAMAGED) and version.attempts >= MISSED_ATTEMPTS)
+        final = _is_final(error) or (isinstance(error, _LATER) and version.attempts >= MISSED_ATTEMPTS)
         if final:
             self._end(version, VersionState.REFUSED, public_text(error))
             return True
@@ -300,7 +321,7 @@ def _is_final(error: Exception) -> bool:
     """Return whether another attempt would fail in the same way."""
     if isinstance(error, QuotaExceeded):
         return False
-    return isinstance(error, InvalidInput | SignatureInvalid)
+    return isinstance(error, InvalidInput) and not isinstance(error, _LATER)
 
 
 def _no_parent(content: SnapshotSource) -> str:

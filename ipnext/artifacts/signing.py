@@ -10,10 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ipnext.artifacts.cosign import signed_bytes
 from ipnext.errors import InvalidInput, SignatureInvalid, Unavailable
 from ipnext.model.registry.registry import SIGNATURE_FILE
 from ipnext.model.registry.signing import (
     PAYLOAD_TYPE,
+    CosignProof,
     EnvelopeSignature,
     SignatureEnvelope,
     SignerPolicy,
@@ -80,20 +82,47 @@ def signers(envelope: SignatureEnvelope, digest: str, allowed: "Iterable[SSlibKe
     from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
 
     keys = {key.keyid: key for key in allowed}
-    signed_bytes = Envelope(statement(digest), PAYLOAD_TYPE, {}).pae()
+    plain = Envelope(statement(digest), PAYLOAD_TYPE, {}).pae()
     found: dict[str, EnvelopeSignature] = {}
     for one in envelope.signatures:
-        if one.keyid in keys and one.keyid not in found and _is_by(one, keys[one.keyid], signed_bytes):
+        if (
+            one.keyid in keys
+            and one.keyid not in found
+            and _is_by(one, keys[one.keyid], _signed_bytes(one, digest, plain))
+        ):
             found[one.keyid] = one
     return found
 
 
-def _is_by(signature: EnvelopeSignature, key: "SSlibKey", signed_bytes: bytes) -> bool:
+def find_cosigner(proof: CosignProof, sig: str, digest: str, keys: "Iterable[SSlibKey]") -> EnvelopeSignature | None:
+    """Return cosign's signature of the snapshot `digest`, with the key's id; None if it is by none of the keys.
+
+    Raises SignatureInvalid if it is no signature of the snapshot, whoever made it.
+    """
+    one = EnvelopeSignature(keyid="", sig=sig, cosign=proof)
+    content = signed_bytes(proof, digest)
+    found = next((key.keyid for key in keys if _is_by(one, key, content)), None)
+    return None if found is None else one.model_copy(update={"keyid": found})
+
+
+def _signed_bytes(signature: EnvelopeSignature, digest: str, plain: bytes) -> bytes | None:
+    """Return what a signature is over; None if that does not lead to the snapshot."""
+    if signature.cosign is None:
+        return plain
+    try:
+        return signed_bytes(signature.cosign, digest)
+    except SignatureInvalid:
+        return None
+
+
+def _is_by(signature: EnvelopeSignature, key: "SSlibKey", content: bytes | None) -> bool:
+    if content is None:
+        return False
     from securesystemslib.exceptions import Error  # noqa: PLC0415 - a slow import
     from securesystemslib.signer import Signature  # noqa: PLC0415 - a slow import
 
     try:
-        key.verify_signature(Signature(signature.keyid, signature.content.hex()), signed_bytes)
+        key.verify_signature(Signature(key.keyid, signature.content.hex()), content)
     except (Error, ValueError):
         return False
     return True

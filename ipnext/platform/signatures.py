@@ -14,10 +14,11 @@ from weakref import WeakKeyDictionary
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.native_code import SETTING, read_native_signers
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.artifacts.signing import MANIFEST_KEYS, read_keys, signers
+from ipnext.artifacts.signing import MANIFEST_KEYS, find_cosigner, read_keys, signers
 from ipnext.errors import SignatureInvalid
 from ipnext.model.registry.signing import (
     MOST_SIGNATURES,
+    CosignProof,
     EnvelopeSignature,
     SignatureEnvelope,
     check_form,
@@ -72,6 +73,27 @@ class SignatureKeeper:
             if added:
                 more = envelope.model_copy(update={"signatures": added})
                 self.artifacts.put_signature(digest, more, keep=lambda: frozenset(self._trust().all))
+
+    def find_cosigned(
+        self, digest: str, owner: str, signatures: Iterable[tuple[str, CosignProof]]
+    ) -> tuple[EnvelopeSignature, ...]:
+        """Return the signatures by cosign that a key of the owner's models made, or of the operator.
+
+        Those of other keys, and those of other snapshots, are left: a registry has signatures for others, too.
+        Raises SignatureInvalid if there are some, and none leads to the snapshot `digest`.
+        """
+        trust = self._trust()
+        keys = {**trust.operator, **trust.of_owner(owner)}.values()
+        found: list[EnvelopeSignature | None] = []
+        fault: SignatureInvalid | None = None
+        for sig, proof in signatures:
+            try:
+                found.append(find_cosigner(proof, sig, digest, keys))
+            except SignatureInvalid as error:
+                fault = error
+        if fault is not None and not found:
+            raise fault
+        return tuple(one for one in found if one is not None)
 
     def _trust(self) -> "_Trust":
         policy = read_native_signers(self.native_library_keys_file)

@@ -29,6 +29,7 @@ from ipnext.sources.oci_image import (
     read_manifest,
 )
 from ipnext.sources.oci_registry import AddressRefused, Connections, Repository, parse_repository
+from ipnext.sources.oci_signatures import Cosignature, find_signatures
 from ipnext.sources.port import StreamRequest
 from ipnext.sources.training_record import TrainingRecord, read_training_record
 
@@ -48,11 +49,15 @@ class ImageFiles:
         digest: str,
         files: Mapping[str, ArtifactFile],
         annotations: Mapping[str, str],
+        documents: Sequence[bytes],
         ends_at: float | None = None,
     ) -> None:
-        """`ends_at` is the end of all that is read, by the monotonic clock; None: each file has its own."""
+        """`documents`: the bytes of the digest, and of the image below an index.
+
+        `ends_at` is the end of all that is read, by the monotonic clock; None: each file has its own.
+        """
         self._repository, self._digest, self._files, self._ends_at = repository, digest, files, ends_at
-        self.annotations = annotations
+        self.annotations, self._documents = annotations, documents
 
     @property
     def uri(self) -> str:
@@ -66,6 +71,10 @@ class ImageFiles:
     def open(self, path: str) -> BinaryIO:
         """Open a stream of a file; the caller closes it."""
         return open_blob(self._repository, self._file(path), self._ends_at)
+
+    def find_signatures(self) -> tuple[Cosignature, ...]:
+        """Return cosign's signatures of the image. Raises SignatureInvalid or Unavailable."""
+        return find_signatures(self._repository, self._digest, self._documents, time.monotonic() + POLL_SECONDS)
 
     def _file(self, path: str) -> ArtifactFile:
         file = self._files.get(path)
@@ -82,17 +91,20 @@ def read_image(repository: Repository, digest: str, *, ends_at: float, lasting: 
     ArtifactDigestMismatch or Unavailable.
     """
     subject = _uri(repository, digest)
-    found = read_manifest(_read_pinned(repository, digest, ends_at), subject)
+    documents = [_read_pinned(repository, digest, ends_at)]
+    found = read_manifest(documents[0], subject)
     annotations = dict(found.annotations or {})
     if isinstance(found, Index):
         chosen = choose_image(found, subject)
         subject = _uri(repository, chosen.digest)
-        found = read_manifest(_read_pinned(repository, chosen.digest, ends_at), subject)
+        documents.append(_read_pinned(repository, chosen.digest, ends_at))
+        found = read_manifest(documents[1], subject)
         annotations |= found.annotations or {}
     if isinstance(found, Index):
         msg = f"{subject}: is an index inside an index; allowed: an image manifest"
         raise InvalidInput(msg, field="manifests", value=digest)
-    return ImageFiles(repository, digest, files_of(found, subject), annotations, None if lasting else ends_at)
+    files = files_of(found, subject)
+    return ImageFiles(repository, digest, files, annotations, documents, None if lasting else ends_at)
 
 
 def _read_pinned(repository: Repository, digest: str, ends_at: float) -> bytes:

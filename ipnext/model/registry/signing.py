@@ -2,14 +2,15 @@
 
 A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement whose one
 subject is the digest of the snapshot's manifest. The manifest has the SHA-256 and size of every file, so the signature
-covers every byte.
+covers every byte. A signature by cosign, over the OCI image that a snapshot came in, is kept with what leads from that
+image to the snapshot.
 """
 
 import base64
 import json
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from ipnext.errors import SignatureInvalid
 from ipnext.model.registry.registry import SNAPSHOT_FILE
@@ -27,6 +28,12 @@ MOST_KEPT = 256
 """Signatures beside one snapshot."""
 LONGEST_KEY_ID = 128
 LONGEST_SIGNATURE = 2048
+LARGEST_PAYLOAD_BYTES = 8 * 2**10
+"""Of what cosign signs."""
+LARGEST_IMAGE_BYTES = 128 * 2**10
+"""Of the manifests of an image that cosign signed: some 500 files."""
+MOST_IMAGE_DOCUMENTS = 2
+"""The manifest of an image, below an index if that was signed."""
 
 _PEM_START = "-----BEGIN PUBLIC KEY-----"
 
@@ -49,11 +56,45 @@ class SignerPolicy(WrittenValue):
         return self
 
 
+class CosignProof(Value):
+    """What a signature by cosign is over, and how that leads to the snapshot: all in base64.
+
+    `payload` names the digest of the first of `documents`, an OCI index or image manifest; the last one, an image
+    manifest, has the snapshot's manifest among its layers.
+    """
+
+    payload: str = Field(min_length=1, max_length=2 * LARGEST_PAYLOAD_BYTES)
+    documents: tuple[str, ...] = Field(min_length=1, max_length=MOST_IMAGE_DOCUMENTS)
+
+    @property
+    def fault(self) -> str | None:
+        """The fault of its form; None if there is none."""
+        size = sum(map(len, self.documents))
+        if size > 2 * LARGEST_IMAGE_BYTES:
+            return f"documents: have {size} characters; allowed: {2 * LARGEST_IMAGE_BYTES}"
+        try:
+            for one in (self.payload, *self.documents):
+                base64.b64decode(one, validate=True)
+        except ValueError:
+            return "payload or documents are no base64"
+        return None
+
+
 class EnvelopeSignature(Value):
-    """One signature of an envelope: the key's id, and the signature in base64."""
+    """One signature of an envelope: the key's id, and the signature in base64.
+
+    It is over the envelope's payload; with `cosign`, over that of cosign.
+    """
 
     keyid: str
     sig: str
+    cosign: CosignProof | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an absent proof: the file is a plain DSSE envelope then."""
+        plain: dict[str, Any] = serialize(self)
+        return plain if self.cosign else {key: plain[key] for key in plain if key != "cosign"}
 
     @property
     def content(self) -> bytes:
@@ -67,6 +108,8 @@ class EnvelopeSignature(Value):
             return f"keyid: has {len(self.keyid)} characters; allowed: 1 to {LONGEST_KEY_ID}"
         if not 1 <= len(self.sig) <= LONGEST_SIGNATURE:
             return f"sig: has {len(self.sig)} characters; allowed: 1 to {LONGEST_SIGNATURE}"
+        if self.cosign is not None and self.cosign.fault is not None:
+            return f"cosign.{self.cosign.fault}"
         try:
             return None if self.content else "sig: is empty"
         except ValueError:
@@ -101,6 +144,11 @@ def check_form(envelope: SignatureEnvelope, subject: str) -> None:
         if fault is not None:
             msg = f"{subject}: signatures.{index}.{fault}" if one.fault else f"{subject}: signatures.{index}: {fault}"
             raise SignatureInvalid(msg)
+
+
+def envelope_of(digest: str, signatures: tuple[EnvelopeSignature, ...]) -> SignatureEnvelope:
+    """Return the signature file of a snapshot with these signatures."""
+    return SignatureEnvelope(payload=base64.b64encode(statement(digest)).decode(), signatures=signatures)
 
 
 def statement(digest: str) -> bytes:

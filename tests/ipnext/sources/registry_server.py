@@ -1,4 +1,4 @@
-"""A real registry, Debian's `docker-registry`, and pushes as `oras push` makes them."""
+"""A real registry, Debian's `docker-registry`, pushes as `oras push` makes them, and signatures by `cosign`."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from tests.real_servers import die_with_parent, free_ports
 from tests.waiting import PATIENCE_SECONDS, until
 
 NEEDS_REGISTRY = "needs docker-registry: apt-get install docker-registry"
+NEEDS_COSIGN = "needs cosign: apt-get install cosign"
 NEEDS_ORAS = "needs oras: apt-get install oras"
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
@@ -119,6 +120,29 @@ class RegistryServer:
         files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
         command = [program, "push", "--plain-http", f"{self.host}/{name}:{tag}", *files]
         subprocess.run(command, cwd=directory, check=True, capture_output=True, env={"HOME": str(directory.parent)})
+
+
+class Cosign:
+    """The unmodified `cosign`, and its key pair in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        program = shutil.which("cosign")
+        if program is None:
+            pytest.skip(NEEDS_COSIGN)
+        self._program, self._directory = program, directory
+        directory.mkdir()
+        self._run("generate-key-pair")
+        self.public = (directory / "cosign.pub").read_text()
+
+    def sign(self, reference: str) -> None:
+        self._run("sign", "--key", "cosign.key", "--tlog-upload=false", "--allow-http-registry", "-y", reference)
+
+    def _run(self, *arguments: str) -> None:
+        env = {"HOME": str(self._directory), "PATH": os.defpath, "COSIGN_PASSWORD": ""}
+        done = subprocess.run(
+            [self._program, *arguments], cwd=self._directory, env=env, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
 
 
 @contextmanager

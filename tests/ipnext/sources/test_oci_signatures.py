@@ -1,0 +1,187 @@
+"""Signatures that the unmodified cosign pushes to a real registry, and hostile lists of signatures."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import closing
+
+import httpx
+import pytest
+
+from ipnext.artifacts.cosign import PAYLOAD_MEDIA_TYPE, SIGNATURE_ANNOTATION
+from ipnext.artifacts.signing import find_cosigner, read_keys
+from ipnext.components.bounded_http import DeadlineTransport
+from ipnext.errors import SignatureInvalid, Unavailable
+from ipnext.model.manifest.sources import OciStream
+from ipnext.model.value import canonical_json
+from ipnext.sources import oci_blob
+from ipnext.sources.access import ReadAccess
+from ipnext.sources.oci import OciKind
+from ipnext.sources.oci_image import INDEX
+from ipnext.sources.oci_registry import Connections
+from ipnext.sources.port import StreamRequest
+from tests.ipnext.conftest import write_snapshot
+from tests.ipnext.sources.fake_registry import FakeRegistry, digest_of, image, layer
+from tests.ipnext.sources.registry_server import Cosign, RegistryServer, running_registry
+
+pytestmark = pytest.mark.trust
+NAME = "team/ranker"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, subprocesses) -> Iterator[RegistryServer]:
+    with running_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture
+def cosign(tmp_path, subprocesses) -> Cosign:
+    return Cosign(tmp_path / "keys")
+
+
+def write_canonical(directory, *contents):
+    """A snapshot directory whose manifest is as IPnext's tools write it."""
+    manifest = write_snapshot(directory, *contents)
+    (directory / "snapshot.json").write_text(canonical_json(manifest))
+    return manifest
+
+
+def open_version(server, tag):
+    with closing(DeadlineTransport(None)) as transport:
+        access = ReadAccess(urls=(server.base,))
+        settings = OciStream(repository=f"{server.host}/{NAME}", tag=tag)
+        (source,) = OciKind(Connections(transport)).connect([StreamRequest(settings, access)])
+        (version,) = source.list_since("").versions
+        yield version, source.open(version)
+
+
+@pytest.fixture
+def opened(real):
+    """Open the version of a tag; connections end with the test."""
+    running = []
+
+    def open_tag(tag):
+        steps = open_version(real, tag)
+        running.append(steps)
+        return next(steps)
+
+    yield open_tag
+    for steps in running:
+        steps.close()
+
+
+def judge(found, digest, *publics):
+    return [find_cosigner(one.proof, one.sig, digest, read_keys(publics).values()) for one in found]
+
+
+def test_what_cosign_signs_after_the_push_is_a_signature_of_the_snapshot(real, opened, cosign, tmp_path):
+    manifest = write_canonical(tmp_path / "snapshot", b"weights")
+    real.push_by_oras(NAME, "signed", tmp_path / "snapshot")
+    version, files = opened("signed")
+    assert files.find_signatures() == ()
+    cosign.sign(f"{real.host}/{NAME}@{version.place}")
+    other = Cosign(tmp_path / "other")
+    other.sign(f"{real.host}/{NAME}@{version.place}")
+    found = files.find_signatures()
+    assert [one is not None for one in judge(found, manifest.digest, cosign.public)] == [True, False]
+    assert [one is not None for one in judge(found, manifest.digest, other.public)] == [False, True]
+    with pytest.raises(SignatureInvalid, match=r"snapshot\.json of the signed image"):
+        judge(found, "0" * 64, cosign.public)
+
+
+def test_a_signed_index_counts_for_its_image(real, opened, cosign, tmp_path):
+    manifest = write_canonical(tmp_path / "snapshot", b"weights of an index")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "snapshot").iterdir()}
+    inner = real.push(NAME, "inner", files)
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    size = len(httpx.get(f"{real.base}/v2/{NAME}/manifests/inner", headers={"Accept": kind}, trust_env=False).content)
+    described = {"mediaType": kind, "digest": inner, "size": size}
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described]}).encode()
+    url = f"{real.base}/v2/{NAME}/manifests/indexed"
+    httpx.put(url, content=index, headers={"Content-Type": INDEX}, trust_env=False).raise_for_status()
+    cosign.sign(f"{real.host}/{NAME}:indexed")
+    _, found = opened("indexed")
+    assert judge(found.find_signatures(), manifest.digest, cosign.public) != [None]
+
+
+# Lists that are not cosign's
+
+
+@pytest.fixture
+def registry(monkeypatch) -> FakeRegistry:
+    monkeypatch.setattr(oci_blob, "PAUSES_SECONDS", (0.0,))
+    return FakeRegistry()
+
+
+def push(registry, **changes):
+    """Push an image with an unjudged signature; its files, and the tag of its signatures."""
+    digest = registry.push({"snapshot.json": b"{}"})
+    tag = f"{digest.replace(':', '-')}.sig"
+    registry.put(image([signature(registry, **changes)]), tag)
+    registry.tags["prod"] = digest
+    return registry.open(), tag
+
+
+def signature(registry, content=b"{}", **changes):
+    registry.blobs[digest_of(content)] = content
+    return layer(content, "", PAYLOAD_MEDIA_TYPE, annotations={SIGNATURE_ANNOTATION: "AAAA"}) | changes
+
+
+def test_an_unjudged_signature_is_returned_with_what_it_is_over(registry):
+    files, _ = push(registry)
+    ((sig, proof),) = files.find_signatures()
+    assert (sig, base64.b64decode(proof.payload)) == ("AAAA", b"{}")
+    assert hashlib.sha256(base64.b64decode(proof.documents[0])).hexdigest() == registry.tags["prod"].partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mediaType": "application/vnd.dsse.envelope.v1+json"},
+        {"annotations": {}},
+        {"annotations": {SIGNATURE_ANNOTATION: "A" * 5000}},
+        {"size": 10**9},
+        {"size": 0},
+    ],
+)
+def test_a_layer_that_is_no_signature_of_ours_is_left(registry, changes):
+    files, _ = push(registry, **changes)
+    assert files.find_signatures() == ()
+
+
+def test_of_many_signatures_the_newest_are_read(registry):
+    files, tag = push(registry)
+    registry.put(image([signature(registry, str(number).encode()) for number in range(100)]), tag)
+    found = [base64.b64decode(one.proof.payload) for one in files.find_signatures()]
+    assert found == [str(number).encode() for number in range(68, 100)]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"schemaVersion": 2, "layers": [1]}', b" " * 300_000])
+def test_a_list_that_can_not_be_read_is_a_wrong_signature(registry, content):
+    files, tag = push(registry)
+    registry.put(content, tag)
+    with pytest.raises(SignatureInvalid):
+        files.find_signatures()
+
+
+def test_a_payload_with_another_digest_is_a_wrong_signature(registry):
+    files, _ = push(registry)
+    registry.blobs[digest_of(b"{}")] = b"[]"
+    with pytest.raises(SignatureInvalid, match="can't be read"):
+        files.find_signatures()
+
+
+def test_an_image_that_is_too_large_to_keep_is_refused_by_its_size(registry):
+    digest = registry.push({f"file-{number}": b"" for number in range(2000)})
+    registry.put(image([signature(registry)]), f"{digest.replace(':', '-')}.sig")
+    registry.tags["prod"] = digest
+    with pytest.raises(SignatureInvalid, match="Push fewer files"):
+        registry.open().find_signatures()
+
+
+def test_a_registry_that_does_not_answer_is_tried_again(registry):
+    files, tag = push(registry)
+    registry.answers[f"manifests/{tag}"] = lambda _: httpx.Response(503)
+    with pytest.raises(Unavailable):
+        files.find_signatures()
