@@ -19,7 +19,8 @@ IPnextError
 ├── ArtifactError           422
 │   ├── ArtifactMissing     422
 │   ├── ArtifactDigestMismatch  422
-│   └── SignatureInvalid    422  no signature, or none by a key that is allowed
+│   ├── SignatureInvalid    422  no signature, or none by a key that is allowed
+│   └── SnapshotDenied      422  a digest that an administrator denied
 ├── Infeasible              422  no plan or transition keeps the rules; the binding ones are named
 ├── LoadFailed              500  a host could not load a snapshot
 ├── MemoryExceeded          507  a host's memory budget has no room for a snapshot
@@ -233,6 +234,12 @@ class SignatureInvalid(ArtifactError):
     """A snapshot without the signature that its model's manifest requires, or with one of another snapshot."""
 
     code = "SignatureInvalid"
+
+
+class SnapshotDenied(ArtifactError):
+    """A snapshot that is, has or comes from a digest that an administrator denied."""
+
+    code = "SnapshotDenied"
 
 
 class Infeasible(IPnextError):

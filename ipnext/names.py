@@ -216,6 +216,7 @@ REPLAN_PREFIX: Final = "replan-"
 SCHEDULE_PREFIX: Final = "schedule-"
 SHORTAGE_PREFIX: Final = "shortage-"
 SOURCE_PREFIX: Final = "source-"
+DENIAL_PREFIX: Final = "denied-"
 SUPPLY_PREFIX: Final = "supply-"
 
 RESERVED_PREFIXES: Final = (
@@ -227,6 +228,7 @@ RESERVED_PREFIXES: Final = (
     SCHEDULE_PREFIX,
     SHORTAGE_PREFIX,
     SOURCE_PREFIX,
+    DENIAL_PREFIX,
     SUPPLY_PREFIX,
 )
 """Prefixes of ids of changes, replans and drains that the platform makes. The API accepts none of them from a
@@ -264,6 +266,11 @@ def repair_id(model: str, sequence: int) -> str:
 def again_id(model: str, sequence: int) -> str:
     """Return the id of the change that repeats change `sequence` of the model, which a lost region prevented."""
     return f"{AGAIN_PREFIX}{model}-{sequence}"
+
+
+def denial_rollback_id(model: str, denial: int, attempt: int) -> str:
+    """Return the id of a rollback that a denial started; `attempt` counts those of the model and denial from 1."""
+    return f"{DENIAL_PREFIX}{denial}-{model}-{attempt}"
 
 
 def drain_id(region: str, number: int) -> str:

@@ -29,6 +29,7 @@ from ipnext.errors import (
     IPnextError,
     QuotaExceeded,
     SignatureInvalid,
+    SnapshotDenied,
 )
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PickUpInput, PickUpResult
@@ -37,7 +38,7 @@ from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.registry.sources import VersionState
 from ipnext.model.value import digest_of
 from ipnext.names import SOURCE_PREFIX
-from ipnext.platform.publication import Publisher
+from ipnext.platform.publication import Publisher, check_denial
 from ipnext.platform.signatures import SignatureKeeper
 from ipnext.settings import PlatformSettings
 from ipnext.sources.access import ReadAccess
@@ -157,6 +158,7 @@ class SourcePickUpActivities:
             try:
                 content = self._read(rules, version)
                 self._signatures.check(rules.signers, content)
+                self._check_denial(version, content)
             except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its version has the error
                 if self._note_failure(version, error) or isinstance(error, _LATER):
                     continue
@@ -204,6 +206,15 @@ class SourcePickUpActivities:
         content = SnapshotSource(manifest=self._artifacts.manifest(uri), uri=uri)
         self._publisher.announce(owner, content.manifest)
         return content
+
+    def _check_denial(self, version: VersionRecord, content: SnapshotSource) -> None:
+        """Check the snapshot, and the image that it came in. Raises SnapshotDenied."""
+        with self._store.read() as unit:
+            check_denial(unit, content.manifest, f"version {version.version.key}")
+            image = unit.find_digest_denial(version.version.place.removeprefix("sha256:"))
+        if image is not None:
+            msg = f"version {version.version.key}: its image can't be published: {image.text}"
+            raise SnapshotDenied(msg)
 
     def _unknown_parent(self, version: VersionRecord, content: SnapshotSource) -> str | None:
         """Return the digest of a delta's parent that was never published; None for anything else."""
@@ -321,7 +332,7 @@ def _is_final(error: Exception) -> bool:
     """Return whether another attempt would fail in the same way."""
     if isinstance(error, QuotaExceeded):
         return False
-    return isinstance(error, InvalidInput) and not isinstance(error, _LATER)
+    return isinstance(error, InvalidInput | SnapshotDenied)
 
 
 def _no_parent(content: SnapshotSource) -> str:

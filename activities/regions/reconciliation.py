@@ -25,6 +25,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
 from ipnext.model.lifecycle.messages import Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
+from ipnext.platform.denials import carry_out_denials
 from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -94,9 +95,11 @@ class ReconciliationActivities:
         """Record a repair for each model whose users or replicas are on a generation that does not serve.
 
         Also, once, for models of a region that is back after a loss. A model without a serving generation is withdrawn
-        instead. A model that fails is left to the next pass.
+        instead. A model that fails is left to the next pass. Models that serve a denied snapshot go back to a former
+        generation.
         """
         del nothing
+        carry_out_denials(self._store)
         with self._store.read() as repository:
             drifted = self._returned.find_drifted(repository, self._infrastructure.regions(), beat)
             lost = DrainedFleet.of(repository.drains()).lost

@@ -16,6 +16,7 @@ from ipnext.model.deployment.deployment import (
     ServedGeneration,
 )
 from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.records import ModelPlacement
 from ipnext.store.repository import Repository
@@ -50,6 +51,8 @@ class DesiredFacts:
     """By part and hardware: units of a replica by the plan in force, which a newer manifest does not change."""
     rolled_out: int | None = None
     """The generation that an open change brings with its manifest: it is served by that one's graph."""
+    denied: Mapping[tuple[str, int], Denial] = field(default_factory=dict)
+    """By part or segment, and number: snapshots that no host may load any more."""
     sets_before: Mapping[DeploymentKey, Deployment] = field(default_factory=dict)
     """In a revert: the replica sets as they were desired before the transition."""
     served_before: Mapping[int, ServedGeneration] = field(default_factory=dict)
@@ -98,6 +101,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         unmet_rules=unmet_rules(repository, record.in_force),
         placed_units=_placed_units(repository.placement(model)),
         rolled_out=record.former.generation or None if record.former else None,
+        denied=repository.denied_snapshots(model),
     )
 
 

@@ -15,6 +15,7 @@ from ipnext.model.deployment.deployment import (
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest.layout import laid_out
 from ipnext.model.manifest.part import PartSpec
+from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.settings.routing import host_settings
@@ -136,6 +137,7 @@ def _holds(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> tuple[Assi
     hosted = {name for name, _, _ in state.slots}
     former = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
     warm = {number for number in former if hosted.issuperset(facts.generations[number].parts)}
+    warm = {number for number in warm if not facts.denied.keys() & _named(facts.generations[number])}
     kept = set() if state.apart else loaded & warm
     pieces: dict[tuple[str, int, int], list[Generation]] = {}
     for generation in (facts.generations[number] for number in sorted(state.generations_at(slot) | kept)):
@@ -143,13 +145,17 @@ def _holds(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> tuple[Assi
             pieces.setdefault((name, number, len(generation.adapters_of(name))), []).append(generation)
     signers = facts.manifest.spec.validation.signers
     return tuple(
-        _build_held(part, facts.snapshots[name, number], found, signers)
+        _build_held(part, facts.snapshots[name, number], found, signers, facts.denied.get((name, number)))
         for (name, number, _), found in sorted(pieces.items())
     )
 
 
+def _named(generation: Generation) -> frozenset[tuple[str, int]]:
+    return frozenset((*generation.snapshots.items(), *generation.answering.items()))
+
+
 def _build_held(
-    part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None
+    part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None, denial: Denial | None
 ) -> AssignedSnapshot:
     """Build the entry of a held snapshot.
 
@@ -165,6 +171,7 @@ def _build_held(
         generations=tuple(generation.number for generation in generations),
         signers=None if is_cut else signers,
         is_cut_from_signed=is_cut and signers is not None,
+        denied="" if denial is None else denial.text,
         adapter=adapter,
         adapters=len(generations[0].adapters_of(snapshot.part)),
     )

@@ -19,6 +19,7 @@ from activities.state.facts import ancestors
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
 from activities.validation.deltas import DELTAS, check_deltas
+from activities.validation.denials import DENIED, check_denials
 from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
 from activities.validation.finite_weights import FINITE, check_finite, check_headers
 from activities.validation.parsing import ParsingThread
@@ -32,6 +33,7 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.lifecycle.messages import CheckResult, StageInput, ValidationReport
 from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.store.repository import Repository
@@ -40,6 +42,7 @@ from serving.confinement.landlock import Confinement
 
 BUILT_IN: Sequence[Validator] = (
     FunctionValidator(PATHS, check_paths, required=True),
+    FunctionValidator(DENIED, check_denials, required=True),
     FunctionValidator(FORMATS, check_formats, required=True),
     FunctionValidator(DIGESTS, check_digests, required=True),
     FunctionValidator(PROGRAM, check_programs, required=True),
@@ -60,6 +63,7 @@ that no file is parsed before it was read and found safe.
 
 EARLY: Sequence[Validator] = (
     FunctionValidator(PATHS, check_paths, required=True),
+    FunctionValidator(DENIED, check_denials, required=True),
     FunctionValidator(FORMATS, check_forms, required=True),
     FunctionValidator(SIGNATURE, check_signatures, required=True),
     FunctionValidator(ENGINES, check_engines, required=True),
@@ -177,6 +181,7 @@ class ValidationActivities:
             snapshots=snapshots,
             serving=_snapshots(repository, other) if other else None,
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
+            denials=_find_denials(repository, snapshots),
             artifacts=self._artifacts,
             beat=say,
             parse=self._parsing.of(say, owner=owner),
@@ -185,6 +190,11 @@ class ValidationActivities:
             find_template_fault=self._templates.of(owner),
             confinement=self._confinement,
         )
+
+
+def _find_denials(repository: Repository, snapshots: Mapping[str, Snapshot]) -> dict[str, Denial]:
+    known = {part: repository.find_denial(snapshot.manifest) for part, snapshot in snapshots.items()}
+    return {part: denial for part, denial in known.items() if denial is not None}
 
 
 def _native_signers(file: Path | None) -> SignerPolicy | None:

@@ -18,6 +18,7 @@ from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.part_tensors import graph_of_one
+from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import PartGraph, Snapshot
 from ipnext.model.registry.signing import SignerPolicy
 from ipnext.plugins import Plugins
@@ -42,6 +43,8 @@ class Candidate:
     """The graph that requests follow now; None before the first generation serves."""
     artifacts: ArtifactStore
     beat: Callable[[str], None]
+    denials: Mapping[str, Denial] = field(default_factory=dict)
+    """Part -> the denial that covers its snapshot."""
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
     """(part, digest) -> every ancestor of this generation's deltas, down to the full snapshots."""
     native_signers: SignerPolicy | None = None

@@ -27,6 +27,7 @@ from ipnext.api.routes.access import audit, keys, proof, roles, sessions, tempor
 from ipnext.api.routes.models import (
     artifacts,
     controls,
+    denials,
     history,
     logs,
     models,
@@ -152,6 +153,7 @@ def create_app(
         drains,
         overview,
         validators,
+        denials,
         keys,
         roles,
         sessions,

@@ -38,7 +38,7 @@ NOT_MODIFIED: Final[Responses] = {
 OF_ARTIFACTS: Final[Responses] = {
     507: _error("InsufficientStorage: the artifact store's disk would be left with less than its reserve"),
     422: _error(
-        "ArtifactMissing, ArtifactDigestMismatch or SignatureInvalid: an artifact that cannot be used as it lies"
+        "ArtifactMissing, ArtifactDigestMismatch, SignatureInvalid or SnapshotDenied: an artifact that cannot be used"
     ),
 }
 OF_SHARED: Final[Responses] = {429: _error("RateLimited: the key or person has its share of these open")}

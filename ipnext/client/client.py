@@ -7,6 +7,7 @@ server's text. `connection` has the constructor, `calls` all methods about one n
 from ipnext.client.calls.access import AccessCalls
 from ipnext.client.calls.audit import AuditCalls
 from ipnext.client.calls.changes import ChangeCalls
+from ipnext.client.calls.denials import DenialCalls
 from ipnext.client.calls.freezes import FreezeCalls
 from ipnext.client.calls.history import HistoryCalls
 from ipnext.client.calls.models import ModelCalls
@@ -34,6 +35,7 @@ class Client(
     HistoryCalls,
     OwnerCalls,
     FreezeCalls,
+    DenialCalls,
     AuditCalls,
     AccessCalls,
     PlanCalls,

@@ -97,6 +97,7 @@ def host_holds(deployment: Deployment, holds: Iterable[AssignedSnapshot] | None 
                 generations=tuple(sorted(held.generations)),
                 signers=held.signers,
                 is_cut_from_signed=held.is_cut_from_signed,
+                denied=held.denied,
                 settings=deployment.settings,
                 adapter_of=deployment.key.part if held.adapter else None,
                 adapters=held.adapters,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.errors import Conflict
+from ipnext.errors import Conflict, SnapshotDenied
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.registry.registry import SnapshotManifest, SnapshotSource
 from ipnext.model.registry.snapshot_files import check_files
@@ -48,12 +48,13 @@ class Publisher:
         """Record announced snapshots by part as the next generation, in a unit of work of the model.
 
         `owner` is the one whose directories were read and whose quota was charged. Raises as `Repository.publish`;
-        Conflict if the model has another owner now; QuotaExceeded.
+        Conflict if the model has another owner now; SnapshotDenied; QuotaExceeded.
         """
         if unit.owner_of(model) != owner:
             msg = f"model {model!r} got another owner while its snapshots were read; publish them again"
             raise Conflict(msg)
-        for source in sources.values():
+        for part, source in sources.items():
+            check_denial(unit, source.manifest, f"parts.{part}")
             self._charge(unit, owner, source.manifest)
         had = unit.document_bytes(model)
         change = unit.publish(model, sources, change_id=change_id)
@@ -65,3 +66,11 @@ class Publisher:
     def _charge(self, unit: Repository, owner: str, manifest: SnapshotManifest) -> None:
         """Charge the owner for artifacts that no owner is charged for. Raises QuotaExceeded."""
         unit.charge_artifacts(sizes_of(manifest), allowance_of(unit, owner, default=self.owner_bytes))
+
+
+def check_denial(unit: Repository, manifest: SnapshotManifest, subject: str) -> None:
+    """Check that no digest of a snapshot is denied. Raises SnapshotDenied."""
+    denial = unit.find_denial(manifest)
+    if denial is not None:
+        msg = f"{subject}: snapshot {manifest.digest:.16} can't be published: {denial.text}"
+        raise SnapshotDenied(msg)

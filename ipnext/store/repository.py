@@ -17,11 +17,13 @@ from ipnext.store.changes.transitions import Transitions
 from ipnext.store.lists.overviews import Overviews
 from ipnext.store.lists.pages import PagedLists
 from ipnext.store.planning.replans import Replans
+from ipnext.store.registry.denials import Denials
 
 
 class Repository(
     PagedLists,
     Publications,
+    Denials,
     Sources,
     Replans,
     Transitions,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipnext.artifacts.signing import check_signature, signature_in
-from ipnext.errors import ArtifactDigestMismatch, LoadFailed
+from ipnext.errors import ArtifactDigestMismatch, LoadFailed, SnapshotDenied
 from ipnext.model.deployment.deployment import HostedSnapshot
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.snapshots.directory import verify_cached
@@ -38,13 +38,19 @@ def fetch(store: Fetcher, uri: str, cache: Path, *, digest: str, is_guarded: boo
 
 
 def fetch_assigned(store: Fetcher, hold: HostedSnapshot, cache: Path) -> LocalSnapshot:
-    """Fetch the snapshot of a hold. ArtifactError, SignatureInvalid, or LoadFailed if it is for another engine."""
+    """Fetch the snapshot of a hold.
+
+    ArtifactError, SignatureInvalid, SnapshotDenied, or LoadFailed if it is for another engine.
+    """
+    subject = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}"
+    if hold.denied:
+        msg = f"{subject}: {hold.denied}"
+        raise SnapshotDenied(msg)
     fetched = fetch(store, hold.uri, cache, digest=hold.digest, is_guarded=hold.is_guarded)
     if fetched.manifest.engine != hold.engine:
         msg = f"the snapshot is for engine {fetched.manifest.engine!r}, its deployment says {hold.engine!r}"
         raise LoadFailed(msg)
     if hold.signers is not None:
-        subject = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}"
         check_signature(hold.signers, hold.digest, signature_in(fetched.directory), subject)
     return fetched
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName
+from ipnext.cli.commands.denials import denial_tables, denials_table, read_digest
 from ipnext.cli.commands.drains import drains_table
 from ipnext.cli.commands.freezes import freeze_tables, freezes_table
 from ipnext.cli.commands.replans import plan_tables, plans_table, replan_tables, replans_table
@@ -48,7 +49,7 @@ SHOWN_GENERATIONS = 20
 
 DESCRIBED = (
     *("MODEL", "snapshot MODEL PART N", "source MODEL NAME", "plan PLAN", "replan REPLAN", "freeze NAME"),
-    "owner NAME",
+    *("owner NAME", "denial DIGEST"),
 )
 """What `describe` takes."""
 
@@ -64,6 +65,7 @@ class Kind(StrEnum):
     DRAINS = "drains"
     FLEET = "fleet"
     FREEZES = "freezes"
+    DENIALS = "denials"
     OWNERS = "owners"
     SOURCES = "sources"
     VALIDATORS = "validators"
@@ -112,7 +114,7 @@ def describe(
         list[str],
         typer.Argument(
             metavar=" | ".join(DESCRIBED),
-            help="A model, a snapshot, a source, a plan or a replan by its id, a freeze, or an owner.",
+            help="A model, a snapshot, a source, a plan or a replan by its id, a freeze, a denial, or an owner.",
             show_default=False,
         ),
     ],
@@ -123,13 +125,10 @@ def describe(
 ) -> None:
     """Show all of a model (conditions, traffic, parts, replicas, changes), a plan, a replan, a freeze or an owner."""
     client = client_of(context)
-    if len(what) == 2 and what[0] == "freeze":
-        freeze = client.freeze(what[1])
-        write(freeze, output, lambda: freeze_tables(freeze))
-        return
-    if len(what) == 2 and what[0] == "owner":
-        owner = client.owner(what[1])
-        write(owner, output, lambda: owner_tables(owner))
+    if len(what) == 2 and what[0] in _NAMED:
+        read, tables = _NAMED[what[0]]
+        found = read(client, what[1])
+        write(found, output, lambda: tables(found))
         return
     if len(what) == 3 and what[0] == "source":
         source, versions = client.source(what[1], what[2]), client.source_versions(what[1], what[2], limit=20)
@@ -477,9 +476,17 @@ _TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
     Kind.REGIONS: regions_table,
     Kind.DRAINS: drains_table,
     Kind.FREEZES: freezes_table,
+    Kind.DENIALS: denials_table,
     Kind.OWNERS: owners_table,
     Kind.SOURCES: sources_table,
 }
+
+_NAMED: Mapping[str, tuple[Callable[[Client, str], Any], Callable[[Any], Iterable[Table | str]]]] = {
+    "freeze": (Client.freeze, freeze_tables),
+    "owner": (Client.owner, owner_tables),
+    "denial": (lambda client, digest: client.denial(read_digest(digest)), denial_tables),
+}
+"""What `describe` shows by one name."""
 
 COMMANDS = (
     Command(

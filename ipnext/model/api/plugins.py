@@ -10,8 +10,8 @@ BUILT_IN_ENGINES: Final = ("torch", "vllm")
 
 BUILT_IN_VALIDATORS: Final[Mapping[str, bool]] = MappingProxyType(
     {
-        **dict.fromkeys(("safe-paths", "safe-formats", "digests", "program", "signature", "engines", "deltas"), True),
-        **dict.fromkeys(("checkpoint", "adapter"), True),
+        **dict.fromkeys(("safe-paths", "denied", "safe-formats", "digests", "program", "signature", "engines"), True),
+        **dict.fromkeys(("deltas", "checkpoint", "adapter"), True),
         **dict.fromkeys(("adapter-base", "graph-edges", "finite-weights", "interface"), False),
     }
 )

@@ -53,6 +53,8 @@ class AssignedSnapshot(Value):
     """Required signers; None for a snapshot that the platform itself has cut."""
     is_cut_from_signed: bool = False
     """Whether the platform cut it from a snapshot of a model that names signers."""
+    denied: str = ""
+    """Why no host may load it any more; empty if it may be loaded. One that is loaded serves on."""
     adapter: bool = False
     """Whether it is loaded into the engine of the deployment's part."""
     adapters: int = Field(default=0, ge=0)
@@ -370,7 +372,8 @@ class HostedSnapshot(Value):
     generations: tuple[int, ...]
     signers: SignerPolicy | None = None
     is_cut_from_signed: bool = False
-    """As of the HeldSnapshot."""
+    denied: str = ""
+    """Both as of the AssignedSnapshot."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     adapter_of: Name | None = None
     """For an adapter: the part whose engines load it."""

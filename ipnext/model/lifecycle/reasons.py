@@ -21,6 +21,10 @@ ADVICE: Mapping[Reason, str] = {
     Reason.SIGNATURE_INVALID: (
         "The snapshot is not signed by a key of spec.validation.signers: sign it with `ipnext sign`, publish it again."
     ),
+    Reason.SNAPSHOT_DENIED: (
+        "An administrator denied the snapshot, a file of it, or what it comes from: publish another one. "
+        "`ipnext get denials` has the reason."
+    ),
     Reason.ENGINE_MISMATCH: (
         "A part has no snapshot yet, or one that was made for another engine than the manifest names: "
         "publish one, or change the manifest."

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     ARTIFACT_MISSING = "ArtifactMissing"
     ARTIFACT_DIGEST_MISMATCH = "ArtifactDigestMismatch"
     SIGNATURE_INVALID = "SignatureInvalid"
+    SNAPSHOT_DENIED = "SnapshotDenied"
     ENGINE_MISMATCH = "EngineMismatch"
     UNSAFE_FORMAT = "UnsafeFormat"
     SCHEMA_MISMATCH = "SchemaMismatch"

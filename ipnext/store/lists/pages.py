@@ -10,6 +10,7 @@ from sqlmodel import col, func, or_, select
 
 from ipnext.model.lifecycle.drain import Drain
 from ipnext.model.lifecycle.messages import Change, ChangeState, Replan
+from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.profile import StoredProfile
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.changes.changes import _change
@@ -22,12 +23,13 @@ from ipnext.store.planning.plans import _LINE, Plans
 from ipnext.store.planning.plans import _entry as _plan_entry
 from ipnext.store.planning.replans import _replan
 from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, TransitionRecord
+from ipnext.store.registry.denials import _denial
 from ipnext.store.registry.models import Models, _model
 from ipnext.store.registry.profiles import Profiles, _profile
 from ipnext.store.registry.snapshots import _generation, _snapshot
 from ipnext.store.tables.changes import ChangeRow, DrainRow, EventRow, FreezeRow, TransitionRow
 from ipnext.store.tables.planning import PlanRow, ReplanRow
-from ipnext.store.tables.registry import GenerationRow, ModelRow, ProfileRow, SnapshotRow
+from ipnext.store.tables.registry import DenialRow, GenerationRow, ModelRow, ProfileRow, SnapshotRow
 from ipnext.store.tables.row import METADATA
 
 _OPEN = tuple(state.value for state in ChangeState if not state.final)
@@ -175,6 +177,14 @@ class PagedLists(Models, Profiles, Plans):
         query = query if after is None else query.where(col(FreezeRow.name) > after)
         found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
         return page_of(found, clamp_limit(limit), key=lambda row: row.name, value=_freeze)
+
+    def denial_page(self, *, after: str | None = None, limit: int = 50) -> Page[Denial]:
+        """Return denials, newest first."""
+        query = select(DenialRow).order_by(col(DenialRow.ordinal).desc())
+        begin = ordinal_of(after)
+        query = query if begin is None else query.where(col(DenialRow.ordinal) < begin)
+        found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_denial)
 
     def change_counts(self, since: datetime) -> Mapping[ChangeState, int]:
         """Count changes by state: all that are open, and those of the ended ones that were recorded after `since`."""

@@ -190,6 +190,37 @@ class SourceRow(Row, table=True):
     created_at: datetime = time_field()
 
 
+class DenialRow(Row, table=True):
+    """A denied digest."""
+
+    __tablename__ = "denials"
+
+    ordinal: int | None = ordinal_field()
+    digest: str = text_field(unique=True)
+    reason: str = text_field()
+    denied_by: str = text_field()
+    denied_at: datetime = time_field()
+    is_carried_out: bool = False
+
+
+class DeniedSnapshotRow(Row, table=True):
+    """A snapshot that a denial covers: the digest is its own, a file's, or that of what it was made from."""
+
+    __tablename__ = "denied_snapshots"
+    __table_args__ = (
+        model_key(),
+        ForeignKeyConstraint(["denial"], ["denials.ordinal"]),
+        Index("ix_denied_snapshots_digest", "digest"),
+        Index("ix_denied_snapshots_denial", "denial"),
+    )
+
+    model: str = text_field(primary_key=True)
+    part: str = text_field(primary_key=True)
+    number: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    denial: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    digest: str = text_field()
+
+
 class SourceVersionRow(Row, table=True):
     """A version that a source found; its key has one winner."""
 

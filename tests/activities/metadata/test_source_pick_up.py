@@ -404,3 +404,16 @@ def test_an_error_of_a_poll_names_no_setting_of_the_operator(feeds):
     feeds.poll("in")
     with feeds.house.store.read() as unit:
         assert "secret" not in unit.source("ranker", "in").error
+
+
+def test_a_denied_version_is_refused_with_the_reason_and_the_one_before_it_is_published(feeds):
+    feeds.watch("in")
+    older = feeds.put("in", "a", 1)
+    denied = feeds.put("in", "b", 2)
+    with feeds.house.store.begin() as unit:
+        unit.put_denial(denied, reason="poisoned", denied_by="ann")
+    feeds.poll("in")
+    feeds.pick_up()
+    assert feeds.states("in") == {"a": "published", "b": "refused"}
+    assert "is denied: poisoned" in feeds.versions("in")["b"].message
+    assert feeds.snapshots() == [older]

@@ -34,6 +34,7 @@ from ipnext.model.planning.transition import (
     Transition,
     Wave,
 )
+from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import Generation, LayoutPart, Segment, Snapshot, SnapshotManifest, SplitLayout
 from ipnext.model.value import digest_of
 
@@ -210,6 +211,19 @@ def test_former_generations_stay_warm_where_they_are_loaded_and_as_many_as_asked
     assert {d.generations for d in after} == {(3, 4)}, "3 served last and is kept; 2 is let go"
     fresh = wanted_deployments(facts, ModelWaveState(counts=both(4, 2)))
     assert {d.generations for d in fresh} == {(4,)}, "nothing is loaded only to be warm"
+
+
+@pytest.mark.trust
+def test_a_denied_generation_does_not_stay_warm_and_hosts_may_not_load_what_is_denied(facts):
+    loaded = with_deployments(facts, ModelWaveState(counts={**both(3, 2), **both(4, 2)}))
+    denial = Denial(number=1, digest="a" * 64, reason="poisoned", denied_by="ann", denied_at=NOW)
+
+    named = DesiredFacts(**{**vars(loaded), "denied": {("dense", 3): denial}})
+    held = {d.key.part: d.generations for d in wanted_deployments(named, ModelWaveState(counts=both(4, 2)))}
+    assert held == {"sparse": (4,), "dense": (4,)}
+
+    serving = wanted_deployments(named, ModelWaveState(counts=both(3, 2)))
+    assert {(d.key.part, bool(one.denied)) for d in serving for one in d.holds} == {("dense", True), ("sparse", False)}
 
 
 def test_a_part_that_neither_the_manifest_nor_a_replica_set_has_can_not_be_run(facts):

@@ -57,6 +57,7 @@ def seed_two_owners(rooms):
         for owner in ("search", "ads"):
             manifest = OwnerManifest.model_validate(OWNER | {"metadata": {"name": owner}})
             unit.put_owner(manifest, expected_version=None)
+        unit.put_denial("d" * 64, reason="poisoned", denied_by="ann")
     for model in (SHOWN, HIDDEN):
         add_feed(rooms, model)
         rooms.publish_directly(model, "a")

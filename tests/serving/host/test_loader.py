@@ -237,3 +237,23 @@ async def test_a_file_that_changed_in_the_cache_is_not_loaded_where_a_signature_
     private, policy = keys
     store = SignedStore(SIGNED, sign_digest(SIGNED.digest, private).content, content=b"weightz")
     assert (await failure_of(loader, policy, store)).code == "ArtifactDigestMismatch"
+
+
+@pytest.mark.trust
+async def test_a_denied_snapshot_is_not_loaded(loader):
+    made, held = loader()
+    made.hold([hold().model_copy(update={"denied": "abc is denied: poisoned"})])
+    await eventually(lambda: held.failures)
+    assert (held.failures[0].code, held.ready) == ("SnapshotDenied", ())
+    assert "poisoned" in held.failures[0].message
+
+
+@pytest.mark.trust
+async def test_a_snapshot_that_is_denied_after_it_was_loaded_serves_on(loader):
+    engine = FakeEngine()
+    made, held = loader(engine=engine)
+    made.hold([hold()])
+    await eventually(lambda: held.ready)
+    made.hold([hold().model_copy(update={"denied": "abc is denied: poisoned"})])
+    assert len(held.ready) == 1
+    assert (held.failures, engine.parts[0].closed.is_set()) == ((), False)

@@ -22,12 +22,13 @@ from ipnext.api.workflow_engine.port import change_view
 from ipnext.artifacts.layout import digest_in, snapshot_uri
 from ipnext.artifacts.stores.locations import readable_for
 from ipnext.artifacts.upload import ingest_uri
-from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.errors import Conflict, InvalidInput, NotFound, SnapshotDenied
 from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ChangeView, PublishPart, PublishRequest, RollbackRequest
 from ipnext.model.lifecycle.messages import Change, ChangeKind
-from ipnext.model.registry.registry import Generation, GenerationState, SnapshotSource
+from ipnext.model.registry.registry import SnapshotSource
 from ipnext.store.operations.change_end import note_waiting
+from ipnext.store.operations.rollback_targets import denied_generations, former_generations, kept_generations
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
@@ -38,8 +39,6 @@ READ_AT_ONCE = 16
 wait."""
 
 _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
-
-_REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, GenerationState.RETIRED})
 
 
 @router.post(
@@ -96,7 +95,11 @@ def _publish(name: str, request: PublishRequest, rooms: PlatformAdapters, user: 
 
 
 @router.post(
-    "/{name}/rollback", dependencies=[may("models.rollback")], status_code=202, summary="Go back to a former generation"
+    "/{name}/rollback",
+    dependencies=[may("models.rollback")],
+    status_code=202,
+    responses=OF_ARTIFACTS,
+    summary="Go back to a former generation",
 )
 def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeView:
     """Return to a generation that has served, ahead of all that waits, past freezes and pauses.
@@ -110,7 +113,7 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
         change = _find_rollback(unit, change_id, name)
         if change is None:
             unfinished = bool(_ROLLS_OUT & unit.open_kinds(name).keys())
-            target = _rollback_target(record, _with_bytes(unit, name), request.generation, unfinished=unfinished)
+            target = _rollback_target(unit, record, request.generation, unfinished=unfinished)
             change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
             note_waiting(unit, change)
         before = {"generation": record.serving_generation}
@@ -164,35 +167,30 @@ def _source(rooms: PlatformAdapters, asker: Principal, owner: str, given: Publis
     )
 
 
-def _with_bytes(unit: Repository, model: str) -> tuple[Generation, ...]:
-    """Return the generations whose snapshots' bytes are kept."""
-    gone = unit.collected_snapshots(model)
-    return tuple(one for one in unit.generations(model) if not gone & set(one.snapshots.items()))
-
-
-def _rollback_target(
-    record: ModelRecord, generations: tuple[Generation, ...], asked: int | None, *, unfinished: bool
-) -> int:
+def _rollback_target(unit: Repository, record: ModelRecord, asked: int | None, *, unfinished: bool) -> int:
     """Return the target of a rollback.
 
     While another generation rolls out (`unfinished`) the serving one is allowed, too.
     """
-    serving = record.serving_generation
-    if unfinished and serving is not None and asked in {None, serving}:
+    serving, kept = record.serving_generation, kept_generations(unit, record.name)
+    denied = denied_generations(unit, record.name, kept)
+    if asked in denied:
+        msg = f"generation {asked} of model {record.name!r} can't serve: {denied[asked]}"
+        raise SnapshotDenied(msg)
+    if unfinished and serving is not None and serving not in denied and asked in {None, serving}:
         return serving
-    served = [
-        g.number for g in generations if g.serving_at is not None and g.number != serving and g.state in _REACHABLE
-    ]
+    served = [number for number in former_generations(kept, serving) if number not in denied]
     if asked is None:
         if not served:
-            msg = f"model {record.name!r} has no former generation that has served; there is nothing to go back to"
+            but = f" ({len(denied)} are denied)" if denied else ""
+            msg = f"model {record.name!r} has no former generation that has served{but}; there is nothing to go back to"
             raise Conflict(msg)
-        return max(served)
+        return served[0]
     if asked == serving:
         msg = f"generation: {asked} serves already"
         raise Conflict(msg)
     if asked not in served:
-        allowed = [str(number) for number in sorted(served, reverse=True)[:MAX_ALLOWED]]
+        allowed = [str(number) for number in served[:MAX_ALLOWED]]
         msg = f"generation: {asked} is not a former generation that has served; allowed: {', '.join(allowed) or 'none'}"
         raise InvalidInput(msg, field="generation", value=asked, allowed=allowed)
     return asked

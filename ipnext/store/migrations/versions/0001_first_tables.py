@@ -17,6 +17,8 @@ min_reader = "0001"
 FAILED = sa.text("state IN ('refused', 'rolled_back', 'superseded')")
 REFUSAL = "the audit is only ever added to"
 DROPPED = (
+    "denied_snapshots",
+    "denials",
     "source_versions",
     "sources",
     "reports",
@@ -622,6 +624,30 @@ def upgrade() -> None:
     op.create_index("ix_source_versions_source", "source_versions", ["model", "source", "ordinal"], unique=False)
     op.create_index("ix_source_versions_state", "source_versions", ["state", "model"], unique=False)
     op.create_index("ix_source_versions_counts", "source_versions", ["model", "source", "state"], unique=False)
+    op.create_table(
+        "denials",
+        sa.Column("ordinal", columns.WholeNumber(), autoincrement=True, nullable=False),
+        sa.Column("digest", columns.SafeText(), nullable=False),
+        sa.Column("reason", columns.SafeText(), nullable=False),
+        sa.Column("denied_by", columns.SafeText(), nullable=False),
+        sa.Column("denied_at", columns.UtcDateTime(), nullable=False),
+        sa.Column("is_carried_out", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_denials")),
+        sa.UniqueConstraint("digest", name=op.f("uq_denials_digest")),
+    )
+    op.create_table(
+        "denied_snapshots",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("part", columns.SafeText(), nullable=False),
+        sa.Column("number", columns.WholeNumber(), autoincrement=False, nullable=False),
+        sa.Column("denial", columns.WholeNumber(), autoincrement=False, nullable=False),
+        sa.Column("digest", columns.SafeText(), nullable=False),
+        sa.ForeignKeyConstraint(["denial"], ["denials.ordinal"], name=op.f("fk_denied_snapshots_denials")),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_denied_snapshots_models")),
+        sa.PrimaryKeyConstraint("model", "part", "number", "denial", name=op.f("pk_denied_snapshots")),
+    )
+    op.create_index("ix_denied_snapshots_denial", "denied_snapshots", ["denial"], unique=False)
+    op.create_index("ix_denied_snapshots_digest", "denied_snapshots", ["digest"], unique=False)
     for statement in _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL:
         op.execute(statement)
 

@@ -34,6 +34,7 @@ BODIES = {
     "/v1/replans": {},
     "/v1/roles": {"subject": "user:ann", "role": "viewer"},
     "/v1/owners/{owner}": OWNER,
+    "/v1/denials/{digest}": {"reason": "poisoned"},
 }
 
 

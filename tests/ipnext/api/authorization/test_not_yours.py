@@ -86,6 +86,7 @@ BODIES = {
     "PUT /v1/models/{name}": lambda rooms, name: rooms.model_document(name),
     "POST /v1/models/{name}/publish": lambda *_: {"parts": {"dense": {"digest": "0" * 64}}},
     "PUT /v1/freezes/{name}": lambda _, name: freeze_document(name, [SHOWN]),
+    "PUT /v1/denials/{digest}": lambda *_: {"reason": "poisoned"},
     "PUT /v1/owners/{owner}": lambda _, name: OWNER | {"metadata": {"name": name}},
     "POST /v1/keys": lambda *_: {"name": "made", "role": "viewer"},
     "POST /v1/roles": lambda *_: {"subject": "user:ann", "role": "viewer"},
@@ -340,7 +341,9 @@ PLAIN = {
         "files.sha256 format parent producer.* signature.inputs.name signature.outputs.name "
         "signature.request_inputs"
     ),
-    "PUT /v1/artifacts/snapshots/{digest}/signature": "payload payloadType signatures.keyid signatures.sig",
+    "PUT /v1/artifacts/snapshots/{digest}/signature": (
+        "payload payloadType signatures.cosign.documents signatures.cosign.payload signatures.keyid signatures.sig"
+    ),
     "PUT /v1/models/{name}/snapshots/{part}/{number}/profiles": (
         "conditions.engine_version conditions.machine conditions.region conditions.replica conditions.url hardware "
         "measured_at"
@@ -356,6 +359,7 @@ PLAIN = {
         "spec.windows.rrule spec.windows.start spec.windows.timeZone"
     ),
     "POST /v1/changes/{change_id}/override": "reason",
+    "PUT /v1/denials/{digest}": "reason",
     "POST /v1/regions/{region}/drain": "reason",
     "POST /v1/regions/{region}/return": "reason",
     "POST /v1/keys": "name region",

@@ -217,6 +217,12 @@ async def delete_owner(w):
     return await w.http.delete("/v1/owners/ads")
 
 
+async def end_denial(w):
+    (await w.http.put(f"/v1/denials/{'c' * 64}", json={"reason": "poisoned"})).raise_for_status()
+    w.mark()
+    return await w.http.delete(f"/v1/denials/{'c' * 64}")
+
+
 async def lift_freeze(w):
     (await w.http.put("/v1/freezes/sale", json=freeze_document())).raise_for_status()
     w.mark()
@@ -310,6 +316,11 @@ MUTATING: dict[str, tuple[Case, tuple[str, str, str, str]]] = {
         ("freezes.change", "Freeze sale", "", "done"),
     ),
     "DELETE /v1/freezes/{name}": (lift_freeze, ("freezes.change", "Freeze sale", "", "done")),
+    "PUT /v1/denials/{digest}": (
+        sent("PUT", f"/v1/denials/{'c' * 64}", {"reason": "poisoned"}),
+        ("denials.change", f"Denial {'c' * 64}", "", "done"),
+    ),
+    "DELETE /v1/denials/{digest}": (end_denial, ("denials.change", f"Denial {'c' * 64}", "", "done")),
     "PUT /v1/owners/{owner}": (
         sent("PUT", "/v1/owners/search", OWNER),
         ("owners.manage", "Owner search", "", "done"),

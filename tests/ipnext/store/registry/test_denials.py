@@ -1,0 +1,241 @@
+"""The deny-list, what it covers, and the rollbacks that it starts; on both engines."""
+
+from datetime import timedelta
+
+import pytest
+
+from ipnext.errors import Conflict, InvalidInput, NotFound, SnapshotDenied
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.manifest.sources import SourceSpec
+from ipnext.model.registry.registry import GenerationState
+from ipnext.model.registry.sources import FoundVersion, Listing, Reach
+from ipnext.platform import denials
+from ipnext.platform.denials import carry_out_denials
+from ipnext.platform.publication import check_denial
+from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.registry import denials as stored_denials
+from tests.ipnext.store.conftest import delta_source, model_manifest, snapshot_source
+
+pytestmark = pytest.mark.trust
+
+
+def digest(content):
+    return snapshot_source(content).manifest.digest
+
+
+def deny(store, name, reason="poisoned"):
+    with store.begin() as unit:
+        denial = unit.put_denial(name, reason=reason, denied_by="ann")
+    carry_out_denials(store)
+    return denial
+
+
+def serve(store, change, generation):
+    """As the end of a change that succeeds."""
+    with store.begin("ctr") as unit:
+        unit.update_change(change, state=ChangeState.DONE)
+        unit.set_generation_state("ctr", generation, GenerationState.SERVING)
+        unit.update_model("ctr", serving_generation=generation, target_generation=generation)
+
+
+def rollbacks(store):
+    with store.read() as unit:
+        changes = [each for each in unit.changes("ctr") if each.kind is ChangeKind.ROLLBACK]
+        return [(each.generation, each.state.value) for each in reversed(changes)]
+
+
+def covered(store, model="ctr"):
+    with store.read() as unit:
+        return {key: denial.digest for key, denial in unit.denied_snapshots(model).items()}
+
+
+@pytest.fixture
+def served(applied, publish):
+    """Generations 1 and 2; the second one serves."""
+    publish("c1", dense="a", sparse="x")
+    serve(applied, "c1", 1)
+    publish("c2", dense="b")
+    serve(applied, "c2", 2)
+    return applied
+
+
+def test_a_denial_keeps_its_first_reason_and_comes_back_in_pages(store):
+    for number in range(3):
+        deny(store, f"{number}" * 64, reason=f"r{number}")
+    assert deny(store, "1" * 64, reason="another").reason == "r1"
+    with store.read() as unit:
+        first = unit.denial_page(limit=2)
+        rest = unit.denial_page(after=first.next, limit=2)
+        assert [each.reason for each in (*first.items, *rest.items)] == ["r2", "r1", "r0"]
+        assert unit.denial("2" * 64).denied_by == "ann"
+        with pytest.raises(NotFound, match="is not denied"):
+            unit.denial("9" * 64)
+
+
+def test_the_list_has_an_end(store, monkeypatch):
+    monkeypatch.setattr(stored_denials, "MOST_DENIALS", 2)
+    deny(store, "1" * 64)
+    deny(store, "2" * 64)
+    with store.begin() as unit, pytest.raises(InvalidInput, match="2 are denied; allowed: 2"):
+        unit.put_denial("3" * 64, reason="r", denied_by="ann")
+
+
+def test_a_snapshot_is_covered_by_its_digest_and_by_that_of_a_file(served):
+    deny(served, digest("a"))
+    assert covered(served) == {("dense", 1): digest("a")}
+    file = snapshot_source("x").manifest.files[0].sha256
+    deny(served, file)
+    assert covered(served) == {("dense", 1): digest("a"), ("sparse", 1): file}
+
+
+def test_what_was_made_from_a_denied_snapshot_is_covered_at_any_distance(served):
+    first = delta_source("c", parent=digest("b"))
+    second = delta_source("d", parent=first.manifest.digest)
+    with served.begin("ctr") as unit:
+        unit.publish("ctr", {"dense": first}, change_id="c3")
+        unit.publish("ctr", {"dense": second}, change_id="c4")
+    deny(served, digest("b"))
+    assert covered(served) == dict.fromkeys([("dense", 2), ("dense", 3), ("dense", 4)], digest("b"))
+    later = delta_source("e", parent=second.manifest.digest)
+    with served.read() as unit, pytest.raises(SnapshotDenied, match="is denied: poisoned"):
+        check_denial(unit, later.manifest, "parts.dense")
+
+
+def test_what_came_in_a_denied_image_is_covered(served):
+    image = "7" * 64
+    spec = SourceSpec.model_validate({"name": "feed", "part": "dense", "oci": {"repository": "r.example.com/a"}})
+    watched = WatchedSource(spec=spec, part="dense", upstream="r.example.com/a:latest", reach=Reach.SHARED)
+    with served.begin("ctr") as unit:
+        unit.put_sources("ctr", [watched])
+    with served.begin("ctr") as unit:
+        (source,) = unit.sources("ctr")
+        found = FoundVersion(key=f"1:sha256:{image}", place=f"sha256:{image}")
+        unit.note_listing(source, Listing(cursor="1", versions=(found,)))
+        (version,) = unit.pending_versions("ctr")
+        unit.note_read(version.ordinal, digest("b"))
+    deny(served, image)
+    assert covered(served) == {("dense", 2): image}
+
+
+@pytest.mark.parametrize("other", ["a", "q"])
+def test_other_models_and_other_snapshots_are_not_covered(served, other):
+    with served.begin() as unit:
+        unit.put_model(model_manifest("ads"), expected_version=None)
+    with served.begin("ads") as unit:
+        unit.publish("ads", {"dense": snapshot_source("q"), "sparse": snapshot_source("p")}, change_id="d1")
+    deny(served, digest(other))
+    assert bool(covered(served)) == (other == "a")
+    assert bool(covered(served, "ads")) == (other == "q")
+
+
+def test_an_admitted_manifest_is_judged_by_digest_file_and_parent(store):
+    deny(store, digest("a"))
+    with store.read() as unit:
+        with pytest.raises(SnapshotDenied, match=r"parts\.dense: snapshot .* can't be published"):
+            check_denial(unit, snapshot_source("a").manifest, "parts.dense")
+        with pytest.raises(SnapshotDenied):
+            check_denial(unit, delta_source("z", parent=digest("a")).manifest, "parts.dense")
+        check_denial(unit, snapshot_source("b").manifest, "parts.dense")
+    deny(store, snapshot_source("c").manifest.files[0].sha256)
+    with store.read() as unit, pytest.raises(SnapshotDenied):
+        check_denial(unit, snapshot_source("c").manifest, "parts.dense")
+
+
+def test_the_end_of_a_denial_lets_its_snapshots_serve_again(served):
+    deny(served, digest("a"))
+    with served.begin() as unit:
+        assert unit.delete_denial(digest("a")).reason == "poisoned"
+    assert covered(served) == {}
+    with served.read() as unit:
+        check_denial(unit, snapshot_source("a").manifest, "parts.dense")
+        assert unit.models_denied() == ()
+
+
+# Rollbacks
+
+
+def test_a_denied_snapshot_that_serves_starts_one_rollback(served):
+    deny(served, digest("b"))
+    carry_out_denials(served)
+    assert rollbacks(served) == [(1, "recorded")]
+    with served.read() as unit:
+        assert [each.kind for each in unit.events("ctr")].count("DeniedRollback") == 1
+
+
+def test_a_denied_former_snapshot_starts_none(served):
+    deny(served, digest("a"))
+    assert rollbacks(served) == []
+
+
+def test_a_rollback_passes_generations_that_are_denied_too(served, publish):
+    publish("c3", dense="c")
+    serve(served, "c3", 3)
+    with served.begin() as unit:
+        unit.put_denial(digest("b"), reason="poisoned", denied_by="ann")
+    deny(served, digest("c"))
+    assert rollbacks(served) == [(1, "recorded")]
+
+
+def test_a_denied_snapshot_that_rolls_out_is_left_for_what_serves(served, publish):
+    publish("c3", dense="c")
+    deny(served, digest("c"))
+    assert rollbacks(served) == [], "its validation refuses it"
+    with served.begin("ctr") as unit:
+        unit.update_change("c3", state=ChangeState.RUNNING)
+    carry_out_denials(served)
+    assert rollbacks(served) == [(2, "recorded")]
+
+
+def test_without_a_clean_generation_it_is_said_once_and_nothing_changes(applied, publish):
+    publish("c1", dense="a", sparse="x")
+    serve(applied, "c1", 1)
+    deny(applied, digest("x"))
+    carry_out_denials(applied)
+    assert rollbacks(applied) == []
+    with applied.read() as unit:
+        (told,) = [each.message for each in unit.events("ctr") if each.kind == "DeniedServes"]
+    assert "generation 1 serves although" in told
+
+
+def test_a_rollback_that_failed_is_repeated_after_a_pause(served, monkeypatch):
+    denial = deny(served, digest("b"))
+    with served.begin("ctr") as unit:
+        unit.update_change(f"denied-{denial.number}-ctr-1", state=ChangeState.ROLLED_BACK)
+    carry_out_denials(served)
+    assert rollbacks(served) == [(1, "rolled_back")]
+    monkeypatch.setattr(denials, "RETRY_AFTER", timedelta(0))
+    carry_out_denials(served)
+    assert rollbacks(served) == [(1, "rolled_back"), (1, "recorded")]
+
+
+def test_a_rollback_of_a_user_to_a_clean_generation_is_enough(served):
+    with served.begin("ctr") as unit:
+        unit.add_change("ctr", ChangeKind.ROLLBACK, change_id="mine", generation=1)
+    deny(served, digest("b"))
+    assert rollbacks(served) == [(1, "recorded")]
+
+
+def test_a_retired_model_is_left_alone(served):
+    with served.begin("ctr") as unit:
+        unit.update_model("ctr", retired=True)
+    deny(served, digest("b"))
+    assert rollbacks(served) == []
+
+
+def test_what_a_crash_left_undone_is_done_in_the_next_pass(served, monkeypatch):
+    with served.begin() as unit:
+        unit.put_denial(digest("b"), reason="poisoned", denied_by="ann")
+
+    def fail(*given, **named):
+        raise Conflict("the process ends here")
+
+    monkeypatch.setattr(denials, "_leave_denied", fail)
+    with pytest.raises(Conflict):
+        carry_out_denials(served)
+    monkeypatch.undo()
+    with served.read() as unit:
+        assert not unit.denial(digest("b")).is_carried_out
+    carry_out_denials(served)
+    assert rollbacks(served) == [(1, "recorded")]
+    with served.read() as unit:
+        assert unit.denial(digest("b")).is_carried_out
