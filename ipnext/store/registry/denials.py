@@ -96,10 +96,11 @@ class Denials(Snapshots):
         if self._get(DenialRow, denial.number) is None:
             return
         for each in snapshots:
-            found = {"model": model, "part": each.part, "number": each.number, "denial": denial.number}
-            if self._get(DeniedSnapshotRow, tuple(found.values())) is None:
+            if self._get(DeniedSnapshotRow, (model, each.part, each.number, denial.number)) is None:
+                row = DeniedSnapshotRow(model=model, part=each.part, number=each.number, digest=each.digest)
+                row.denial = denial.number
                 with self._bookkeeping():
-                    self._add(DeniedSnapshotRow(**found, digest=each.digest))
+                    self._add(row)
 
     def denied_snapshots(self, model: str) -> Mapping[tuple[str, int], Denial]:
         """Map (part, number) of a model's denied snapshots to their oldest denial."""
