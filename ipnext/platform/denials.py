@@ -5,8 +5,9 @@ Called by the API after a denial and by the reconciler, in its passes: whatever 
 
 from collections.abc import Mapping
 from datetime import timedelta
+from enum import Enum, auto
 from itertools import count, groupby
-from typing import Final
+from typing import Final, NamedTuple
 
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
@@ -24,8 +25,23 @@ _BRINGS: Final = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.ROL
 _LEAVES: Final = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE})
 
 
-def carry_out_denials(store: Store) -> tuple[str, ...]:
-    """Note the snapshots of new denials, and record the rollbacks that are due; return the models of those."""
+class Departures(NamedTuple):
+    """Models that serve, or begin to serve, a denied snapshot, by name."""
+
+    going_back: tuple[str, ...]
+    """Those whose rollback was recorded now."""
+    staying: tuple[str, ...]
+    """Those without a former generation to go back to."""
+
+
+class _Departure(Enum):
+    NONE = auto()
+    BACK = auto()
+    NOWHERE = auto()
+
+
+def carry_out_denials(store: Store) -> Departures:
+    """Note the snapshots of new denials, and record the rollbacks that are due."""
     with store.read() as unit:
         pending = unit.denials_to_carry_out()
     new: set[str] = set()
@@ -38,22 +54,23 @@ def carry_out_denials(store: Store) -> tuple[str, ...]:
             new.add(model)
     with store.read() as unit:
         models = unit.models_denied()
-    left = tuple(model for model in models if _leave_denied(store, model, is_new=model in new))
+    found = {model: _leave_denied(store, model, is_new=model in new) for model in models}
     for denial in pending:
         with store.begin() as unit:
             unit.mark_carried_out(denial)
-    return left
+    going_back = tuple(model for model, departure in found.items() if departure is _Departure.BACK)
+    return Departures(going_back, tuple(model for model in found if found[model] is _Departure.NOWHERE))
 
 
-def _leave_denied(store: Store, model: str, *, is_new: bool) -> bool:
+def _leave_denied(store: Store, model: str, *, is_new: bool) -> _Departure:
     """Record a rollback if a model serves, or begins to serve, a denied snapshot. `is_new`: of a new denial."""
     with store.read() as unit:
         if _find_denied(unit, model) is None:
-            return False
+            return _Departure.NONE
     with store.begin(model) as unit:
         found = _find_denied(unit, model)
         if found is None:
-            return False
+            return _Departure.NONE
         number, denial, is_serving = found
         record, kept = unit.model(model), kept_generations(unit, model)
         denied = denied_generations(unit, model, kept)
@@ -62,15 +79,15 @@ def _leave_denied(store: Store, model: str, *, is_new: bool) -> bool:
         if target is None:
             if is_new:
                 unit.add_event(model, "DeniedServes", _describe_lack(number, denial, is_serving=is_serving))
-            return False
+            return _Departure.NOWHERE
         change_id = _next_id(unit, model, denial)
         if change_id is None:
-            return False
+            return _Departure.NONE
         change = unit.add_change(model, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
         note_waiting(unit, change)
         text = f"from generation {number} back to {target}: {denial.text}"
         unit.add_event(model, "DeniedRollback", text)
-    return True
+    return _Departure.BACK
 
 
 def _describe_lack(number: int, denial: Denial, *, is_serving: bool) -> str:

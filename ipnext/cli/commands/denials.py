@@ -71,6 +71,10 @@ def denial_tables(view: DenialView) -> Iterable[Table | str]:
         return
     lines = ((each.model, each.part, each.number, each.digest) for each in view.snapshots)
     yield rows("\nsnapshots", ("model", "part", "snapshot", "digest"), lines)
+    if view.going_back:
+        yield f"going back to a former generation: {', '.join(view.going_back)}"
+    if view.staying:
+        yield f"serving on, without a former generation to go back to: {', '.join(view.staying)}"
 
 
 COMMANDS = (

@@ -34,3 +34,7 @@ class DenialView(WrittenValue):
     """Whether all snapshots that it covers were found, and rollbacks from them recorded."""
     snapshots: tuple[DeniedSnapshotView, ...] = ()
     """The first ones that it covers, of visible models; not in lists."""
+    going_back: tuple[Name, ...] = ()
+    """Answer of `PUT`: models that go back to a former generation now, by this denial or an earlier one."""
+    staying: tuple[Name, ...] = ()
+    """Answer of `PUT`: models that serve a denied snapshot and have no former generation to go back to."""

@@ -51,10 +51,11 @@ def deny(digest: Digest, request: DenialRequest, rooms: Rooms, user: User) -> De
         if before is None:
             unit.note_audit(object=("Denial", digest), after={"digest": digest}, reason=request.reason)
             unit.add_event(None, "Denied", f"{denial.text} (by {user})")
-    carry_out_denials(rooms.store)
+    found = carry_out_denials(rooms.store)
     rooms.outbox.wake()
     with rooms.store.read() as unit:
-        return _describe(unit, unit.denial(digest), shows_all=True)
+        view = _describe(unit, unit.denial(digest), shows_all=True)
+    return view.model_copy(update={"going_back": found.going_back, "staying": found.staying})
 
 
 @router.delete("/{digest}", dependencies=[may("denials.change")], summary="End a denial")

@@ -35,7 +35,7 @@ async def test_a_denial_of_what_serves_answers_with_its_snapshots_and_goes_back(
         applied.rooms.serve(applied.rooms.publish_directly("ranker", salt))
     file = snapshot(applied, 2).manifest.files[0].sha256
     shown = await deny(applied, file)
-    assert shown["isCarriedOut"]
+    assert (shown["isCarriedOut"], shown["goingBack"], shown["staying"]) == (True, ["ranker"], [])
     assert ("ranker", "dense", 2) in [(s["model"], s["part"], s["number"]) for s in shown["snapshots"]]
     with applied.rooms.store.read() as unit:
         back = [each.generation for each in unit.changes("ranker") if each.kind is ChangeKind.ROLLBACK]
