@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.trust
+
 
 def loaded(name):
     """A module of this folder; it is no package, since atheris imports its modules by themselves."""

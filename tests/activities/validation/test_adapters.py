@@ -20,6 +20,8 @@ from ipnext.model.registry.adapter import engine_name
 from ipnext.model.registry.registry import GenerationState
 from tests.genai.support.checkpoints import adapter_tensors, stored, write_adapter, write_llama
 
+pytestmark = pytest.mark.trust
+
 LLM = {"name": "llm", "engine": "vllm", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
 STYLE = {"name": "style", "engine": "vllm", "adapterOf": "llm"}
 SLOT = ("llm", "us-east", "cpu")

@@ -18,6 +18,8 @@ from ipnext.model.registry.registry import SnapshotSource
 from tests.activities.validation.chat_templates import CHATML
 from tests.genai.support.checkpoints import llama_tensors, stored, write_llama
 
+pytestmark = pytest.mark.trust
+
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
 
 

@@ -17,6 +17,8 @@ from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
 from ipnext.model.registry.registry import ArtifactFile, Snapshot, SnapshotManifest
 
+pytestmark = pytest.mark.trust
+
 TOLD = ChangedTensor(rows=2, before="0" * 32, after="1" * 32)
 GOOD = {"rows:weight": np.array([0, 3]), "values:weight": np.ones((2, 8), np.float32)}
 

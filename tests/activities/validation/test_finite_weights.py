@@ -14,6 +14,8 @@ from ipnext.artifacts.checkpoints.reader import layer_numbers
 from ipnext.artifacts.checkpoints.tensor_headers import ITEM_BYTES, LARGEST_HEADER_BYTES, MalformedTensors, read_places
 from ipnext.model.lifecycle.status import Reason
 
+pytestmark = pytest.mark.trust
+
 
 def raw(dtype: str, content: bytes, *, name: str = "w") -> bytes:
     """A safetensors file with one tensor, written by hand: numpy lacks some of the dtypes."""

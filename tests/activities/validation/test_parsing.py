@@ -18,6 +18,8 @@ from ipnext.artifacts.programs.reader import LARGEST_PROGRAM_BYTES
 from ipnext.errors import Unavailable
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.trust
+
 LARGE = SMALL_BYTES + 1
 
 

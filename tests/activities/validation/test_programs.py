@@ -9,6 +9,8 @@ from activities.validation.activities import BUILT_IN, run_validators
 from activities.validation.programs import check_programs
 from ipnext.model.lifecycle.status import Reason
 
+pytestmark = pytest.mark.trust
+
 
 def node(target: str) -> dict:
     return {"target": target, "inputs": [], "outputs": [], "metadata": {}, "name": "evil"}

@@ -11,6 +11,8 @@ from activities.validation.validator import Candidate
 from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.model.lifecycle.status import Reason
 
+pytestmark = pytest.mark.trust
+
 
 @pytest.fixture
 def keys(tmp_path):

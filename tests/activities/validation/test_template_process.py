@@ -26,6 +26,8 @@ from tests.processes import gone
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.trust
+
 starts_processes = pytest.mark.usefixtures("subprocesses")
 
 PLACES = ("chat_template.jinja", "tokenizer_config.json: chat_template 'rag'")

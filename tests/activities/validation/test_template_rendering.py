@@ -14,6 +14,8 @@ from activities.validation.template_rendering import (
 )
 from tests.activities.validation.chat_templates import ALTERNATING, CHATML, HEADERS, KNOWN, TOOLS
 
+pytestmark = pytest.mark.trust
+
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 

@@ -12,6 +12,8 @@ from ipnext.errors import Unavailable
 from serving.confinement.landlock import Confinement
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.trust
+
 
 class Process:
     """Stands for the process: tells what was rendered, and finds these faults by text."""

@@ -15,6 +15,8 @@ from ipnext.model.registry.delta import DeltaDocument
 from ipnext.model.registry.registry import SnapshotManifest
 from tests.genai.support.checkpoints import write_adapter
 
+pytestmark = pytest.mark.trust
+
 MANY = 60_000
 BY_NAME = {str(number): "" for number in range(MANY)}
 

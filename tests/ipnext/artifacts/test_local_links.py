@@ -11,6 +11,8 @@ from ipnext.artifacts.local_links import open_directory
 from ipnext.errors import InvalidInput, PathNotAllowed
 from tests.genai.support.checkpoints import write_llama
 
+pytestmark = pytest.mark.trust
+
 LEAVES = r"links lead out of it: 'notes.txt' to '.*/home'; allowed: links within .*`cp -RL .*hf NEW_DIRECTORY`"
 
 

@@ -8,6 +8,8 @@ from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import InvalidInput
 from workflows import worker
 
+pytestmark = pytest.mark.trust
+
 
 @pytest.fixture
 def keys(tmp_path):

@@ -15,6 +15,8 @@ from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
 from ipnext.model.registry.registry import SIGNATURE_FILE
 from ipnext.model.registry.signing import SignerPolicy
 
+pytestmark = pytest.mark.trust
+
 DIGEST, OTHER = "a" * 64, "b" * 64
 
 

@@ -12,6 +12,8 @@ from ipnext.artifacts.upload import ingest_directory, ingest_uri
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, PathNotAllowed, Unavailable
 from ipnext.model.registry.registry import SNAPSHOT_FILE
 
+pytestmark = pytest.mark.trust
+
 FILES = {"weights": b"w" * 1000, "program/graph": b"{}"}
 
 

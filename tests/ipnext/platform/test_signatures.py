@@ -18,6 +18,8 @@ from ipnext.model.registry.signing import MOST_KEPT, SignatureEnvelope, SignerPo
 from ipnext.platform import signatures
 from ipnext.store.repository import Repository
 
+pytestmark = pytest.mark.trust
+
 B64 = base64.b64encode(bytes(64)).decode()
 
 

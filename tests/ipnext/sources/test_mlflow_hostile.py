@@ -18,6 +18,8 @@ from ipnext.sources.mlflow_server import Limits
 from ipnext.sources.port import StreamRequest
 from tests.mlflow_servers import Unread
 
+pytestmark = pytest.mark.trust
+
 URI = "https://mlflow.example/registry"
 SECRET = "Bearer not-for-others"
 ACCESS = ReadAccess(urls=(URI,), credentials={URI: SECRET})

@@ -34,6 +34,8 @@ from ipnext.sources.oci_registry import Connections, Repository, parse_repositor
 from tests.ipnext.conftest import snapshot_manifest
 from tests.ipnext.sources.fake_registry import BASE, HOST, NAME, Chunks, FakeRegistry, digest_of, image, layer
 
+pytestmark = pytest.mark.trust
+
 BASIC, SECRET = "Basic dXNlcjpzM2NyZXQ=", "dXNlcjpzM2NyZXQ="
 FILES = {"snapshot.json": b"{}", "weights": b"0123456789" * 1000}
 WEIGHTS = digest_of(FILES["weights"])

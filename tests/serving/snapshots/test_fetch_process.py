@@ -17,6 +17,8 @@ from tests.processes import runs
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.trust
+
 
 @pytest.fixture
 def fetching(published, subprocesses):

@@ -13,6 +13,8 @@ from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.errors import InvalidInput
 from tests.genai.support.checkpoints import adapter_tensors, llama_tensors, write_adapter, write_bert, write_llama
 
+pytestmark = pytest.mark.trust
+
 MLP = "model.layers.1.mlp.up_proj"
 
 

@@ -16,6 +16,8 @@ from ipnext.model.settings.engine import VllmSettings
 from ipnext.model.value import canonical_json, digest_of
 from tests.genai.support.checkpoints import llama_tensors, write_adapter, write_bert, write_llama
 
+pytestmark = pytest.mark.trust
+
 
 def test_a_checkpoint_becomes_a_snapshot_that_a_store_takes(tmp_path):
     imported = import_checkpoint(write_llama(tmp_path / "hf"), tmp_path / "out")

@@ -11,6 +11,8 @@ from ipnext.artifacts.checkpoints.tokenizer_files import LARGEST_TEMPLATE_BYTES,
 from ipnext.errors import InvalidInput
 from tests.genai.support.checkpoints import write_adapter, write_llama
 
+pytestmark = pytest.mark.trust
+
 MIB = 1 << 20
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from ipnext.artifacts.programs.forms import UnsafeProgram, format_value, refuse
 
+pytestmark = pytest.mark.trust
+
 
 def nested(levels):
     found = []

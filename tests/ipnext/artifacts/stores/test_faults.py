@@ -23,7 +23,7 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
 from tests.waiting import PATIENCE_SECONDS, until
 
-pytestmark = pytest.mark.usefixtures("subprocesses")
+pytestmark = [pytest.mark.usefixtures("subprocesses"), pytest.mark.trust]
 
 CONTENT = hashlib.sha256(b"content").digest() * 100_000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -19,6 +19,8 @@ from ipnext.model.registry.registry import SEEN_FILE, SIGNATURE_FILE, SNAPSHOT_F
 from ipnext.names import LIBRARY_FILE
 from tests.waiting import PATIENCE_SECONDS
 
+pytestmark = pytest.mark.trust
+
 FILES = {"weights.safetensors": bytes(range(256)) * 64, "program/graph.json": b'{"nodes": []}', "empty": b""}
 
 

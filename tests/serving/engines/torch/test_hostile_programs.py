@@ -19,6 +19,8 @@ from serving.engines.torch.engine import TorchEngine
 from tests.serving import hostile
 from tests.serving.hostile import SIZE, edit, export_copying
 
+pytestmark = pytest.mark.trust
+
 SECRET = b"aws_secret_access_key=0123456789"
 PROOF = "open({path!r}, 'w').close()"
 

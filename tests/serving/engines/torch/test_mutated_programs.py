@@ -23,6 +23,8 @@ from serving.engines.torch.program import read_program
 from serving.export import export_model
 from tests.serving.hostile import PROGRAM, renames, rewrite
 
+pytestmark = pytest.mark.trust
+
 MODULE = "ipnext_hostile_module"
 """It does not exist; a hostile value asks for it."""
 _CONTEXT = json.dumps({"__enum__": True, "fqn": f"{MODULE}:E", "name": "x"})

@@ -10,6 +10,8 @@ from torch._export.serde.serialize import _SYM_OPS  # what torch's reader takes 
 from ipnext.artifacts.programs.operators import ALLOWED, ATEN, SIZES
 from ipnext.artifacts.programs.schema import STRINGS, TYPED
 
+pytestmark = pytest.mark.trust
+
 OPAQUE = ("Generator", "Storage", "Stream", "QScheme", "__torch__", "Dimname", "Any", "Layout[]")
 NO_TENSORS = {"_assert_scalar.default", "_assert_tensor_metadata.default"}
 NO_TENSORS |= {"sym_constrain_range.default", "sym_constrain_range_for_size.default"}

@@ -20,6 +20,8 @@ from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.value import canonical_json, digest_of
 from ipnext.store.tables.registry import ArtifactRow
 
+pytestmark = pytest.mark.trust
+
 
 async def test_only_missing_blobs_are_named(world):
     await world.upload(b"one")
