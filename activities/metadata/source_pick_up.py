@@ -5,7 +5,7 @@ by the newest one. A delta is published after its parent. A crash at any point r
 from the versions, and a version has one end.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,8 +59,6 @@ LACKS_SECONDS: Final = 15.0
 """The same, of a model that lacks another part."""
 MISSED_ATTEMPTS: Final = 10
 """Attempts, within an hour, at a version whose files or signature lack or differ. Then it is refused."""
-CHANGES_LOOKED_AT: Final = 20
-"""Newest changes of a model among which one may wait."""
 _LATER: Final = (ArtifactMissing, ArtifactDigestMismatch, SignatureInvalid)
 """A copy may be under way, and a signature may follow what it signs."""
 _WAITING: Final = frozenset({ChangeState.RECORDED, ChangeState.QUEUED})
@@ -148,7 +146,7 @@ class SourcePickUpActivities:
         """Return the newest version that can be read; of a chain of deltas the oldest one whose parent is known.
 
         None if the newest one is to be tried again later: an older one in its place would only be superseded. One whose
-        files or signature lack or differ lets older ones pass: it may stay so.
+        files, signature or parent lack or differ lets older ones pass: it may stay so.
         """
         chain: list[_Read] = []
         wanted: str | None = None
@@ -170,8 +168,9 @@ class SourcePickUpActivities:
             if wanted is None:
                 return chain[-1]
         for read in chain:
-            self._end(read.version, VersionState.REFUSED, _no_parent(read.content))
-        return None
+            self._note_failure(read.version, ArtifactMissing(_no_parent(read.content)))
+        lost = {read.version.ordinal for read in chain}
+        return self._read_part(rules, [each for each in versions if each.ordinal not in lost]) if lost else None
 
     def _read(self, rules: _Rules, version: VersionRecord) -> SnapshotSource:
         """Return a version's content in the artifact store; it is read from its source once."""
@@ -285,6 +284,7 @@ class SourcePickUpActivities:
         """Record the publish and the end of its versions, and of the older ones that they supersede."""
         contents = {part: read.content for part, read in found.items()}
         self._publisher.check_there(contents)
+        deltas = self._find_deltas(model, {content.manifest.digest for content in contents.values()})
         with self._store.begin(model) as unit:
             pending = unit.pending_versions(model)
             chosen = {read.version.ordinal for read in found.values()}
@@ -300,12 +300,24 @@ class SourcePickUpActivities:
             change = self._publisher.record(unit, model, owner, contents, change_id=change_id)
             for read in found.values():
                 unit.end_version(read.version.ordinal, VersionState.PUBLISHED, change_id=change.id)
-                unit.supersede_versions(read.version)
+                unit.supersede_versions(read.version, but=deltas)
             unit.note_pick_up([read.version for read in found.values()])
             published = {read.version.source: read.version.version.key for read in found.values()}
             named = ", ".join(f"{key} of {source}" for source, key in sorted(published.items()))
             unit.add_event(model, "PickedUp", f"generation {change.generation}: version {named}")
         return change, published, _Later("", WAITS_SECONDS)
+
+    def _find_deltas(self, model: str, parents: Collection[str]) -> tuple[int, ...]:
+        """Return pending versions that were read before their parent came: they are published after it."""
+        with self._store.read() as unit:
+            read = [each for each in unit.pending_versions(model) if each.digest is not None]
+        found = []
+        for version in read:
+            with suppress(ArtifactMissing):
+                manifest = self._artifacts.manifest(snapshot_uri(self._artifacts.uri, version.digest or ""))
+                if manifest.is_delta and manifest.parent in parents:
+                    found.append(version.ordinal)
+        return tuple(found)
 
     def _note_duplicates(self, model: str, found: Mapping[str, _Read], error: DuplicateSnapshot) -> None:
         """End versions whose bytes the model's newest snapshots have, with the older ones: they are newest no more."""
@@ -317,9 +329,10 @@ class SourcePickUpActivities:
 
 
 def _find_waiting(unit: Repository, model: str) -> Change | None:
-    """Return the publish of a model that waits for its turn."""
-    changes = unit.changes(model, limit=CHANGES_LOOKED_AT)
-    return next((each for each in changes if each.kind is ChangeKind.PUBLISH and each.state in _WAITING), None)
+    """Return the publish of a model that waits for its turn: it is newer than one that runs."""
+    newest = unit.open_kinds(model).get(ChangeKind.PUBLISH)
+    change = None if newest is None else unit.change(newest)
+    return change if change is not None and change.state in _WAITING else None
 
 
 def _find_lacking(unit: Repository, model: str, contents: Mapping[str, SnapshotSource]) -> list[str]:

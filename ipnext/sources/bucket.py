@@ -21,7 +21,7 @@ from ipnext.model.registry.registry import SNAPSHOT_FILE
 from ipnext.model.registry.sources import FoundVersion, Listing, Reach
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.port import StreamRequest
-from ipnext.sources.training_record import TrainingRecord, read_training_record
+from ipnext.sources.training_record import TRAINING_FILE, TrainingRecord, read_training_record
 
 MOST_OBJECTS: Final = 1_000_000
 KEPT_RECORDS: Final = 20_000
@@ -29,11 +29,15 @@ LONGEST_NAME: Final = 400
 
 
 class _Manifest(NamedTuple):
-    """A `snapshot.json` in the bucket: when it was written, the snapshot's name, and the object's tag."""
+    """A `snapshot.json` in the bucket: when it was written, the snapshot's name, and the object's tag.
+
+    `record` is the tag of the training record next to it; empty without one.
+    """
 
     written: datetime
     name: str
     tag: str
+    record: str = ""
 
 
 class WatchedPrefix:
@@ -48,7 +52,7 @@ class WatchedPrefix:
         A bucket keeps whole seconds: those of one second are in the order of their names, numbers in them by value.
         """
         found = sorted(self._manifests(), key=lambda each: (each.written, _natural(each.name)))
-        mark = hashlib.sha256("\n".join(f"{each.name}@{each.tag}" for each in found).encode()).hexdigest()
+        mark = hashlib.sha256("\n".join(f"{each.name}@{each.tag}/{each.record}" for each in found).encode()).hexdigest()
         if mark == cursor:
             return Listing(cursor=cursor)
         return Listing(cursor=mark, versions=tuple(map(self._version, found)))
@@ -58,16 +62,20 @@ class WatchedPrefix:
         return _source(self._bucket, self._prefix, self._endpoint, version.place)
 
     def _manifests(self) -> list[_Manifest]:
-        found = []
+        found, records = [], dict[str, str]()
         below = f"{self._prefix}/" if self._prefix else ""
         for number, item in enumerate(list_objects(self._bucket, below, self._endpoint)):
             if number >= MOST_OBJECTS:
                 msg = f"s3://{self._bucket}/{below} has more than {MOST_OBJECTS} objects; move older ones away"
                 raise Unavailable(msg)
             name, slash, file = item.key.removeprefix(below).partition("/")
-            if slash and file == SNAPSHOT_FILE and 0 < len(name) <= LONGEST_NAME and not name.startswith("."):
+            if not slash or not 0 < len(name) <= LONGEST_NAME or name.startswith("."):
+                continue
+            if file == SNAPSHOT_FILE:
                 found.append(_Manifest(item.written, name, item.tag))
-        return found
+            elif file == TRAINING_FILE:
+                records[name] = item.tag
+        return [each._replace(record=records.get(each.name, "")) for each in found]
 
     def _version(self, manifest: _Manifest) -> FoundVersion:
         record = _read_record(self._bucket, self._prefix, self._endpoint, manifest)

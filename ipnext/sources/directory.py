@@ -22,7 +22,7 @@ from ipnext.model.registry.registry import SNAPSHOT_FILE
 from ipnext.model.registry.sources import FoundVersion, Listing
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.port import StreamRequest
-from ipnext.sources.training_record import TrainingRecord, read_training_record
+from ipnext.sources.training_record import TRAINING_FILE, TrainingRecord, read_training_record
 
 MOST_ENTRIES: Final = 100_000
 KEPT_DIGESTS: Final = 20_000
@@ -39,6 +39,8 @@ class _Entry(NamedTuple):
     inode: int
     size: int
     written: int
+    record: tuple[int, int]
+    """Time and size of its training record; zeros without one."""
 
     @property
     def sign(self) -> str:
@@ -144,7 +146,16 @@ def _entry_of(entry: "os.DirEntry[str]") -> _Entry | None:
     if not (stat.S_ISDIR(directory.st_mode) and stat.S_ISREG(manifest.st_mode)):
         return None
     arrived = max(directory.st_ctime_ns, manifest.st_ctime_ns)
-    return _Entry(arrived, entry.name, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns)
+    record = _sign_of_record(Path(entry.path))
+    return _Entry(arrived, entry.name, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns, record)
+
+
+def _sign_of_record(directory: Path) -> tuple[int, int]:
+    try:
+        found = (directory / TRAINING_FILE).stat()
+    except OSError:
+        return 0, 0
+    return found.st_ctime_ns, found.st_size
 
 
 class DirectoryKind:

@@ -310,14 +310,17 @@ class Sources(Models):
         given = {"state": state.value, "message": message[:LONGEST_MESSAGE], "change_id": change_id}
         self._update_version(ordinal, **given, ended_at=self._now(), due_at=None)
 
-    def supersede_versions(self, newer: VersionRecord) -> None:
-        """End the versions of a part that were found before one of it, held ones too: they are newest no more."""
+    def supersede_versions(self, newer: VersionRecord, *, but: Collection[int] = ()) -> None:
+        """End the versions of a part that were found before one of it, held ones too: they are newest no more.
+
+        `but` are ordinals of those that stay: deltas of it.
+        """
         self._writing(newer.model)
         of = SourceVersionRow
         older = (col(of.model) == newer.model, col(of.part) == newer.part, col(of.ordinal) < newer.ordinal)
         self._session.execute(
             update(of)
-            .where(*older, col(of.state).in_(_OPEN))
+            .where(*older, col(of.state).in_(_OPEN), col(of.ordinal).not_in(but))
             .values(
                 state=VersionState.SUPERSEDED.value,
                 message=f"version {newer.version.key} is newer",

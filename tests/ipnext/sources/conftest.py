@@ -39,6 +39,9 @@ class Watched(Protocol):
     def break_manifest(self, name: str) -> None:
         """Write something else in a manifest's place."""
 
+    def put_record(self, name: str, training: Mapping[str, Any]) -> None:
+        """Write the training record of a snapshot that is there, over the one before it."""
+
 
 class WatchedDirectory:
     """A directory."""
@@ -60,6 +63,9 @@ class WatchedDirectory:
         manifest = write_snapshot(self.incoming / name, content)
         (self.incoming / name / "snapshot.json").unlink()
         return lambda: (self.incoming / name / "snapshot.json").write_text(manifest.model_dump_json()) and None
+
+    def put_record(self, name: str, training: Mapping[str, Any]) -> None:
+        (self.incoming / name / "training.json").write_text(json.dumps(training))
 
     def break_manifest(self, name: str) -> None:
         (self.incoming / name).mkdir(exist_ok=True)
@@ -88,6 +94,9 @@ class WatchedPrefix:
         manifest = write_snapshot(self._place / name, content)
         self._write(f"{name}/file-0.txt", content)
         return lambda: self._write(f"{name}/snapshot.json", manifest.model_dump_json().encode())
+
+    def put_record(self, name: str, training: Mapping[str, Any]) -> None:
+        self._write(f"{name}/training.json", json.dumps(training).encode())
 
     def break_manifest(self, name: str) -> None:
         self._write(f"{name}/snapshot.json", b"{")

@@ -75,6 +75,22 @@ def test_a_training_record_gives_tags_metrics_lineage_and_the_time_of_the_traini
     assert (found.tags, found.metrics, found.lineage) == ({"stage": "prod"}, {"auc": 0.7}, {"run": "r1"})
 
 
+def test_a_training_record_that_is_written_later_or_anew_is_listed_with_the_same_key(watched):
+    watched.put("a", b"1")
+    first = watched.source.list_since("")
+    keys, metrics = {first.versions[0].key}, []
+    cursor = first.cursor
+    for auc in (0.61, 0.72):
+        watched.put_record("a", {"metrics": {"auc": auc}})
+        listing = watched.source.list_since(cursor)
+        (version,) = listing.versions
+        keys.add(version.key)
+        metrics.append(version.metrics["auc"])
+        cursor = listing.cursor
+    assert (len(keys), metrics) == (1, [0.61, 0.72])
+    assert watched.source.list_since(cursor).versions == ()
+
+
 @pytest.mark.parametrize("training", [{"metrics": {"auc": "high"}}, {"unknown": 1}, {"tags": {"a": "b" * 6000}}, []])
 def test_a_bad_training_record_counts_as_none_and_hides_no_other_version(watched, training):
     watched.put("a", b"1", training)
