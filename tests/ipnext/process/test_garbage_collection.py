@@ -40,9 +40,9 @@ def test_imports_among_others_leave_the_rest_to_them():
     with collect_after_imports():
         before = gc.get_freeze_count()
         with collect_after_imports():
-            made = [[]]
+            made = [[] for _ in range(10_000)]
         assert not gc.isenabled()
-        assert gc.get_freeze_count() == before, made
+        assert gc.get_freeze_count() < before + len(made)
     assert gc.isenabled()
 
 
