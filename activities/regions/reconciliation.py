@@ -99,13 +99,13 @@ class ReconciliationActivities:
         generation.
         """
         del nothing
-        carry_out_denials(self._store)
+        calls, recorded = SingleCalls(), list[str]()
+        calls.run("denials", partial(carry_out_denials, self._store))
         with self._store.read() as repository:
             drifted = self._returned.find_drifted(repository, self._infrastructure.regions(), beat)
             lost = DrainedFleet.of(repository.drains()).lost
             astray = sorted({*repository.models_astray(but=lost), *repository.models_unrepaired(), *drifted})
             unserved = repository.models_unserved()
-        calls, recorded = SingleCalls(), list[str]()
         for model in astray:
             beat(f"{model} drifted")
             calls.run(model, partial(self._repair, model, recorded))
