@@ -1,10 +1,13 @@
 """Headers of safetensors files: their tensors with form and position. No weights are read, no library is needed.
 
+As the format asks, each byte of the data belongs to one tensor: nothing else, such as an archive, is behind or between.
+
 The format: eight bytes with the header's length (little-endian), a JSON header that gives each tensor's dtype, shape
 and position, then the tensors' bytes.
 """
 
 import math
+import re
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -28,6 +31,7 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
 """Safetensors dtype -> bytes of one number. For other dtypes the size is not checked."""
 
 
+_DTYPE: Final = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 MOST_DIMENSIONS: Final = 64
 LARGEST_NUMBER: Final = 2**63 - 1
 """Of sizes and offsets: products of longer ones take minutes."""
@@ -127,7 +131,8 @@ def _parse_header(content: bytes) -> Mapping[str, Any]:
 
 
 def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlace]:
-    """Return the tensors by position; they must not overlap or leave the file."""
+    """Return the tensors by position; they must cover the data without gaps, and not overlap or leave the file."""
+    _check_metadata(header.get("__metadata__", {}))
     found = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
     by_place = sorted(found.items(), key=lambda item: (*item[1][:2], item[0]))
     last = 0
@@ -135,20 +140,40 @@ def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlac
         if place.begin < last or place.end < place.begin or place.end > data_bytes:
             msg = f"tensor {name!r} lies outside the file or over another one"
             raise MalformedTensors(msg)
+        if place.begin > last:
+            msg = f"{place.begin - last} bytes before tensor {name!r} belong to no tensor"
+            raise MalformedTensors(msg)
         last = place.end
+    if last < data_bytes:
+        msg = f"{data_bytes - last} bytes behind the last tensor belong to no tensor"
+        raise MalformedTensors(msg)
     return dict(by_place)
+
+
+def _check_metadata(found: Any) -> None:
+    texts = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    if not texts:
+        msg = "its __metadata__ is no object of texts"
+        raise MalformedTensors(msg)
 
 
 def _place(name: str, entry: Any) -> TensorPlace:
     try:
         begin, end = map(_whole, entry["data_offsets"])
-        return TensorPlace(begin, end, sys.intern(str(entry["dtype"])), _shape(entry["shape"]))
+        return TensorPlace(begin, end, sys.intern(_dtype(entry["dtype"])), _shape(entry["shape"]))
     except (KeyError, TypeError, ValueError) as error:
         msg = (
             f"tensor {name!r} has no dtype, shape and offsets: whole numbers below 2^63, "
             f"at most {MOST_DIMENSIONS} dimensions"
         )
         raise MalformedTensors(msg) from error
+
+
+def _dtype(name: Any) -> str:
+    if not isinstance(name, str) or _DTYPE.fullmatch(name) is None:
+        msg = "no name of a dtype"
+        raise ValueError(msg)
+    return name
 
 
 def _whole(number: Any) -> int:
