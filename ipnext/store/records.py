@@ -22,6 +22,7 @@ from ipnext.model.planning.plan import (
     Unmet,
 )
 from ipnext.model.planning.transition import Transition, TransitionState
+from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.sources import FoundVersion, Reach, VersionState
 from ipnext.model.value import Value
 
@@ -335,6 +336,17 @@ class Event(Value):
     message: str
     run_id: str | None = None
     detail: Mapping[str, Any] | None = None
+
+
+class GenerationEnd(Value):
+    """How a generation ended, or how far it is."""
+
+    number: int
+    state: GenerationState
+    reason: str | None = None
+    message: str | None = None
+    served: bool = False
+    """Whether it serves, or has served."""
 
 
 class SourceRecord(Value):

@@ -84,6 +84,10 @@ class UnitOfWork:
             self._objects = Session(self._connection, join_transaction_mode="rollback_only")
         return self._objects
 
+    def now(self) -> datetime:
+        """Return the time for rows of this unit."""
+        return self._now()
+
     def connection(self) -> Connection:
         """Return the connection of this unit's transaction, for the store's own modules."""
         return self._connection

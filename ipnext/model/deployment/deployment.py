@@ -275,6 +275,11 @@ class RouteTable(Value):
     counts on its region."""
 
     @property
+    def answering(self) -> frozenset[int]:
+        """The generations that answer the region's users."""
+        return frozenset(share.generation for share in self.shares if share.fraction > 0)
+
+    @property
     def refuses(self) -> bool:
         """Whether the table has no shares and lists no generation: it only states the reason."""
         return not self.shares and not self.served

@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ipnext.model.fleet import HardwareOption, check_kinds_differ
+from ipnext.model.manifest.freshness import FreshnessSpec
 from ipnext.model.registry.mixed_graph import Role
 from ipnext.model.registry.profile import LatencyTarget
 from ipnext.model.settings.engine import torch_settings, vllm_settings
@@ -31,6 +32,8 @@ class PartSpec(WrittenValue):
     memory_bytes: int | None = Field(default=None, gt=0, le=MOST_BYTES)
     latency_target: LatencyTarget | None = None
     """At which a measured replica's throughput is taken; without it, the most that was measured."""
+    freshness: FreshnessSpec | None = None
+    """How old its serving snapshots may be. It is judged, and changes nothing that serves."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """Engine settings, such as {"maxModelLen": 4096} for vLLM or {"threads": 2} for torch."""
 
@@ -73,13 +76,14 @@ class PartSpec(WrittenValue):
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out absent fields, so that the document of an older manifest stays the same."""
         plain: dict[str, Any] = serialize(self)
+        nothing = set() if self.latency_target else {"latency_target", "latencyTarget"}
+        nothing |= set() if self.freshness else {"freshness"}
         if self.adapter_of is not None:
-            return {key: value for key, value in plain.items() if key in _OF_ADAPTERS}
-        nothing = {"adapter_of", "adapterOf"} | (set() if self.latency_target else {"latency_target", "latencyTarget"})
-        return {key: value for key, value in plain.items() if key not in nothing}
+            return {key: value for key, value in plain.items() if key in _OF_ADAPTERS and key not in nothing}
+        return {key: value for key, value in plain.items() if key not in nothing | {"adapter_of", "adapterOf"}}
 
 
-_OF_ADAPTERS: Final = ("name", "engine", "adapter_of", "adapterOf")
+_OF_ADAPTERS: Final = ("name", "engine", "adapter_of", "adapterOf", "freshness")
 """Fields that an adapter has."""
 
 
@@ -97,6 +101,6 @@ def _check_adapter(part: PartSpec) -> None:
         field = PartSpec.model_fields[more[0]].alias or more[0]
         msg = (
             f"{field}: {part.name!r} is an adapter and runs in the processes of {part.adapter_of!r}; allowed: "
-            "name, engine, adapterOf"
+            "name, engine, adapterOf, freshness"
         )
         raise ValueError(msg)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ipnext.model.manifest.durations import parse_duration
 from ipnext.model.registry.sources import FoundVersion
 from ipnext.model.value import LARGEST_FIGURE, EngineName, Name, WrittenValue
 
@@ -21,8 +22,6 @@ LONGEST_TEXT: Final = 1024
 SHORTEST: Final = timedelta(seconds=1)
 LONGEST: Final = timedelta(days=30)
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _REPOSITORY: Final = re.compile(
     r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?|\[[0-9a-fA-F:]+\](?::[0-9]{1,5})?)"
     r"/(?P<name>[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*)"
@@ -32,15 +31,6 @@ _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _TOKEN: Final = re.compile(r"[^\x00-\x1f\x7f]+")
 
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
-
-
-def parse_duration(text: str) -> timedelta:
-    """Return a duration such as `90s`, `15m`, `2h` or `1d`. Raises ValueError."""
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        msg = f"{text!r} is not a duration; allowed: a whole number and s, m, h or d, such as 90s, 15m or 2h"
-        raise ValueError(msg)
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
 
 def _interval(text: str) -> str:

@@ -164,6 +164,8 @@ class SnapshotSource(Value):
 
     manifest: SnapshotManifest
     uri: str
+    trained_at: datetime | None = None
+    """When its training ended; None if that is not known."""
 
 
 class Snapshot(Value):
@@ -176,6 +178,9 @@ class Snapshot(Value):
     uri: str
     manifest: SnapshotManifest
     created_at: datetime
+    """When it was published."""
+    trained_at: datetime | None = None
+    """When its training ended; None if that is not known."""
 
 
 class GraphNode(Value):

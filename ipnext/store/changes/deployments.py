@@ -12,10 +12,11 @@ from sqlmodel import col, delete, func, select, tuple_
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.wire import decode_frozen
+from ipnext.store.registry.servings import Servings
 from ipnext.store.tables.changes import DeploymentRow, RouteRow, RouteShareRow
 from ipnext.store.tables.registry import ModelRow
 from ipnext.store.tables.row import METADATA
-from ipnext.store.unit_of_work import UnitOfWork, batches, document
+from ipnext.store.unit_of_work import batches, document
 
 DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
 ROUTES = METADATA.tables[RouteRow.__tablename__]
@@ -37,7 +38,7 @@ _NEW_SHARES = insert(SHARES)
 _ROUTES_OF = _ROUTES.where(ROUTES.c.model == bindparam("model"))
 
 
-class Deployments(UnitOfWork):
+class Deployments(Servings):
     """The desired state: written before it is sent to the infrastructure, so that it can be sent again."""
 
     def put_deployment(self, deployment: Deployment) -> Deployment:
@@ -113,6 +114,8 @@ class Deployments(UnitOfWork):
             self._write(_NO_SHARES, **of)
             if shares := _share_rows(table):
                 self._connection.execute(_NEW_SHARES, shares)
+        if table.answering != (frozenset() if stored is None else stored.answering):
+            self._note_routes([table])
         return table
 
     def put_routes(self, tables: Collection[RouteTable]) -> None:
@@ -130,6 +133,7 @@ class Deployments(UnitOfWork):
             if table.revision > revisions.get((table.model, table.region), -1)
             or _is_later(table, self.route(table.model, table.region))
         ]
+        answered = self._answering_generations({(table.model, table.region) for table in new})
         connection = self._connection
         for some in batches({(table.model, table.region) for table in new}):
             for row in (RouteShareRow, RouteRow):
@@ -140,6 +144,17 @@ class Deployments(UnitOfWork):
         if shares:
             connection.execute(insert(RouteShareRow), shares)
         self._forget_read()
+        self._note_routes([each for each in new if each.answering != answered.get((each.model, each.region), set())])
+
+    def _answering_generations(self, places: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], set[int]]:
+        """Map (model, region) to the generations that answer the region's users by the stored table."""
+        found: dict[tuple[str, str], set[int]] = {}
+        of = RouteShareRow
+        for some in batches(places):
+            query = select(of.model, of.region, of.generation).where(tuple_(col(of.model), col(of.region)).in_(some))
+            for model, region, generation in self._session.exec(query.where(of.fraction > 0)):
+                found.setdefault((model, region), set()).add(generation)
+        return found
 
     def revisions_of(self, models: Collection[str]) -> Mapping[tuple[str, str], int]:
         """Map (model, region) to the revision of the route table, for all tables of these models."""
@@ -187,6 +202,7 @@ class Deployments(UnitOfWork):
         for table in (RouteShareRow, RouteRow):
             query = delete(table).where(col(table.model) == model)
             self._session.exec(query if region is None else query.where(col(table.region) == region))
+        self._delete_servings(model, region)
 
 
 def _deployments(documents: Iterable[str]) -> tuple[Deployment, ...]:

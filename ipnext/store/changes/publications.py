@@ -11,6 +11,7 @@ from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.registry import GenerationState, SnapshotSource, SplitLayout
 from ipnext.model.wire import decode
 from ipnext.store.changes.changes import Changes, _change
+from ipnext.store.registry.servings import Servings
 from ipnext.store.tables.changes import ChangeRow
 from ipnext.store.tables.registry import GenerationRow, ModelRow, SnapshotRow
 from ipnext.store.unit_of_work import bytes_of, document, plain
@@ -29,7 +30,7 @@ LOOKED_AT: Final = 50
 """Most refused generations, the newest, that a publish checks for parts that it does not bring."""
 
 
-class Publications(Changes):
+class Publications(Servings, Changes):
     """The only writer of snapshots and generations."""
 
     def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:
@@ -61,6 +62,8 @@ class Publications(Changes):
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
                 self._keep_again(newest[part], source.manifest)
+                if source.trained_at is not None:
+                    self.note_trained(model, part, source.manifest.digest, source.trained_at)
                 continue
             numbers[part] = newest[part].number + 1 if part in newest else 1
             self._add_snapshot(model, part, source, number=numbers[part])

@@ -16,12 +16,12 @@ from ipnext.model.manifest.manifest import DemandItem, ModelManifest, ModelSpec
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelPlacement, ModelRecord
+from ipnext.store.registry.servings import Servings
 from ipnext.store.tables.registry import FleetRow, ModelRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import (
     MODELS,
     NAMED_IN_ERRORS,
-    UnitOfWork,
     batches,
     bytes_of,
     document,
@@ -38,7 +38,7 @@ _DOCUMENTS = sa_select(MODELS.c.document_bytes).where(MODELS.c.name == bindparam
 _FLEET = sa_select(METADATA.tables[FleetRow.__tablename__])
 
 
-class Models(UnitOfWork):
+class Models(Servings):
     """Fleet and models. `version` guards users' writes; the platform's observations do not change it."""
 
     def fleet(self) -> FleetRecord:
@@ -103,6 +103,7 @@ class Models(UnitOfWork):
             row.version += 1
             row.updated_at = self._now()
         self._add(row)
+        self._set_targets(name, manifest.spec)
         return _model(row)
 
     def _new_model(self, manifest: ModelManifest) -> ModelRow:

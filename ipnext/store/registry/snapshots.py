@@ -21,6 +21,7 @@ from ipnext.model.registry.registry import (
     SplitLayout,
 )
 from ipnext.model.wire import decode, decode_frozen
+from ipnext.store.records import GenerationEnd
 from ipnext.store.tables.registry import GenerationRow, ReportRow, SnapshotRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, bytes_of, document, format_known, plain
@@ -28,6 +29,9 @@ from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, bytes_of, doc
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
 SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]
 REPORTS = METADATA.tables[ReportRow.__tablename__]
+
+LOOKED_AT = 20
+"""Newest generations among which one with a later snapshot is searched."""
 
 _OF_MODEL = sa_select(GENERATIONS).where(GENERATIONS.c.model == bindparam("model"))
 _ONE = _OF_MODEL.where(GENERATIONS.c.number == bindparam("number"))
@@ -185,6 +189,26 @@ class Snapshots(UnitOfWork):
         ]
         return tuple(sorted(found, key=lambda generation: (generation.model, generation.number)))
 
+    def find_newer_generation(self, model: str, part: str, number: int) -> GenerationEnd | None:
+        """Return the newest generation with a later snapshot of a part than this one.
+
+        Among the newest LOOKED_AT generations; one that was superseded counts only if there is no other.
+        """
+        of = GENERATIONS.c
+        query = sa_select(of.number, of.snapshots, of.state, of.reason, of.message, of.serving_at)
+        query = query.where(of.model == model).order_by(of.number.desc()).limit(LOOKED_AT)
+        found = [row for row in self._run(query) if plain(row.snapshots).get(part, 0) > number]
+        row = next((row for row in found if row.state != GenerationState.SUPERSEDED.value), next(iter(found), None))
+        if row is None:
+            return None
+        return GenerationEnd(
+            number=row.number,
+            state=GenerationState(row.state),
+            reason=row.reason,
+            message=row.message,
+            served=row.serving_at is not None,
+        )
+
     def generation_numbers(self, model: str, *states: GenerationState) -> tuple[int, ...]:
         """Return the numbers of a model's generations in these states, ascending."""
         return tuple(self._run(_IN_STATES, model=model, states=[state.value for state in states]).scalars())
@@ -341,6 +365,7 @@ class Snapshots(UnitOfWork):
             uri=source.uri,
             manifest=text,
             created_at=self._now(),
+            trained_at=None if source.trained_at is None else min(source.trained_at, self._now()),
         )
         self._add(row)
         self._count_documents(model, bytes_of(text))
@@ -367,6 +392,7 @@ def _snapshot(row: Any) -> Snapshot:
         uri=row.uri,
         manifest=decode_frozen(SnapshotManifest, row.manifest),
         created_at=row.created_at,
+        trained_at=row.trained_at,
     )
 
 

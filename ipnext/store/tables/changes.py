@@ -137,7 +137,7 @@ class ConditionRow(Row, table=True):
     """One condition of one model."""
 
     __tablename__ = "conditions"
-    __table_args__ = (model_key(),)
+    __table_args__ = (model_key(), Index("ix_conditions_type", "type", "model"))
 
     model: str = text_field(primary_key=True)
     type: str = text_field(primary_key=True)

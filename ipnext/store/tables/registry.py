@@ -69,8 +69,52 @@ class SnapshotRow(Row, table=True):
     uri: str = text_field()
     manifest: str = text_field()
     created_at: datetime = time_field()
+    trained_at: datetime | None = time_field(default=None)
+    """When its training ended; NULL if that is not known."""
     collected_at: datetime | None = time_field(default=None)
     """When its bytes were released because nothing can need them any more; None: they are kept."""
+
+
+class ServingSnapshotRow(Row, table=True):
+    """The snapshot of a part that serves the users of a region, and how long it has kept to the part's freshness."""
+
+    __tablename__ = "serving_snapshots"
+    __table_args__ = (
+        model_key(),
+        Index("ix_serving_snapshots_target", "target_seconds"),
+        Index("ix_serving_snapshots_breached", "breached_at"),
+    )
+
+    model: str = text_field(primary_key=True)
+    part: str = text_field(primary_key=True)
+    region: str = text_field(primary_key=True)
+    """Region of the users."""
+    number: int | None = number_field(default=None)
+    """NULL: none serves now."""
+    trained_at: datetime | None = time_field(default=None)
+    published_at: datetime = time_field()
+    since: datetime = time_field()
+    to_serving_seconds: float | None = None
+    target_seconds: float | None = None
+    objective: float = 1.0
+    window: str = text_field(default="[]")
+    """[[hour, seconds observed, seconds late], ...], at most one day of them."""
+    accounted_at: datetime = time_field()
+    """The window covers the time until then."""
+    breached_at: datetime | None = time_field(default=None)
+
+
+class FirstServingRow(Row, table=True):
+    """When a snapshot served the users of a region for the first time; of the newest snapshots."""
+
+    __tablename__ = "first_servings"
+    __table_args__ = (model_key(),)
+
+    model: str = text_field(primary_key=True)
+    part: str = text_field(primary_key=True)
+    region: str = text_field(primary_key=True)
+    number: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    serving_at: datetime = time_field()
 
 
 class ArtifactRow(Row, table=True):

@@ -91,6 +91,7 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "ipnext/store/registry/models.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/profiles.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/snapshots.py": frozenset({DOCUMENT}),
+    "ipnext/store/registry/servings.py": frozenset({DOCUMENT}),
     "ipnext/store/unit_of_work.py": frozenset({DOCUMENT}),
     "serving/access/access_list.py": frozenset({TABLE}),
     "serving/protocol/frames.py": frozenset({TO_HOST, TO_ROUTER}),

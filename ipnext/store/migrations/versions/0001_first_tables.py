@@ -19,6 +19,8 @@ REFUSAL = "the audit is only ever added to"
 DROPPED = (
     "denied_snapshots",
     "denials",
+    "first_servings",
+    "serving_snapshots",
     "source_versions",
     "sources",
     "reports",
@@ -415,6 +417,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_conditions_models")),
         sa.PrimaryKeyConstraint("model", "type", name=op.f("pk_conditions")),
     )
+    op.create_index("ix_conditions_type", "conditions", ["type", "model"], unique=False)
     op.create_table(
         "deployments",
         sa.Column("model", columns.SafeText(), nullable=False),
@@ -515,6 +518,7 @@ def upgrade() -> None:
         sa.Column("uri", columns.SafeText(), nullable=False),
         sa.Column("manifest", columns.SafeText(), nullable=False),
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
+        sa.Column("trained_at", columns.UtcDateTime(), nullable=True),
         sa.Column("collected_at", columns.UtcDateTime(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_snapshots_models")),
         sa.PrimaryKeyConstraint("model", "part", "number", name=op.f("pk_snapshots")),
@@ -648,6 +652,36 @@ def upgrade() -> None:
     )
     op.create_index("ix_denied_snapshots_denial", "denied_snapshots", ["denial"], unique=False)
     op.create_index("ix_denied_snapshots_digest", "denied_snapshots", ["digest"], unique=False)
+    op.create_table(
+        "serving_snapshots",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("part", columns.SafeText(), nullable=False),
+        sa.Column("region", columns.SafeText(), nullable=False),
+        sa.Column("number", columns.WholeNumber(), nullable=True),
+        sa.Column("trained_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("published_at", columns.UtcDateTime(), nullable=False),
+        sa.Column("since", columns.UtcDateTime(), nullable=False),
+        sa.Column("to_serving_seconds", sa.Float(), nullable=True),
+        sa.Column("target_seconds", sa.Float(), nullable=True),
+        sa.Column("objective", sa.Float(), nullable=False),
+        sa.Column("window", columns.SafeText(), nullable=False),
+        sa.Column("accounted_at", columns.UtcDateTime(), nullable=False),
+        sa.Column("breached_at", columns.UtcDateTime(), nullable=True),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_serving_snapshots_models")),
+        sa.PrimaryKeyConstraint("model", "part", "region", name=op.f("pk_serving_snapshots")),
+    )
+    op.create_index("ix_serving_snapshots_target", "serving_snapshots", ["target_seconds"], unique=False)
+    op.create_index("ix_serving_snapshots_breached", "serving_snapshots", ["breached_at"], unique=False)
+    op.create_table(
+        "first_servings",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("part", columns.SafeText(), nullable=False),
+        sa.Column("region", columns.SafeText(), nullable=False),
+        sa.Column("number", columns.WholeNumber(), autoincrement=False, nullable=False),
+        sa.Column("serving_at", columns.UtcDateTime(), nullable=False),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_first_servings_models")),
+        sa.PrimaryKeyConstraint("model", "part", "region", "number", name=op.f("pk_first_servings")),
+    )
     for statement in _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL:
         op.execute(statement)
 

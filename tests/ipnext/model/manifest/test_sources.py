@@ -4,8 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
+from ipnext.model.manifest.durations import parse_duration
 from ipnext.model.manifest.parser import parse_manifest
-from ipnext.model.manifest.sources import PromotionRule, SourceSpec, parse_duration
+from ipnext.model.manifest.sources import PromotionRule, SourceSpec
 from ipnext.model.registry.sources import FoundVersion
 from ipnext.model.value import canonical_json
 

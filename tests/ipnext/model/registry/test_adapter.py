@@ -47,7 +47,7 @@ def test_a_manifest_without_adapters_is_written_as_before():
         ({"engine": "torch"}, r"engine: 'torch' loads no adapters.*allowed: vllm"),
         (
             {"hardware": HARDWARE},
-            r"hardware: 'style' is an adapter.*processes of 'llm'; allowed: name, engine, adapterOf",
+            r"hardware: 'style' is an adapter.*processes of 'llm'; allowed: name, engine, adapterOf, freshness",
         ),
         ({"minReplicas": 1}, r"minReplicas: 'style' is an adapter"),
         ({"settings": {"maxModelLen": 8}}, r"settings: 'style' is an adapter"),
