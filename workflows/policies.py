@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import messages as wire
     from ipnext.model.lifecycle.drain import DrainSeen
     from ipnext.model.lifecycle.preparation import PreparationResult
-    from ipnext.model.lifecycle.reconciliation import RegionReconciled, RepairsRecorded
+    from ipnext.model.lifecycle.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
     from ipnext.model.lifecycle.replan_moves import MoveTurnResult
     from ipnext.model.lifecycle.sources import PickUpResult, PollResult
     from ipnext.model.lifecycle.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
@@ -365,6 +365,7 @@ ROUTE_AROUND = ActivityStep(
 )
 RECORD_REPAIRS = ActivityStep("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RECONCILE_REGION = ActivityStep("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
+JUDGE_FRESHNESS = ActivityStep("judge_freshness", FreshnessJudged, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RETURN_REGION = ActivityStep(
     "return_region",
     DrainSeen,
@@ -410,6 +411,7 @@ STEPS: tuple[ActivityStep[Any], ...] = (
     RETURN_REGION,
     RECORD_REPAIRS,
     RECONCILE_REGION,
+    JUDGE_FRESHNESS,
 )
 
 

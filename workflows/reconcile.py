@@ -13,7 +13,13 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle.messages import Done
-    from ipnext.model.lifecycle.reconciliation import ReconcileInput, RegionAsked, RegionReconciled, RepairsRecorded
+    from ipnext.model.lifecycle.reconciliation import (
+        FreshnessJudged,
+        ReconcileInput,
+        RegionAsked,
+        RegionReconciled,
+        RepairsRecorded,
+    )
     from workflows import policies
     from workflows.errors import explain_error, raise_if_cancelled
     from workflows.policies import perform
@@ -54,8 +60,16 @@ class ReconcileWorkflow:
             workflow.logger.warning("repairs could not be recorded: %s", explain_error(error).message)
             recorded = RepairsRecorded(regions=self._regions)
         self._regions = recorded.regions
-        found = await asyncio.gather(*(self._compare_region(region) for region in recorded.regions))
-        workflow.set_current_details(_details(recorded, found))
+        comparing = asyncio.gather(*(self._compare_region(region) for region in recorded.regions))
+        found, judged = await asyncio.gather(comparing, self._judge_freshness())
+        workflow.set_current_details(_details(recorded, found, judged))
+
+    async def _judge_freshness(self) -> FreshnessJudged:
+        try:
+            return await perform(policies.JUDGE_FRESHNESS, Done(), "are the snapshots fresh?")
+        except ActivityError as error:
+            workflow.logger.warning("freshness could not be judged: %s", explain_error(error).message)
+            return FreshnessJudged()
 
     async def _compare_region(self, region: str) -> RegionReconciled:
         try:
@@ -65,14 +79,19 @@ class ReconcileWorkflow:
             return RegionReconciled(region=region, reachable=False)
 
 
-def _details(recorded: RepairsRecorded, found: list[RegionReconciled]) -> str:
+def _details(recorded: RepairsRecorded, found: list[RegionReconciled], judged: FreshnessJudged) -> str:
     """Describe the last pass for the Web UI."""
     rows = "\n".join(f"| {seen.region} | {_state(seen)} |" for seen in found)
     named = f" ({', '.join(recorded.models)})" if recorded.models else ""
-    failed = {**recorded.failed, **{model: message for seen in found for model, message in seen.failed.items()}}
+    failed = {
+        **recorded.failed,
+        **judged.failed,
+        **{model: message for seen in found for model, message in seen.failed.items()},
+    }
     told = "".join(f"\n- {model}: {message}" for model, message in sorted(failed.items()))
     left = f"\n\nNot done, and tried again:{told}" if told else ""
-    return f"{recorded.repairs} repairs recorded{named}\n\n| region | |\n|---|---|\n{rows}{left}"
+    fresh = f"\n\n{judged.breaches} of {judged.parts} parts breach their freshness" if judged.parts else ""
+    return f"{recorded.repairs} repairs recorded{named}\n\n| region | |\n|---|---|\n{rows}{fresh}{left}"
 
 
 def _state(seen: RegionReconciled) -> str:

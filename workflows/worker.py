@@ -38,6 +38,7 @@ from activities.deployment.freeze_activities import FreezeActivities
 from activities.deployment.hold_activities import HoldingActivities
 from activities.metadata.activities import MetadataActivities
 from activities.metadata.collection import CollectingActivities
+from activities.metadata.freshness import FreshnessActivities
 from activities.metadata.prefetch import SnapshotPrefetcher
 from activities.metadata.source_pick_up import SourcePickUpActivities
 from activities.metadata.source_poll import SourcePollActivities
@@ -186,6 +187,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         PlanningActivities(store, solver or ThreadSolver(), policy).replan_fleet,
         *DrainActivities(store, infrastructure, engine.wake, engine.submit).all(),
         *ReconciliationActivities(store, infrastructure).all(),
+        *FreshnessActivities(store).all(),
         *CollectingActivities(store, artifacts, grace).all(),
     )
 

@@ -163,6 +163,7 @@ class SourcePickUpActivities:
                 return None
             if wanted is not None and content.manifest.digest != wanted:
                 continue
+            content = content.model_copy(update={"trained_at": version.version.trained_at})
             chain.append(_Read(version, content))
             wanted = self._unknown_parent(version, content)
             if wanted is None:
@@ -323,6 +324,9 @@ class SourcePickUpActivities:
         """End versions whose bytes the model's newest snapshots have, with the older ones: they are newest no more."""
         with self._store.begin(model) as unit:
             for read in found.values():
+                if read.content.trained_at is not None:
+                    digest = read.content.manifest.digest
+                    unit.note_trained(model, read.version.part, digest, read.content.trained_at)
                 unit.end_version(read.version.ordinal, VersionState.PUBLISHED, error.message)
                 unit.supersede_versions(read.version)
             unit.note_pick_up([read.version for read in found.values()])

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from ipnext.artifacts.hashing import chunks_of
@@ -18,6 +19,9 @@ Announce = Callable[[SnapshotManifest], None]
 
 Sign = Callable[[str, SignatureEnvelope], None]
 """Stores the signatures of a committed snapshot, by its digest; its refusal ends the upload."""
+
+Trained = Callable[[ArtifactSource], datetime | None]
+"""Returns when the training of a directory's snapshot ended; None if that is not known."""
 
 
 def ingest_directory(store: ArtifactStore, directory: Path, *, announce: Announce = lambda _: None) -> SnapshotSource:
@@ -38,15 +42,18 @@ def ingest_uri(  # noqa: PLR0913 - what may be read, and what is done meanwhile
     endpoint_url: str | None = None,
     announce: Announce = lambda _: None,
     sign: Sign | None = None,
+    trained: Trained = lambda _: None,
 ) -> SnapshotSource:
     """Bring the source of a uri into the store: a directory below a root, or a prefix in one of the buckets.
 
-    A snapshot of the store itself is used unchanged. PathNotAllowed names the allowed roots or buckets.
+    A snapshot of the store itself is used unchanged. `trained` reads when its training ended. PathNotAllowed names the
+    allowed roots or buckets.
     """
     if uri.startswith(f"{store.uri}/snapshots/"):
         return SnapshotSource(manifest=store.manifest(uri), uri=uri)
     source = open_source(uri, roots=roots, buckets=buckets, endpoint_url=endpoint_url)
-    return ingest(store, source, announce=announce, sign=sign)
+    found = ingest(store, source, announce=announce, sign=sign)
+    return found.model_copy(update={"trained_at": trained(source)})
 
 
 def ingest(

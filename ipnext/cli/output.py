@@ -17,6 +17,8 @@ from rich.text import Text
 from ipnext.cli.terminal import escape_controls, escape_quoted, has_controls
 from ipnext.model.lifecycle.messages import Change
 
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))
+
 UNBOUNDED_COLUMNS = 250
 """Width where the answer goes into a file or a pipe: nothing is cut."""
 
@@ -86,11 +88,22 @@ def rows(title: str, heads: Sequence[str], lines: Iterable[Sequence[object]]) ->
 
 def age(at: datetime) -> str:
     """How long ago, short: 5s, 12m, 3h, 4d."""
-    seconds = max(0, int((datetime.now(UTC) - at).total_seconds()))
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
+    return duration((datetime.now(UTC) - at).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """How long, short: 5s, 12m, 3h, 4d."""
+    whole = max(0, int(seconds))
+    for unit, size in _UNITS:
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def exact_duration(seconds: float) -> str:
+    """How long, in the largest unit of which it is a whole number: 90s, 15m, 2h."""
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds % size == 0), ("s", 1))
+    return f"{seconds / size:g}{unit}"
 
 
 def number(value: float) -> str:

@@ -1,6 +1,7 @@
 """`training.json` beside a snapshot: what its training run says of it, for promotion rules and lineage."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +28,13 @@ class TrainingRecord(WrittenValue):
     def facts(self, *, trained_at: datetime | None) -> dict[str, Any]:
         """Return the fields of a FoundVersion; `trained_at` counts if the file has none."""
         return {**dict(self), "trained_at": self.trained_at or trained_at}
+
+
+def trained_at_of(source: ArtifactSource) -> datetime | None:
+    """Return when the training of a snapshot's directory ended; None if it has no record that says so."""
+    with suppress(InvalidInput):
+        return read_training_record(source).trained_at
+    return None
 
 
 def read_training_record(source: ArtifactSource) -> TrainingRecord:

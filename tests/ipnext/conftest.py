@@ -273,7 +273,7 @@ class Rooms:
             self.infrastructure.route(table)
             unit.set_generation_state(model, generation, GenerationState.SERVING)
             unit.update_model(model, serving_generation=generation, target_generation=generation, observed_generation=1)
-            for kind in set(ConditionType) - {ConditionType.READY}:
+            for kind in set(ConditionType) - {ConditionType.READY, ConditionType.FRESH}:
                 reason = Reason.SERVING if kind is ConditionType.SERVING else Reason.SUCCEEDED
                 unit.set_condition(model, kind, "True", reason)
             run = f"run-of-{generation}"

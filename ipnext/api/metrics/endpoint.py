@@ -13,6 +13,7 @@ from ipnext.api.authorization.caller import Visible
 from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import PlatformAdapters, Rooms
 from ipnext.api.metrics.families import counter, gauge
+from ipnext.api.metrics.freshness import freshness_metrics
 from ipnext.api.metrics.planning import plan_metrics, replan_metrics
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.filters import find_contradicted
@@ -100,6 +101,7 @@ def _model_metrics(unit: Repository, states: States, *, most: int) -> Iterator[M
     yield gauge("models_ready", "Models whose newest wanted state serves.", [], [([], recorded - len(gone))])
     if models > most:
         return
+    yield from freshness_metrics(unit.serving_snapshots_of_all(), datetime.now(UTC))
     found = unit.served_generations_of_all()
     ready = [([name], float(is_ready and name not in gone)) for name, is_ready, _ in found]
     yield gauge("model_ready", "1 where the model is ready.", ["model"], ready)

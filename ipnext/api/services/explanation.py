@@ -1,7 +1,7 @@
 """Explanation of a model's state: one chain, one reason of the closed list, one advice.
 
-The chain is deployment -> change -> step -> part -> region -> host -> cause and omits links without known facts. Pure:
-the same facts give the same explanation.
+The chain is deployment -> change -> step -> part -> region -> host -> freshness -> cause and omits links without known
+facts. Pure: the same facts give the same explanation.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +13,7 @@ from ipnext.api.services.explanation_chain import (
     cause_steps,
     change_steps,
     deployment_step,
+    freshness_steps,
     refusal_steps,
     stage_steps,
     trouble_steps,
@@ -202,6 +203,7 @@ def explain(
         *trouble_steps(
             trouble if trouble is not None and (trouble.reason, trouble.message) == (reason, message) else None
         ),
+        *freshness_steps(conditions.get(ConditionType.FRESH), reason),
         ExplanationStep(level="cause", subject=reason.value, state="", message=message),
     ]
     return StatusExplanation(
@@ -311,7 +313,8 @@ def _explain_unfailed(
     if change is not None and under_way:
         started = change.state is ChangeState.RUNNING
         return (Reason.PROGRESSING if started else Reason.PENDING), _progress(conditions, change)
-    return _at_rest(facts, conditions.get(ConditionType.READY), is_ready=is_ready)
+    ready, fresh = conditions.get(ConditionType.READY), conditions.get(ConditionType.FRESH)
+    return _at_rest(facts, ready, fresh, is_ready=is_ready)
 
 
 def _retried(facts: ModelFacts) -> Change | None:
@@ -326,8 +329,12 @@ def _stuck(facts: ModelFacts) -> Change | None:
     return next((change for change in reversed(facts.changes) if change.is_stuck), None)
 
 
-def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> tuple[Reason, str]:
+def _at_rest(
+    facts: ModelFacts, ready: Condition | None, fresh: Condition | None, *, is_ready: bool
+) -> tuple[Reason, str]:
     """Return the reason while nothing runs and nothing is wrong."""
+    if is_ready and fresh is not None and fresh.status == "False":
+        return fresh.reason, fresh.message
     if is_ready:
         return Reason.SERVING, f"generation {facts.record.serving_generation} serves"
     if facts.record.serving_generation is None and not any(c.generation for c in facts.changes):

@@ -14,6 +14,7 @@ from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.planning.transition import TransitionState
 from ipnext.model.planning.wave_progress import arrived_words, measure_arrival
+from ipnext.store.operations.freshness import LATE
 from ipnext.store.records import TransitionRecord
 
 UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
@@ -107,6 +108,15 @@ def cause_steps(cause: Cause | None) -> tuple[ExplanationStep, ...]:
         state = "not ready" if cause.reason is Reason.DEADLINE_EXCEEDED else cause.reason.value
         steps.append(ExplanationStep(level="host", subject=place.host, state=state, message=_log(place.log)))
     return tuple(steps)
+
+
+def freshness_steps(fresh: Condition | None, told: Reason) -> tuple[ExplanationStep, ...]:
+    """Return the stage that is late, if a part breaches its freshness; with its message unless the cause has it."""
+    if fresh is None or fresh.status != "False":
+        return ()
+    message = "" if fresh.reason is told else fresh.message
+    subject = LATE.get(fresh.reason, str(fresh.reason))
+    return (ExplanationStep(level="freshness", subject=subject, state="Fresh=False", message=message),)
 
 
 def trouble_steps(trouble: Trouble | None) -> tuple[ExplanationStep, ...]:

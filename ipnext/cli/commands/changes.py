@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +72,14 @@ def publish(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         bool, typer.Option("--override-freeze", help="Pass every freeze; needs --reason, which the audit keeps.")
     ] = False,
     reason: Annotated[str | None, typer.Option("--reason", help="Why it passes freezes.")] = None,
+    trained_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="When the training of the snapshots ended, such as 2026-12-01T08:00:00Z; "
+            "else training.json in each directory says so.",
+        ),
+    ] = None,
     wait: Wait = False,
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
@@ -78,7 +88,14 @@ def publish(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     why = _override(reason, asked=override_freeze)
     client = client_of(context)
     parts = _parts(client, model, part)
-    change = client.publish(model, parts, change_id=change_id, override_freeze=why, on_upload=_uploading)
+    change = client.publish(
+        model,
+        parts,
+        change_id=change_id,
+        override_freeze=why,
+        trained_at=_moment(trained_at),
+        on_upload=_uploading,
+    )
     _finish(client, change, wait=wait, timeout=timeout, output=output)
 
 
@@ -194,6 +211,18 @@ def _parts(client: Client, model: str, given: Sequence[str]) -> dict[str, Path |
                 raise InvalidInput(msg, field="part", value=each)
             parts[each] = source if source.startswith(SERVER_SIDE) else Path(source)
     return parts
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Return a time with its zone. Raises InvalidInput."""
+    if text is None:
+        return None
+    with suppress(ValueError):
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found
+    msg = f"--trained-at: {text!r} is no time with its zone; allowed: such as 2026-12-01T08:00:00Z"
+    raise InvalidInput(msg, field="trained-at", value=text)
 
 
 def _override(reason: str | None, *, asked: bool) -> str | None:

@@ -15,6 +15,7 @@ from ipnext.cli.commands.freezes import freeze_tables, freezes_table
 from ipnext.cli.commands.replans import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
 from ipnext.cli.session import client_of
+from ipnext.cli.tables.freshness import freshness_table, times_of
 from ipnext.cli.tables.layouts import layout_picture, layout_tables
 from ipnext.cli.tables.owners import owner_tables, owners_table
 from ipnext.cli.tables.profiles import profile_tables
@@ -30,6 +31,7 @@ from ipnext.model.api.resources import (
     FleetView,
     ModelView,
     RegionView,
+    SnapshotView,
     StatusExplanation,
     TransitionView,
 )
@@ -41,7 +43,7 @@ from ipnext.model.planning.transition import TransitionState
 from ipnext.model.planning.wave_progress import arrived_words, measure_arrival
 from ipnext.model.registry.adapter import client_name
 from ipnext.model.registry.profile import PartThroughput, ProfileView
-from ipnext.model.registry.registry import Generation, Snapshot
+from ipnext.model.registry.registry import Generation
 
 SHOWN_GENERATIONS = 20
 """Generations, the newest, of which `describe` tells."""
@@ -161,7 +163,7 @@ def describe(
     write(whole, output, lambda: model_tables(view, generations, changes, running))
 
 
-def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[Snapshot, Sequence[ProfileView]]:
+def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[SnapshotView, Sequence[ProfileView]]:
     if not given.isdecimal() or int(given) < 1:
         msg = f"describe: {given!r} is no number of a snapshot; allowed: a whole number from 1"
         raise InvalidInput(msg, field="what", value=given)
@@ -274,6 +276,8 @@ def model_tables(
     )
     yield rows("\ntraffic", ("users in", "served in", "generation", "share"), shares)
     yield from map(waves_table, running)
+    if view.freshness:
+        yield freshness_table(view.freshness)
     if view.throughput:
         yield throughput_table(view.throughput)
     if view.answers:
@@ -341,7 +345,7 @@ def _streams_line(found: GenerationAnswers) -> Sequence[object]:
     return (found.generation, *(None if ms is None else f"{ms:.3g}" for ms in figures))
 
 
-def snapshot_tables(snapshot: Snapshot, profiles: Iterable[ProfileView]) -> Iterable[Table | str]:
+def snapshot_tables(snapshot: SnapshotView, profiles: Iterable[ProfileView]) -> Iterable[Table | str]:
     """Tabulate a snapshot, and the measured profiles of its replicas."""
     manifest = snapshot.manifest
     yield (
@@ -350,6 +354,7 @@ def snapshot_tables(snapshot: Snapshot, profiles: Iterable[ProfileView]) -> Iter
     )
     yield f"{len(manifest.files)} files, {manifest.size_bytes:,} bytes, SHA-256 {snapshot.digest}"
     yield snapshot.uri
+    yield times_of(snapshot)
     found = tuple(profiles)
     yield from profile_tables(found) if found else (f"no profile; `ipnext profile {snapshot.model}` measures one",)
 

@@ -2,10 +2,10 @@
 
 from ipnext.client.connection import Connection
 from ipnext.client.lists import Listing, params_of
-from ipnext.model.api.resources import EventView, TransitionView
+from ipnext.model.api.resources import EventView, SnapshotView, TransitionView
 from ipnext.model.lifecycle.messages import ValidationReport
 from ipnext.model.registry.profile import Profile, ProfileView
-from ipnext.model.registry.registry import Generation, Snapshot
+from ipnext.model.registry.registry import Generation
 
 
 class HistoryCalls(Connection):
@@ -15,13 +15,13 @@ class HistoryCalls(Connection):
         """List a model's generations, newest first."""
         return self._list(f"/v1/models/{model}/generations", Generation, limit)
 
-    def snapshots(self, model: str, *, part: str | None = None, limit: int | None = None) -> Listing[Snapshot]:
+    def snapshots(self, model: str, *, part: str | None = None, limit: int | None = None) -> Listing[SnapshotView]:
         """List a model's snapshots by part, the newest of each part first."""
-        return self._list(f"/v1/models/{model}/snapshots", Snapshot, limit, **params_of(part=part))
+        return self._list(f"/v1/models/{model}/snapshots", SnapshotView, limit, **params_of(part=part))
 
-    def snapshot(self, model: str, part: str, number: int) -> Snapshot:
-        """Return one snapshot. Raises NotFound."""
-        return self._get(f"/v1/models/{model}/snapshots/{part}/{number}", Snapshot)
+    def snapshot(self, model: str, part: str, number: int) -> SnapshotView:
+        """Return one snapshot, with when it was trained, published and first served. Raises NotFound."""
+        return self._get(f"/v1/models/{model}/snapshots/{part}/{number}", SnapshotView)
 
     def profiles(self, model: str, part: str, snapshot: int, *, limit: int | None = None) -> Listing[ProfileView]:
         """List the measurements of a snapshot's replicas, newest first."""

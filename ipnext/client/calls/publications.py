@@ -1,6 +1,7 @@
 """Calls that publish snapshots, with the upload of their files."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from ipnext.model.api.resources import (
 )
 from ipnext.model.registry.registry import ArtifactFile, SnapshotManifest
 from ipnext.model.registry.signing import SignatureEnvelope
+from ipnext.sources.training_record import trained_at_of
 
 SERVER_SIDE = ("file://", "s3://")
 """Sources that the server reads itself."""
@@ -37,15 +39,19 @@ class PublicationCalls(Connection):
         *,
         change_id: str | None = None,
         override_freeze: str | None = None,
+        trained_at: datetime | None = None,
         on_upload: Callable[[ArtifactFile], None] | None = None,
     ) -> ChangeView:
         """Publish snapshots.
 
         Part -> local snapshot or checkpoint directory, or a file:// or s3:// uri that the server reads. Files that the
         server lacks are uploaded first. The same `change_id` twice is one change. With the reason `override_freeze`,
-        which is recorded in the audit, it passes every freeze.
+        which is recorded in the audit, it passes every freeze. `trained_at`, with a zone, is when their training ended;
+        without it each part's `training.json` says so, if there is one.
         """
         published = {source: self._publish_part(model, source, on_upload) for source in dict.fromkeys(parts.values())}
+        if trained_at is not None:
+            published = {key: part.model_copy(update={"trained_at": trained_at}) for key, part in published.items()}
         given = {part: published[source] for part, source in parts.items()}
         request = PublishRequest(change_id=change_id or uuid4().hex, parts=given, override_freeze=override_freeze)
         return self._call("POST", f"/v1/models/{model}/publish", ChangeView, body=request)
@@ -71,7 +77,7 @@ class PublicationCalls(Connection):
         stored = self._call("POST", "/v1/artifacts/snapshots", StoredSnapshot, body=manifest, params={"model": model})
         if envelope is not None:
             self._retry(Unavailable, self._sign, stored.digest, envelope)
-        return PublishPart(digest=stored.digest)
+        return PublishPart(digest=stored.digest, trained_at=trained_at_of(files))
 
     def _missing(self, manifest: SnapshotManifest) -> frozenset[str]:
         digests = tuple(sorted({file.sha256 for file in manifest.files}))

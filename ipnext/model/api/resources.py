@@ -14,6 +14,7 @@ from ipnext.model.api.sources import SourceView
 from ipnext.model.deployment.deployment import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import DrainView
+from ipnext.model.lifecycle.freshness import PartFreshness, SnapshotServing
 from ipnext.model.lifecycle.messages import Change, DeploymentStatus, Replan
 from ipnext.model.lifecycle.replan_moves import MovesPause
 from ipnext.model.lifecycle.status import ModelStatus, Reason
@@ -22,8 +23,8 @@ from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import Plan, PlanDiff, Problem, Unmet
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.registry.profile import PartThroughput
-from ipnext.model.registry.registry import Generation, SplitLayout
-from ipnext.model.value import Name, Sha256, Value, WrittenValue
+from ipnext.model.registry.registry import Generation, Snapshot, SplitLayout
+from ipnext.model.value import Name, Sha256, Value, WrittenMoment, WrittenValue
 
 ChangeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 """Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80.
@@ -108,6 +109,8 @@ class ModelView(WrittenValue):
     """How the generations that are served answer; not where models are listed."""
     throughput: tuple[PartThroughput, ...] = ()
     """What plans take a replica of each part to do; not where models are listed."""
+    freshness: tuple[PartFreshness, ...] = ()
+    """The snapshots that serve each region, and their age; not where models are listed."""
 
 
 class FleetView(WrittenValue):
@@ -118,11 +121,20 @@ class FleetView(WrittenValue):
     updated_at: datetime
 
 
+class SnapshotView(Snapshot):
+    """A snapshot with the regions whose users it has served."""
+
+    servings: tuple[SnapshotServing, ...] = ()
+    """Each with the first time; known of the newest 20 snapshots that served a region."""
+
+
 class PublishPart(WrittenValue):
     """One part's content: the digest of an uploaded snapshot, or a file:// or s3:// uri the server reads."""
 
     digest: Sha256 | None = None
     uri: str | None = Field(default=None, min_length=1)
+    trained_at: WrittenMoment | None = None
+    """When its training ended; without it what `training.json` says, where a uri names a directory that has one."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -326,7 +338,7 @@ class PlanInForce(Value):
 class ExplanationStep(Value):
     """One link of the chain from a deployment to the cause."""
 
-    level: Literal["deployment", "change", "step", "part", "region", "host", "cause"]
+    level: Literal["deployment", "change", "step", "part", "region", "host", "freshness", "cause"]
     subject: str
     state: str
     message: str = ""

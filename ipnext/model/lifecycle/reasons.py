@@ -84,6 +84,30 @@ ADVICE: Mapping[Reason, str] = {
         "A step took longer than rollout.deadlineSeconds, or a wave waited longer than rollout.manualDeadlineSeconds "
         "for a person: the message says which."
     ),
+    Reason.FRESH: "Nothing to do.",
+    Reason.TRAINING_LATE: (
+        "Nothing newer is known: look at the training job, or publish a newer snapshot "
+        "(`ipnext publish MODEL --part NAME=DIR`)."
+    ),
+    Reason.PICK_UP_LATE: (
+        "The newest version is not published: see `ipnext get sources` and `ipnext describe source MODEL NAME`; "
+        "resume the source, or mend what the message names."
+    ),
+    Reason.VALIDATION_LATE: (
+        "The newest snapshot is still in validation, or was refused by it: see `ipnext describe MODEL`, "
+        "then publish a repaired one."
+    ),
+    Reason.FREEZE_LATE: (
+        "A freeze holds the newest snapshot back: wait until it ends, or let the change pass with "
+        "`ipnext override CHANGE --reason TEXT`."
+    ),
+    Reason.SUPPLY_LATE: (
+        "The newest snapshot waits for capacity, a budget or its replicas: the message names what is missing."
+    ),
+    Reason.GATE_LATE: (
+        "The newest snapshot waits at a gate or a pause, or was taken back: look at its answers, then approve, resume "
+        "or publish again."
+    ),
     Reason.INTERNAL_ERROR: "A fault of the platform: open the run's link and report what it shows.",
 }
 """The advice for each reason. docs/reference/reasons.md has the same sentences."""

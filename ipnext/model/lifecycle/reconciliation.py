@@ -52,6 +52,17 @@ class RegionReconciled(Value):
         return self.reachable and not (self.applied or self.deleted or self.routed or self.unrouted)
 
 
+class FreshnessJudged(Value):
+    """Answer of activity `judge_freshness`."""
+
+    parts: int = Field(default=0, ge=0)
+    """Parts that ask for freshness, counted for each region of users."""
+    breaches: int = Field(default=0, ge=0)
+    """Those of them that breach it."""
+    failed: Mapping[str, str] = Field(default_factory=dict)
+    """The first models that could not be judged, with the error; the next pass tries them again."""
+
+
 class RepairsRecorded(Value):
     """Answer of activity `record_repairs`: the regions that the run compares next."""
 

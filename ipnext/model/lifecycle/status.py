@@ -25,6 +25,8 @@ class ConditionType(StrEnum):
     """A validated generation answers, in every region whose users the model is for."""
     UP_TO_DATE = "UpToDate"
     """The newest wanted state, generation and manifest, is the one that is routed to."""
+    FRESH = "Fresh"
+    """No part that asks for freshness breaches it. Absent if none asks; not a half of `Ready`."""
     READY = "Ready"
 
 
@@ -66,6 +68,13 @@ class Reason(StrEnum):
     ROUTE_FAILED = "RouteFailed"
     GATE_FAILED = "GateFailed"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    FRESH = "Fresh"
+    TRAINING_LATE = "TrainingLate"
+    PICK_UP_LATE = "PickUpLate"
+    VALIDATION_LATE = "ValidationLate"
+    FREEZE_LATE = "FreezeLate"
+    SUPPLY_LATE = "SupplyLate"
+    GATE_LATE = "GateLate"
     INTERNAL_ERROR = "InternalError"
 
 

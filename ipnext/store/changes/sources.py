@@ -155,7 +155,7 @@ class Sources(Models):
         found = [
             (kind, upstream)
             for kind, upstream, polled, every in self._session.exec(rows)
-            if polled is None or now - polled > max(2 * NOTED_EVERY, STALE_INTERVALS * timedelta(seconds=every))
+            if polled is None or now - polled > _longest_pause(every)
         ]
         return tuple(sorted(found))
 
@@ -277,6 +277,15 @@ class Sources(Models):
         query = query.order_by(col(SourceVersionRow.ordinal).desc()).limit(clamp_limit(limit) + 1)
         found = self._session.exec(query).all()
         return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_version)
+
+    def newest_version(self, model: str, name: str) -> VersionRecord | None:
+        """Return the version that a source, by its present settings, found last."""
+        of = SourceVersionRow
+        same = (col(of.source) == col(SourceRow.name)) & (col(of.model) == col(SourceRow.model))
+        query = select(of).join(SourceRow, same & (col(of.stream) == col(SourceRow.stream)))
+        query = query.where(of.model == model, of.source == name).order_by(col(of.ordinal).desc()).limit(1)
+        row = self._session.exec(query).first()
+        return None if row is None else _version(row)
 
     def count_versions(self, sources: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Mapping[str, int]]:
         """Return (model, source) -> state -> number of versions."""
@@ -411,6 +420,17 @@ class Sources(Models):
         of = (col(SourceVersionRow.ordinal) == ordinal, col(SourceVersionRow.state) == VersionState.FOUND.value)
         self._session.execute(update(SourceVersionRow).where(*of).values(**values))
         self._session.expire_all()
+
+
+def is_poll_overdue(source: SourceRecord, now: datetime) -> bool:
+    """Return whether a source was not polled for so long that its watch may be gone."""
+    every = PUSHED_SECONDS if source.spec.push is not None else source.spec.every_seconds
+    return source.polled_at is not None and now - source.polled_at > _longest_pause(every)
+
+
+def _longest_pause(every_seconds: float) -> timedelta:
+    """Return the time without a recorded poll after which a watch may be gone."""
+    return max(2 * NOTED_EVERY, STALE_INTERVALS * timedelta(seconds=every_seconds))
 
 
 _MODEL_OF_SOURCE: Final = col(ModelRow.name) == col(SourceRow.model)

@@ -1,7 +1,7 @@
 """Pick-ups: which version of a part is published, what is refused, what is tried again."""
 
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from temporalio.testing import ActivityEnvironment
@@ -453,3 +453,17 @@ def test_a_denied_version_is_refused_with_the_reason_and_the_one_before_it_is_pu
     assert feeds.states("in") == {"a": "published", "b": "refused"}
     assert "is denied: poisoned" in feeds.versions("in")["b"].message
     assert feeds.snapshots() == [older]
+
+
+def test_a_snapshot_is_as_old_as_its_training_and_the_same_bytes_as_the_last_one(feeds):
+    feeds.watch("in")
+    for name, day in (("a", 1), ("b", 2)):
+        feeds.put("in", name, 1)  # the same weights
+        (feeds.house.root / "in" / name / "training.json").write_text(f'{{"trainedAt": "2026-11-0{day}T00:00:00Z"}}')
+        feeds.poll("in")
+        feeds.pick_up()
+        feeds.begin_all()
+        with feeds.house.store.read() as unit:
+            (snapshot,) = unit.snapshots("ranker")
+        assert snapshot.trained_at == datetime(2026, 11, day, tzinfo=UTC)
+    assert feeds.states("in") == {"a": "published", "b": "published"}

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from ipnext.model.lifecycle.reconciliation import ReconcileInput, RegionReconciled, RepairsRecorded
+from ipnext.model.lifecycle.reconciliation import FreshnessJudged, ReconcileInput, RegionReconciled, RepairsRecorded
 from tests.workflows.activity_errors import failed_activity
 from workflows import policies, reconcile
 from workflows.reconcile import ReconcileWorkflow
@@ -17,13 +17,17 @@ def passes(monkeypatch):
 
     Returns the compared regions.
     """
-    compared, answers = [], []
+    compared, answers, judged = [], [], [FreshnessJudged()]
 
     async def perform(step, argument, _summary):
         if step is policies.RECORD_REPAIRS:
             if (answer := answers.pop(0)) is None:
                 raise failed_activity()
             return answer
+        if step is policies.JUDGE_FRESHNESS:
+            if isinstance(judged[0], FreshnessJudged):
+                return judged[0]
+            raise failed_activity()
         compared.append(argument.region)
         return RegionReconciled(region=argument.region, failed={"m": "refused"})
 
@@ -32,8 +36,9 @@ def passes(monkeypatch):
     shown = []
     monkeypatch.setattr(reconcile.workflow, "set_current_details", shown.append)
 
-    def run(*given, known=()):
+    def run(*given, known=(), fresh=judged[0]):
         answers.extend(given)
+        judged[0] = fresh
         entity = ReconcileWorkflow(ReconcileInput(regions=known))
         for _ in given:
             asyncio.run(entity._pass())
@@ -58,3 +63,18 @@ def test_a_pass_shows_the_models_that_failed(passes):
     _, shown = passes(RepairsRecorded(regions=("eu",), failed={"n": "conflict"}))
 
     assert shown.endswith("Not done, and tried again:\n- m: refused\n- n: conflict")
+
+
+def test_regions_are_compared_although_freshness_could_not_be_judged(passes):
+    compared, shown = passes(RepairsRecorded(regions=("eu",)), fresh=None)
+
+    assert compared == ["eu"]
+    assert "freshness" not in shown
+
+
+def test_a_pass_shows_breaches_of_freshness(passes):
+    judged = FreshnessJudged(parts=3, breaches=1, failed={"o": "locked"})
+    _, shown = passes(RepairsRecorded(regions=("eu",)), fresh=judged)
+
+    assert "\n\n1 of 3 parts breach their freshness\n\nNot done" in shown
+    assert "- o: locked" in shown

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PollResult
+from ipnext.model.lifecycle.status import ConditionType
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import Reach
 from ipnext.store.changes.sources import WatchedSource
@@ -49,11 +53,27 @@ class Upstream:
         for part in parts or ("sparse", "dense"):
             await wake_watch(self.client, "directory", str(self.directory(part)))
 
-    def put(self, part: str, name: str, seed: int) -> None:
+    def put(self, part: str, name: str, seed: int, *, trained_at: datetime | None = None) -> None:
         """Move a snapshot into a part's directory."""
         signature = {"sparse": self.kit.SPARSE, "dense": self.kit.DENSE}[part]
         draft = self.kit.write_snapshot(self.root / "drafts" / part / name, signature, self.kit.weights(seed))
+        if trained_at is not None:
+            (draft / "training.json").write_text(json.dumps({"trainedAt": trained_at.isoformat()}))
         draft.rename(self.directory(part) / name)
+
+    def ask_freshness(self, part: str, target: str) -> None:
+        with self.house.store.begin(self.model) as unit:
+            document = unit.model(self.model).manifest.model_dump(mode="json", by_alias=True)
+            for each in document["spec"]["parts"]:
+                if each["name"] == part:
+                    each["freshness"] = {"target": target}
+            unit.put_model(ModelManifest.model_validate(document), expected_version=None)
+
+    def fresh(self) -> tuple[str, str]:
+        """Status and reason of the condition Fresh; empty if it is absent."""
+        with self.house.store.read() as unit:
+            found = [each for each in unit.conditions(self.model) if each.type is ConditionType.FRESH]
+        return (found[0].status, found[0].reason.value) if found else ("", "")
 
     def versions(self, part: str) -> dict[str, str]:
         """Name of a directory -> state."""
@@ -162,6 +182,31 @@ async def test_a_corrupt_version_says_why_and_the_one_before_it_is_published(ups
         page = {found.version.place: found for found in unit.version_page(upstream.model, "dense").items}
     assert (page["d1"].state.value, page["d2"].state.value) == ("published", "found")
     assert "weights.safetensors" in page["d2"].message
+
+
+@pytest.mark.usefixtures("workers", "submitting", "reconciler")
+async def test_a_part_breaches_its_freshness_until_its_training_system_brings_something_newer(upstream):
+    upstream.ask_freshness("dense", "1h")
+    upstream.put("sparse", "s1", 1)
+    upstream.put("dense", "d1", 2, trained_at=datetime.now(UTC) - timedelta(hours=2))
+    await upstream.wake()
+    await until_done(upstream, 1)
+    await eventually(lambda: upstream.fresh() == ("False", "TrainingLate"))
+    with upstream.house.store.begin(upstream.model) as unit:
+        unit.pause_source(upstream.model, "dense", by="ann", reason="audit")
+    await eventually(lambda: upstream.fresh() == ("False", "PickUpLate"))
+    upstream.put("dense", "d2", 3, trained_at=datetime.now(UTC))
+    with upstream.house.store.begin(upstream.model) as unit:
+        unit.resume_source(upstream.model, "dense")
+    await upstream.wake("dense")
+    await until_done(upstream, 2)
+    await eventually(lambda: upstream.fresh() == ("True", "Fresh"))
+    with upstream.house.store.read() as unit:
+        events = [each.kind for each in reversed(unit.events(upstream.model)) if each.kind.startswith("Freshness")]
+        serving = {(each.part, each.region): each.number for each in unit.serving_snapshots(upstream.model)}
+    regions = {region for _, region in serving}
+    assert sorted(events) == ["FreshnessBreached"] * len(regions) + ["FreshnessRestored"] * len(regions)
+    assert serving == {(part, region): number for part, number in (("dense", 2), ("sparse", 1)) for region in regions}
 
 
 @pytest.mark.usefixtures("submitting")

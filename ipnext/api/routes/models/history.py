@@ -1,5 +1,6 @@
 """The history of models: changes, generations, snapshots, reports, transitions, events."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
@@ -14,11 +15,12 @@ from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_SHARED
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import NotFound
-from ipnext.model.api.resources import ChangeView, EventView, ListPage, TransitionView
+from ipnext.model.api.resources import ChangeView, EventView, ListPage, SnapshotView, TransitionView
 from ipnext.model.lifecycle.messages import ChangeState, ValidationReport
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.value import Name
 from ipnext.store.paging import ordinal_of
+from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1", tags=["history"], route_class=GuardedRoute)
 
@@ -65,10 +67,12 @@ def list_snapshots(
     part: Annotated[Name | None, Query(description="Only snapshots of this part.")] = None,
     after: After = None,
     limit: Limit = 50,
-) -> ListPage[Snapshot]:
-    """By part, the newest of each part first."""
+) -> ListPage[SnapshotView]:
+    """By part, the newest of each part first. `created_at` is when it was published."""
     with rooms.store.read() as unit:
-        return view_page(unit.snapshot_page(name, part=part, after=after, limit=limit))
+        page = unit.snapshot_page(name, part=part, after=after, limit=limit)
+        views = {(view.part, view.number): view for view in _views(unit, name, page.items)}
+    return view_page(page.map(lambda snapshot: views[snapshot.part, snapshot.number]))
 
 
 @router.get("/models/{name}/snapshots/{part}/{number}", dependencies=[may("models.read")], summary="Read a snapshot")
@@ -77,10 +81,15 @@ def read_snapshot(
     part: Annotated[Name, Path(description="Name of the part.")],
     number: Annotated[int, Path(ge=1, lt=2**31, description="Number of a snapshot of the part.")],
     rooms: Rooms,
-) -> Snapshot:
-    """One snapshot with its manifest."""
+) -> SnapshotView:
+    """One snapshot with its manifest, and when it was trained, published, and first served each region."""
     with rooms.store.read() as unit:
-        return unit.snapshot(name, part, number)
+        return _views(unit, name, [unit.snapshot(name, part, number)])[0]
+
+
+def _views(unit: Repository, model: str, found: Sequence[Snapshot]) -> Sequence[SnapshotView]:
+    servings = unit.first_servings(model, [(snapshot.part, snapshot.number) for snapshot in found])
+    return [SnapshotView(**dict(snapshot), servings=servings[snapshot.part, snapshot.number]) for snapshot in found]
 
 
 @router.get(

@@ -31,6 +31,7 @@ from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.api.resources import ChangeView, ListPage, ModelApplied, ModelView, StatusExplanation
 from ipnext.model.fleet import FleetSpec
+from ipnext.model.lifecycle.freshness import view_freshness
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.profiled import check_measured
@@ -43,7 +44,7 @@ from ipnext.store.operations.artifact_quota import admit_documents, allowance_of
 from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
-from ipnext.store.unit_of_work import bytes_of, document
+from ipnext.store.unit_of_work import bytes_of, document, utc_now
 
 MARK_LENGTH = 12
 """Hexadecimal digits of a request's key in the id of the change that it records."""
@@ -83,9 +84,14 @@ def read_model(name: ModelName, rooms: Rooms) -> ModelView:
     with rooms.store.read() as unit:
         facts = model_facts(unit, name)
         rates = throughputs_of(unit, [facts])[name]
-    states = rooms.observer.states()
-    answers = answers_of(name, facts.record.serving_generation, states)
-    return model_view(facts, states).model_copy(update={"answers": answers, "throughput": rates})
+        serving = unit.serving_snapshots(name)
+    now, states = utc_now(), rooms.observer.states()
+    more = {
+        "answers": answers_of(name, facts.record.serving_generation, states),
+        "throughput": rates,
+        "freshness": tuple(view_freshness(each, now) for each in serving),
+    }
+    return model_view(facts, states).model_copy(update=more)
 
 
 @router.put("/{name}", dependencies=[may("models.apply")], summary="Apply a model's manifest")

@@ -1,6 +1,7 @@
 """Publish and roll back: record one change, answer 202; the outbox submits it to the workflow engine."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -27,16 +28,21 @@ from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ChangeView, PublishPart, PublishRequest, RollbackRequest
 from ipnext.model.lifecycle.messages import Change, ChangeKind
 from ipnext.model.registry.registry import SnapshotSource
+from ipnext.sources.training_record import trained_at_of
 from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.operations.rollback_targets import denied_generations, former_generations, kept_generations
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
+from ipnext.store.unit_of_work import utc_now
 
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 
 READ_AT_ONCE = 16
 """Publishes that read a snapshot from a directory or bucket at once, a quarter of them for one client; the next ones
 wait."""
+
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""By which the clock of a training system may be ahead."""
 
 _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 
@@ -79,6 +85,7 @@ def _publish(name: str, request: PublishRequest, rooms: PlatformAdapters, user: 
             rooms.access.require_model(asker, "models.override", unit, name)
     _check_parts(record, request.parts)
     owner = record.manifest.metadata.owner
+    _check_trained(request.parts)
     sources = {part: _source(rooms, asker, owner, given) for part, given in request.parts.items()}
     rooms.publisher.check_there(sources)
     with rooms.store.begin(name) as unit:
@@ -146,15 +153,30 @@ def _check_parts(record: ModelRecord, given: Iterable[str]) -> None:
             raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=known)
 
 
+def _check_trained(parts: Mapping[str, PublishPart]) -> None:
+    """Refuse trainings that end in the future. A clock may be a little ahead: then the publication counts."""
+    latest = utc_now() + CLOCKS_DIFFER
+    for part, given in parts.items():
+        if given.trained_at is not None and given.trained_at > latest:
+            field = f"parts.{part}.trainedAt"
+            msg = f"{field}: {given.trained_at.isoformat()} is in the future; allowed: until now"
+            raise InvalidInput(msg, field=field, value=given.trained_at.isoformat())
+
+
 def _source(rooms: PlatformAdapters, asker: Principal, owner: str, given: PublishPart) -> SnapshotSource:
     """Return a part's content in the artifact store, announced; the content of a uri is first read into it."""
+    found = _read_source(rooms, asker, owner, given)
+    return found if given.trained_at is None else found.model_copy(update={"trained_at": given.trained_at})
+
+
+def _read_source(rooms: PlatformAdapters, asker: Principal, owner: str, given: PublishPart) -> SnapshotSource:
     if given.digest is not None:
         uri = snapshot_uri(rooms.artifacts.uri, given.digest)
         source = SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
         rooms.publisher.announce(owner, source.manifest)
         return source
     if (given.uri or "").startswith(f"{rooms.artifacts.uri}/snapshots/"):
-        return _source(rooms, asker, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
+        return _read_source(rooms, asker, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
     shared = asker.publishes_for_all
     return ingest_uri(
         rooms.artifacts,
@@ -164,6 +186,7 @@ def _source(rooms: PlatformAdapters, asker: Principal, owner: str, given: Publis
         endpoint_url=rooms.settings.s3_endpoint_url,
         announce=partial(rooms.publisher.announce, owner),
         sign=lambda digest, envelope: rooms.signatures.keep(digest, envelope, rooms.access.publishable(asker)),
+        trained=trained_at_of,
     )
 
 

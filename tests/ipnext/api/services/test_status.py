@@ -599,3 +599,50 @@ async def test_how_far_the_engines_of_what_comes_are_is_explained_while_the_form
 
 def test_every_reason_has_an_advice():
     assert set(ADVICE) == set(Reason)
+
+
+def breach(world, reason, message="dense in eu: snapshot 1 was trained at noon; pick-up is late: paused"):
+    with world.rooms.store.begin("ranker") as unit:
+        unit.set_condition("ranker", ConditionType.FRESH, "False", reason, message)
+
+
+@pytest.mark.parametrize(
+    ("reason", "stage"),
+    [
+        (Reason.TRAINING_LATE, "training is late"),
+        (Reason.PICK_UP_LATE, "pick-up is late"),
+        (Reason.VALIDATION_LATE, "validation is late"),
+        (Reason.FREEZE_LATE, "a freeze holds it back"),
+        (Reason.SUPPLY_LATE, "supply is late"),
+        (Reason.GATE_LATE, "a gate holds it back"),
+    ],
+)
+async def test_a_model_that_is_ready_and_not_fresh_is_explained_by_the_stage_that_is_late(applied, reason, stage):
+    await serving(applied)
+    breach(applied, reason)
+    found, steps = await explained(applied)
+    assert (found["ready"], found["reason"]) == (True, reason)
+    assert (steps["freshness"]["subject"], steps["freshness"]["state"]) == (stage, "Fresh=False")
+    assert (steps["cause"]["subject"], steps["cause"]["message"]) == (reason, found["message"])
+    assert found["advice"] == ADVICE[reason].replace("MODEL", "ranker").replace(
+        "CHANGE", found["chain"][1]["message"][7:]
+    )
+    assert conditions_of(await status_of(applied))["Ready"] == ("True", "Serving")
+
+
+async def test_a_fault_comes_before_freshness_which_stays_in_the_chain(applied):
+    await serving(applied)
+    breach(applied, Reason.PICK_UP_LATE)
+    applied.rooms.infrastructure.cut("eu")
+    found, steps = await explained(applied)
+    assert found["reason"] == "RegionUnreachable"
+    assert steps["freshness"]["message"].endswith("pick-up is late: paused")
+
+
+async def test_a_fresh_model_has_no_link_of_freshness(applied):
+    await serving(applied)
+    with applied.rooms.store.begin("ranker") as unit:
+        unit.set_condition("ranker", ConditionType.FRESH, "True", Reason.FRESH)
+    found, steps = await explained(applied)
+    assert found["reason"] == "Serving"
+    assert "freshness" not in steps

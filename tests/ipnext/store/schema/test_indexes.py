@@ -21,6 +21,7 @@ from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import canonical_json
+from ipnext.store.operations.freshness import find_late_stage
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 from ipnext.store.tables.row import METADATA
@@ -255,6 +256,9 @@ def resubmission(unit: Repository) -> None:
 
 def reconciler(unit: Repository) -> None:
     """What each pass of the reconciler asks."""
+    unit.watched_snapshots()
+    unit.void_breaches()
+    unit.conditions_of_type(ConditionType.FRESH)
     unit.models_astray(but=("north",))
     unit.models_unserved()
     unit.models_unrepaired()
@@ -286,7 +290,14 @@ def unrouted(unit: Repository) -> None:
     unit.models_unrouted()
 
 
-READS = (wave_step, lost_region, model_list, explanations, histories, publish, repairs, unrouted)
+def late_stage(unit: Repository) -> None:
+    """What the cause of a breach of freshness is judged by."""
+    (found,) = unit.serving_snapshots(SOME[0])
+    find_late_stage(unit, found)
+    find_late_stage(unit, found.model_copy(update={"number": NUMBERS}))
+
+
+READS = (wave_step, lost_region, model_list, explanations, histories, publish, repairs, unrouted, late_stage)
 PERIODIC = (outbox, resubmission, reconciler, replan)
 """Questions about the whole fleet, asked again and again: they may read a fleet, but no history."""
 
