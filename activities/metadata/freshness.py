@@ -1,7 +1,7 @@
 """Freshness: judges the parts whose manifests say how old the snapshots may be that answer users.
 
-Run with each pass of workflow `reconcile`. A pass reads what serves now of the parts that ask, whatever the length of
-the history, and writes only what has changed: breaches that began or ended, with an event each, and the condition.
+Run with each pass of workflow `reconcile`. A pass reads what is late now, whatever the length of the history, and
+writes only what has changed: breaches that began or ended, with an event each, and the condition.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from activities.runtime.single_calls import SingleCalls
 from ipnext.model.lifecycle.freshness import ServingSnapshot
 from ipnext.model.lifecycle.messages import Done
 from ipnext.model.lifecycle.reconciliation import FreshnessJudged
-from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.operations.freshness import describe_lateness, find_late_stage, worst_first
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -48,20 +48,23 @@ class FreshnessActivities:
         del nothing
         with self._store.read() as unit:
             now = unit.now()
-            watched = unit.watched_snapshots()
-            known = unit.conditions_of_type(ConditionType.FRESH)
-            void = {model for model, _, _ in unit.void_breaches()}
-        changed = {model for model, found in watched.items() if _has_changed(found, known.get(model), now)}
-        lasting = sorted(model for model in watched.keys() - changed if known[model].status == "False")
+            late = unit.late_snapshots()
+            changed = {*unit.unjudged_models(), *(model for model, _, _ in unit.void_breaches())}
+            parts = unit.count_judged()
+        breaches = 0
+        lasting = list[str]()
+        for model, found in late.items():
+            breached = [each for each in found if each.is_breached(now)]
+            breaches += len(breached)
+            if any((each.breached_at is not None) != (each in breached) for each in found):
+                changed.add(model)
+            elif breached:
+                lasting.append(model)
         calls = SingleCalls()
-        for model in sorted({*changed, *void, *(known.keys() - watched.keys()), *self._next_of(lasting)}):
+        for model in sorted(changed.union(self._next_of(lasting))):
             beat(f"freshness of {model}")
             calls.run(model, partial(self._judge, model))
-        return FreshnessJudged(
-            parts=sum(map(len, watched.values())),
-            breaches=sum(each.is_breached(now) for found in watched.values() for each in found),
-            failed=dict(list(calls.failed.items())[:NAMED]),
-        )
+        return FreshnessJudged(parts=parts, breaches=breaches, failed=dict(list(calls.failed.items())[:NAMED]))
 
     def _next_of(self, lasting: Sequence[str]) -> Sequence[str]:
         """Return the models after those of the last pass, in turn."""
@@ -84,13 +87,6 @@ class FreshnessActivities:
             for each in found:
                 _note_breach(unit, each, now)
             _write_condition(unit, model, breached)
-
-
-def _has_changed(found: Sequence[ServingSnapshot], known: Condition | None, now: datetime) -> bool:
-    """Return whether a breach has begun or ended, or the condition does not say so."""
-    if known is None or any(each.is_breached(now) != (each.breached_at is not None) for each in found):
-        return True
-    return (known.status == "False") != any(each.is_breached(now) for each in found)
 
 
 def _note_breach(unit: Repository, found: ServingSnapshot, now: datetime) -> None:

@@ -8,9 +8,7 @@ the part is no longer late.
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
-
-from pydantic import Field
+from typing import Final, NamedTuple
 
 from ipnext.model.value import Name, Value, WrittenValue
 
@@ -19,13 +17,13 @@ WINDOW_HOURS: Final = 24
 _HOUR: Final = 3600.0
 
 
-class HourShare(Value):
+class HourShare(NamedTuple):
     """Seconds of one clock hour in which a part was observed, and in which it was late."""
 
     hour: int
     """Hours since 1970, UTC."""
-    observed: float = Field(ge=0)
-    late: float = Field(ge=0)
+    observed: float
+    late: float
 
 
 Window = tuple[HourShare, ...]
@@ -92,8 +90,7 @@ class ServingSnapshot(Value):
 
     def is_breached(self, now: datetime) -> bool:
         """Return whether it is late, and has been for longer than the objective allows."""
-        share = self.share_at(now)
-        return share is not None and self.is_late(now) and share < self.objective
+        return self.is_late(now) and fresh_share(self.window_at(now)) < self.objective
 
 
 class SnapshotServing(Value):

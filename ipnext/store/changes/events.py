@@ -29,7 +29,6 @@ _CONDITION_IS = (
 )
 _NEW_CONDITION = insert(CONDITIONS)
 _NO_CONDITION = delete(CONDITIONS).where(_SAME)
-_OF_TYPE = sa_select(CONDITIONS).where(CONDITIONS.c.type == bindparam("of_type"))
 _CONDITIONS_OF = sa_select(CONDITIONS).where(CONDITIONS.c.model == bindparam("model"))
 _OTHER_HALF = sa_select(CONDITIONS.c.status).where(
     CONDITIONS.c.model == MODELS.c.name, CONDITIONS.c.type == bindparam("of_other"), CONDITIONS.c.status == "True"
@@ -81,11 +80,6 @@ class Journal(UnitOfWork):
         """Delete a condition that does not apply to a model any more; a missing one is no error."""
         self._writing(model)
         self._write(_NO_CONDITION, of_model=model, of_type=type.value)
-
-    def conditions_of_type(self, type: ConditionType) -> Mapping[str, Condition]:  # noqa: A002
-        """Map each model with a condition of a type to it."""
-        found = self._run(_OF_TYPE, of_type=type.value)
-        return {row.model: _condition(row) for row in found}
 
     def conditions(self, model: str) -> tuple[Condition, ...]:
         """Return a model's conditions in the order of a rollout's stages, with `Ready`. Raises NotFound."""

@@ -6,18 +6,20 @@ them. So the oldest snapshot that answers there is the one that serves.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, delete, insert, or_, update
+from sqlalchemy import bindparam, delete, func, insert, or_, update
 from sqlalchemy import select as sa_select
 from sqlmodel import col, select, tuple_
 
 from ipnext.model.deployment.deployment import RouteTable
 from ipnext.model.lifecycle.freshness import HourShare, ServingSnapshot, SnapshotServing
+from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.manifest.freshness import FreshnessSpec
 from ipnext.model.manifest.manifest import ModelManifest, ModelSpec
 from ipnext.model.wire import decode_frozen
+from ipnext.store.tables.changes import ConditionRow
 from ipnext.store.tables.registry import FirstServingRow, GenerationRow, ModelRow, ServingSnapshotRow, SnapshotRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import UnitOfWork, batches, document, plain
@@ -26,6 +28,7 @@ KEPT_SERVINGS: Final = 20
 """Snapshots, the newest, of each part and region of which the first serving is kept."""
 
 SERVINGS = METADATA.tables[ServingSnapshotRow.__tablename__]
+CONDITIONS = METADATA.tables[ConditionRow.__tablename__]
 FIRST = METADATA.tables[FirstServingRow.__tablename__]
 SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
@@ -64,14 +67,31 @@ class Servings(UnitOfWork):
         query = sa_select(SERVINGS).where(*self._is_of_visible_owner(SERVINGS.c.model))
         return _by_place(each for each in map(_serving, self._run(query)) if each is not None)
 
-    def watched_snapshots(self) -> Mapping[str, tuple[ServingSnapshot, ...]]:
-        """Map each model with a part that asks for freshness to what serves of such parts."""
-        query = sa_select(SERVINGS).where(SERVINGS.c.target_seconds.is_not(None))
+    def late_snapshots(self) -> Mapping[str, tuple[ServingSnapshot, ...]]:
+        """Map models to what serves of them and is older than its target, or has a recorded breach."""
+        of = SERVINGS.c
+        query = sa_select(SERVINGS).where(
+            of.late_at.is_not(None), or_(of.late_at < self.now(), of.breached_at.is_not(None))
+        )
         found: dict[str, list[ServingSnapshot]] = defaultdict(list)
         for each in map(_serving, self._run(query)):
             if each is not None:
                 found[each.model].append(each)
         return {model: _by_place(of) for model, of in sorted(found.items())}
+
+    def count_judged(self) -> int:
+        """Count the parts that ask for freshness, in each region in which they serve."""
+        query = sa_select(func.count()).select_from(SERVINGS).where(SERVINGS.c.late_at.is_not(None))
+        return int(self._run(query).scalar_one())
+
+    def unjudged_models(self) -> tuple[str, ...]:
+        """Return models with a part that asks for freshness and serves, and without the condition; and the reverse."""
+        asks = SERVINGS.c.late_at.is_not(None)
+        judged = CONDITIONS.c.type == ConditionType.FRESH.value
+        mine = CONDITIONS.c.model == SERVINGS.c.model
+        new = sa_select(SERVINGS.c.model).where(asks, ~sa_select(CONDITIONS.c.model).where(judged, mine).exists())
+        gone = sa_select(CONDITIONS.c.model).where(judged, ~sa_select(SERVINGS.c.model).where(asks, mine).exists())
+        return tuple(sorted({*self._run(new.distinct()).scalars(), *self._run(gone).scalars()}))
 
     def first_servings(self, model: str, snapshots: Collection[tuple[str, int]]) -> Mapping[Any, Any]:
         """Map (part, number) of these snapshots to the regions that they served, each with the first time.
@@ -117,7 +137,8 @@ class Servings(UnitOfWork):
             if (found.part, found.number) == (part, row.number):
                 self._account(found)
                 at = {"of_model": model, "of_part": part, "of_region": found.region}
-                self._write(_SERVING_IS, **at, trained_at=trained_at)
+                late_at = _late_at(trained_at, found.target_seconds)
+                self._write(_SERVING_IS, **at, trained_at=trained_at, late_at=late_at)
 
     def _set_targets(self, model: str, spec: ModelSpec) -> None:
         """Judge what serves by the freshness that a manifest asks for, from now on."""
@@ -130,6 +151,7 @@ class Servings(UnitOfWork):
                 continue
             said: dict[str, Any] = {"target_seconds": target, "objective": objective}
             found = _serving(row)
+            said["late_at"] = None if found is None else _late_at(found.born_at, target)
             if found is not None and None not in {target, row.target_seconds}:
                 self._account(found)
             else:
@@ -178,7 +200,9 @@ class Servings(UnitOfWork):
         self, place: Place, row: Any, said: Mapping[str, Any], asked: Mapping[str, Mapping[str, FreshnessSpec]]
     ) -> None:
         model, part, region = place
+        born_at = said["published_at"] if said["trained_at"] is None else said["trained_at"]
         if row is not None:
+            said = {**said, "late_at": _late_at(born_at, row.target_seconds)}
             former = _serving(row)
             if former is not None:
                 self._account(former)
@@ -186,13 +210,15 @@ class Servings(UnitOfWork):
             self._write(_SERVING_IS, of_model=model, of_part=part, of_region=region, **said, **more)
             return
         wanted = asked.get(model, {}).get(part)
+        target = None if wanted is None else wanted.target_seconds
         basis = {
             "model": model,
             "part": part,
             "region": region,
             "to_serving_seconds": None,
-            "target_seconds": None if wanted is None else wanted.target_seconds,
+            "target_seconds": target,
             "objective": 1.0 if wanted is None else wanted.objective,
+            "late_at": _late_at(born_at, target),
             "window": "[]",
             "accounted_at": self._now(),
             "breached_at": None,
@@ -204,7 +230,7 @@ class Servings(UnitOfWork):
         if found is not None:
             self._account(found)
         at = {"of_model": row.model, "of_part": row.part, "of_region": row.region}
-        self._write(_SERVING_IS, **at, number=None)
+        self._write(_SERVING_IS, **at, number=None, late_at=None)
 
     def _delete_servings(self, model: str, region: str | None) -> None:
         """Forget what serves a model's users in a region, or in all."""
@@ -278,6 +304,10 @@ def _freshness_of(spec: ModelSpec) -> Mapping[str, FreshnessSpec]:
     return {part.name: part.freshness for part in spec.parts if part.freshness is not None}
 
 
+def _late_at(born_at: datetime, target_seconds: float | None) -> datetime | None:
+    return None if target_seconds is None else born_at + timedelta(seconds=target_seconds)
+
+
 def _key(place: Place, number: int) -> tuple[str, str, int]:
     return (place[0], place[1], number)
 
@@ -294,6 +324,6 @@ def _serving(row: Any) -> ServingSnapshot | None:
     """Return what serves at a place; None if nothing does now."""
     if row.number is None:
         return None
-    window = tuple(HourShare(hour=hour, observed=seen, late=late) for hour, seen, late, *_ in plain(row.window))
+    window = tuple(HourShare(hour, seen, late) for hour, seen, late, *_ in plain(row.window))
     given = {name: getattr(row, name) for name in ServingSnapshot.model_fields if name != "window"}
     return ServingSnapshot(**given, window=window)

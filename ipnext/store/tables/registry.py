@@ -81,7 +81,7 @@ class ServingSnapshotRow(Row, table=True):
     __tablename__ = "serving_snapshots"
     __table_args__ = (
         model_key(),
-        Index("ix_serving_snapshots_target", "target_seconds"),
+        Index("ix_serving_snapshots_late_at", "late_at", "model"),
         Index("ix_serving_snapshots_breached", "breached_at"),
     )
 
@@ -97,6 +97,8 @@ class ServingSnapshotRow(Row, table=True):
     to_serving_seconds: float | None = None
     target_seconds: float | None = None
     objective: float = 1.0
+    late_at: datetime | None = time_field(default=None)
+    """When it is older than the target; NULL if none serves, or without a target."""
     window: str = text_field(default="[]")
     """[[hour, seconds observed, seconds late], ...], at most one day of them."""
     accounted_at: datetime = time_field()

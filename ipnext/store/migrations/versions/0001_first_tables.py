@@ -664,13 +664,14 @@ def upgrade() -> None:
         sa.Column("to_serving_seconds", sa.Float(), nullable=True),
         sa.Column("target_seconds", sa.Float(), nullable=True),
         sa.Column("objective", sa.Float(), nullable=False),
+        sa.Column("late_at", columns.UtcDateTime(), nullable=True),
         sa.Column("window", columns.SafeText(), nullable=False),
         sa.Column("accounted_at", columns.UtcDateTime(), nullable=False),
         sa.Column("breached_at", columns.UtcDateTime(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_serving_snapshots_models")),
         sa.PrimaryKeyConstraint("model", "part", "region", name=op.f("pk_serving_snapshots")),
     )
-    op.create_index("ix_serving_snapshots_target", "serving_snapshots", ["target_seconds"], unique=False)
+    op.create_index("ix_serving_snapshots_late_at", "serving_snapshots", ["late_at", "model"], unique=False)
     op.create_index("ix_serving_snapshots_breached", "serving_snapshots", ["breached_at"], unique=False)
     op.create_table(
         "first_servings",

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.store.registry import servings as module
 
@@ -184,15 +185,53 @@ def test_another_target_counts_from_now_on(published):
     assert published.serving()["dense", "north"].share_at(after(280)) == 0.0, "it is observed since the last apply"
 
 
-def test_models_that_ask_are_watched(published):
+def late(published, seconds):
+    """Numbers of the snapshots that are late then."""
+    with published.at(seconds) as unit:
+        return {(each.part, each.number) for found in unit.late_snapshots().values() for each in found}
+
+
+def test_what_is_late_is_found_by_its_time(published):
+    published.route(10, table(1, g1=1.0))
+    assert late(published, 10**6) == set()
+    published.ask(20, dense=freshness("1m"))
+    assert (late(published, 30), late(published, 31)) == (set(), {("dense", 1)}), "trained at -30"
+    published.route(110, table(2, g2=1.0))
+    assert (late(published, 150), late(published, 151)) == (set(), {("dense", 2)}), "trained at 90"
+    published.ask(160, dense=freshness("2m"))
+    assert (late(published, 210), late(published, 211)) == (set(), {("dense", 2)})
+    with published.at(220) as unit:
+        unit.note_trained("ctr", "dense", published.make.source("c").manifest.digest, after(200))
+    assert (late(published, 320), late(published, 321)) == (set(), {("dense", 2)})
+    published.route(330, table(3))
+    assert late(published, 400) == set()
+    published.route(340, table(4, g2=1.0))
+    assert late(published, 400) == {("dense", 2)}
+
+
+def test_models_to_judge_are_those_whose_condition_is_missing_or_too_much(published):
+    def unjudged():
+        with published.store.read() as unit:
+            return unit.unjudged_models(), unit.count_judged()
+
+    published.route(10, table(1, g1=1.0))
+    assert unjudged() == ((), 0)
+    published.ask(20, dense=freshness("1m"))
+    assert unjudged() == (("ctr",), 1)
+    with published.at(30) as unit:
+        unit.set_condition("ctr", ConditionType.FRESH, "True", Reason.FRESH)
+    assert unjudged() == ((), 1)
+    published.ask(40)
+    assert unjudged() == (("ctr",), 0)
+    with published.at(50) as unit:
+        unit.delete_condition("ctr", ConditionType.FRESH)
+    assert unjudged() == ((), 0)
+
+
+def test_an_owner_lists_what_serves_of_its_models(published):
     published.route(10, table(1, g1=1.0))
     with published.store.read() as unit:
-        assert unit.watched_snapshots() == {}
         assert len(unit.serving_snapshots_of_all()) == 2
-    published.ask(20, dense=freshness("1m"))
-    with published.store.read() as unit:
-        (found,) = unit.watched_snapshots()["ctr"]
-    assert found.part == "dense"
     with published.store.read(frozenset({"others"})) as unit:
         assert unit.serving_snapshots_of_all() == ()
 

@@ -256,9 +256,10 @@ def resubmission(unit: Repository) -> None:
 
 def reconciler(unit: Repository) -> None:
     """What each pass of the reconciler asks."""
-    unit.watched_snapshots()
+    unit.late_snapshots()
+    unit.unjudged_models()
     unit.void_breaches()
-    unit.conditions_of_type(ConditionType.FRESH)
+    unit.count_judged()
     unit.models_astray(but=("north",))
     unit.models_unserved()
     unit.models_unrepaired()
