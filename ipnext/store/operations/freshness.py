@@ -45,6 +45,7 @@ _VALIDATION: Final = frozenset(
         Reason.ARTIFACT_MISSING,
         Reason.ARTIFACT_DIGEST_MISMATCH,
         Reason.SIGNATURE_INVALID,
+        Reason.SNAPSHOT_DENIED,
         Reason.ENGINE_MISMATCH,
         Reason.UNSAFE_FORMAT,
         Reason.SCHEMA_MISMATCH,
