@@ -1,7 +1,6 @@
 """When snapshots were trained, published and served, over the API: publishes, views, metrics, what owners see."""
 
 import json
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -49,7 +48,7 @@ async def test_without_it_the_time_is_unknown(applied):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ((datetime.now(UTC) + timedelta(days=1)).isoformat(), "is in the future; allowed: until now"),
+        ("2999-01-01T00:00:00Z", "is in the future; allowed: until now"),
         ("2026-11-30T23:59:00", "timezone"),
         ("1764547140", "a time such as"),
     ],
