@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import save
 
-from activities.optimization.split_process import Beat
+from activities.optimization.tool_process import Beat
 from ipnext.artifacts.programs.schema import FORMAT
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from activities.optimization import split_process as cutting
-from activities.optimization.split_process import CutEnded, CutRefused, cut_in_process
+from activities.optimization import tool_process
+from activities.optimization.split_process import CutRefused, cut_in_process
+from activities.optimization.tool_process import ToolEnded
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.split import SplitPolicy
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
@@ -73,7 +75,7 @@ def test_a_difference_is_refused_and_named(whole, tmp_path, monkeypatch):
         files.errors.write_text("error: the split differs from the snapshot; nothing was written")
         return 1
 
-    monkeypatch.setattr(cutting, "run_child", differs)
+    monkeypatch.setattr(tool_process, "run_child", differs)
     with pytest.raises(CutRefused, match="output 'output' differs in 1 of 1 values") as error:
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)
     assert error.value.reason is Reason.SPLIT_DIFFERS
@@ -89,13 +91,13 @@ def test_a_process_that_is_killed_is_no_refusal(whole, tmp_path):
         for child in cutters():
             child.send_signal(signal.SIGKILL)
 
-    with pytest.raises(CutEnded, match="SIGKILL"):
+    with pytest.raises(ToolEnded, match="SIGKILL"):
         cut_in_process(whole, policy("table"), tmp_path / "parts", kill)
 
 
 def test_a_cut_that_takes_too_much_memory_ends_and_is_no_refusal(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(cutting, "LEAST_MEMORY_BYTES", 1 << 28)
-    with pytest.raises(CutEnded):
+    monkeypatch.setattr(tool_process, "LEAST_MEMORY_BYTES", 1 << 28)
+    with pytest.raises(ToolEnded):
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)
     assert not (tmp_path / "parts").exists()
 
@@ -168,8 +170,8 @@ def probed(whole, tmp_path, monkeypatch):
         found.update(json.loads(ran.stdout))
         return -signal.SIGKILL
 
-    monkeypatch.setattr(cutting, "run_child", probe)
-    with pytest.raises(CutEnded):
+    monkeypatch.setattr(tool_process, "run_child", probe)
+    with pytest.raises(ToolEnded):
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None, confinement=Confinement.REQUIRED)
     return found
 
@@ -217,19 +219,19 @@ def written_by(monkeypatch):
             write(draft, files.answer)
             return 0
 
-        monkeypatch.setattr(cutting, "run_child", taken_over)
+        monkeypatch.setattr(tool_process, "run_child", taken_over)
 
     return stand_for
 
 
 def test_links_that_the_process_left_are_not_followed(whole, tmp_path, written_by):
     written_by(lambda draft, _: (draft / "table").symlink_to(whole))
-    with pytest.raises(CutEnded, match="'table', which is neither a file nor a directory"):
+    with pytest.raises(ToolEnded, match="'table', which is neither a file nor a directory"):
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)
 
 
 def test_a_report_without_end_is_not_read(whole, tmp_path, written_by, monkeypatch):
-    monkeypatch.setattr(cutting, "LARGEST_OUTPUT_BYTES", 100)
+    monkeypatch.setattr(tool_process, "LARGEST_OUTPUT_BYTES", 100)
     written_by(lambda draft, _: (draft / cutting.REPORT_FILE).write_bytes(b" " * 101))
-    with pytest.raises(CutEnded, match="more than 100 bytes"):
+    with pytest.raises(ToolEnded, match="more than 100 bytes"):
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)

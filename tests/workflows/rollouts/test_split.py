@@ -3,7 +3,8 @@
 import pytest
 
 from activities.optimization import activities as optimization
-from activities.optimization.split_process import CutEnded, CutRefused
+from activities.optimization.split_process import CutRefused
+from activities.optimization.tool_process import ToolEnded
 from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ScheduledReplan
 from ipnext.model.lifecycle.status import ConditionType, Reason
@@ -178,7 +179,7 @@ async def test_a_cut_that_is_refused_ends_the_run_with_its_reason(
 
 async def test_a_cut_whose_process_was_killed_is_tried_again(house, kit, model, carried_out):
     house.apply_split(model, kit.BY_TABLE)
-    house.cutter.faults = [CutEnded("cutting was ended by SIGKILL")]
+    house.cutter.faults = [ToolEnded("cutting was ended by SIGKILL")]
     change = await carried_out(house.publish_whole(model, 1, change_id=f"{model}-1"))
 
     assert change.state is ChangeState.DONE
