@@ -161,6 +161,7 @@ VALIDATOR_GROUP: Final = "ipnext.validators"
 ENGINE_GROUP: Final = "ipnext.engines"
 SNAPSHOT_FILES_GROUP: Final = "ipnext.snapshot_files"
 SOURCE_GROUP: Final = "ipnext.sources"
+OPTIMIZATION_GROUP: Final = "ipnext.optimizations"
 
 # native code in a snapshot
 LIBRARY_FILE: Final = "library.so"

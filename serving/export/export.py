@@ -17,6 +17,7 @@ from torch.export import export as torch_export
 
 from ipnext import __version__
 from ipnext.errors import InvalidInput, UnsupportedModel
+from ipnext.model.registry.optimization import REPLAY_FACTS, REPLAY_FILE
 from ipnext.model.registry.registry import SNAPSHOT_FILE, Datatype, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
 from serving.engines.torch.engine import ENGINE
@@ -24,6 +25,7 @@ from serving.engines.torch.fx.functionalize import functional
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, write_program
 from serving.export.checks import check_answers, name_outputs, quiet_tracer, unsupported_error
 from serving.snapshots.directory import artifact_file, check_directory, half_written, write_last
+from serving.weights.tensor_file import write_tensors
 
 DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.bool: "BOOL",
@@ -56,15 +58,18 @@ def export_model(
     *,
     parent: str | None = None,
     request_inputs: Sequence[str] = (),
+    replay: Mapping[str, torch.Tensor] | None = None,
 ) -> SnapshotManifest:
     """Export `module` in evaluation mode as a snapshot in `directory`, which must not exist or be empty.
 
     `example_inputs` name the arguments of `module.forward`; dimension 0 of each is the batch and stays free, all other
     sizes are fixed. `parent` is the digest of the snapshot that this one was derived from. `request_inputs` are those
-    that a request may give once, with batch 1, for all of its rows; examples of those may have batch 1 too. The written
-    files are checked against the module for equal bits before the directory gets its name. The same module and weights
-    give the same digest. InvalidInput if examples do not fit; UnsupportedModel names the line of the module that cannot
-    be exported.
+    that a request may give once, with batch 1, for all of its rows; examples of those may have batch 1 too. `replay`
+    are requests for the steps of `spec.optimization`: a tensor for each input, and `labels:OUTPUT`, of as many rows.
+
+    The written files are checked against the module for equal bits before the directory gets its name. The same module
+    and weights give the same digest. InvalidInput if examples do not fit; UnsupportedModel names the line of the module
+    that cannot be exported.
     """
     examples = _check_examples(example_inputs, request_inputs)
     target = check_directory(Path(directory))
@@ -75,6 +80,8 @@ def export_model(
             _write(exported, outputs, draft, module)
             check_answers(module, draft, examples)
             signature = _signature(exported, outputs, request_inputs)
+            if replay is not None:
+                _write_replay(replay, signature, draft)
             manifest = _manifest(signature, draft, parent)
             write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
     return manifest
@@ -181,11 +188,30 @@ def _write(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, mod
         raise unsupported_error(module, error) from error
 
 
+def _write_replay(replay: Mapping[str, torch.Tensor], signature: Signature, draft: Path) -> None:
+    """Write the replay set. InvalidInput if names or numbers of rows do not fit the signature."""
+    inputs = {spec.name for spec in signature.inputs}
+    known = inputs | {f"{prefix}{spec.name}" for prefix in REPLAY_FACTS for spec in signature.outputs}
+    wrong = sorted((inputs - replay.keys()) | (replay.keys() - known))
+    rows = {len(tensor) if tensor.dim() else 0 for tensor in replay.values()}
+    if wrong or len(rows) != 1 or 0 in rows:
+        what = (
+            f"{wrong[0]!r} is {'missing' if wrong[0] in inputs else 'unknown'}"
+            if wrong
+            else f"they have {sorted(rows)} rows"
+        )
+        needed = ", ".join(sorted(inputs))
+        msg = f"replay: {what}; needed: {needed}, of one number of rows; allowed as well: labels:OUTPUT"
+        raise InvalidInput(msg, field="replay", allowed=sorted(known))
+    write_tensors({name: tensor.detach().contiguous() for name, tensor in replay.items()}, draft / REPLAY_FILE)
+
+
 def _manifest(signature: Signature, draft: Path, parent: str | None) -> SnapshotManifest:
+    names = (PROGRAM_FILE, WEIGHTS_FILE, REPLAY_FILE)
     return SnapshotManifest(
         engine=ENGINE,
         signature=signature,
-        files=tuple(artifact_file(draft / name) for name in (PROGRAM_FILE, WEIGHTS_FILE)),
+        files=tuple(artifact_file(draft / name) for name in names if (draft / name).exists()),
         producer={"ipnext": __version__, "torch": str(torch.__version__)},
         parent=parent,
     )

@@ -40,10 +40,16 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 def _place(tensor: torch.Tensor) -> tuple[bool, int, int]:
     """Return the sort key.
 
-    Tensors that fill no whole lines come last; longest rows first, for equal rows the largest tensor.
+    Tensors that fill no whole lines come last, with tables of bytes; longest rows first, of equal ones the largest.
     """
     row = tensor.nbytes // max(1, len(tensor)) if tensor.dim() else tensor.nbytes
-    return tensor.nbytes % ALIGNMENT_BYTES > 0, -row, -tensor.nbytes
+    last = tensor.nbytes % ALIGNMENT_BYTES > 0 or _is_packed(tensor.dtype, tensor.shape)
+    return last, -row, -tensor.nbytes
+
+
+def _is_packed(dtype: torch.dtype, shape: Sequence[int]) -> bool:
+    """Whether it may be a table of packed rows, which kernels read byte by byte wherever it begins."""
+    return dtype is torch.uint8 and len(shape) == 2  # a table's dimensions
 
 
 def align(tensor: torch.Tensor) -> torch.Tensor:
@@ -87,8 +93,9 @@ class TensorFile:
         return self._places[name][0]
 
     def is_aligned(self, name: str) -> bool:
-        """Whether a mapped tensor is aligned as torch's own allocator would align it."""
-        return self._places[name][0] % ALIGNMENT_BYTES == 0
+        """Whether a mapped tensor is aligned as torch's own allocator would align it, or is a table of bytes."""
+        offset, _, dtype, shape = self._places[name]
+        return offset % ALIGNMENT_BYTES == 0 or _is_packed(dtype, shape)
 
     def map_tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Map tensors in one private mapping, from the first to the last of them.

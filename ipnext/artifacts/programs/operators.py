@@ -1,4 +1,4 @@
-"""Operators that a program may call: overloads of ATen, one by one, and arithmetic on sizes.
+"""Operators that a program may call: overloads, one by one, and arithmetic on sizes.
 
 Each ATen overload is functional: its schema writes to no argument. None reads a file, takes a pointer, a generator, a
 storage or a Python object, returns uninitialised memory, or draws random numbers. Overloads with parameters of type
@@ -129,5 +129,13 @@ math.trunc torch._sym_sqrt torch.sym_float torch.sym_int torch.sym_ite torch.sym
 )
 """Arithmetic on sizes of tensors. No power and no shift: with numbers of a document alone they take unbounded time."""
 
-ALLOWED: Final[AbstractSet[str]] = SIZES | {f"torch.ops.aten.{name}" for name in ATEN}
+QUANTIZED: Final[AbstractSet[str]] = frozenset(
+    {"embedding_bag_4bit_unpack.default", "embedding_bag_byte_unpack.default"}
+)
+"""`NAME.OVERLOAD`, as in `torch.ops.quantized.NAME.OVERLOAD`: plain rows of packed ones. Functional, of one tensor;
+hosts call them through functions that check its shape and type (`serving.engines.torch.guards`)."""
+
+ALLOWED: Final[AbstractSet[str]] = (
+    SIZES | {f"torch.ops.aten.{name}" for name in ATEN} | {f"torch.ops.quantized.{name}" for name in QUANTIZED}
+)
 """Every `target` that a node of a program may have."""

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from ipnext.model.deployment.deployment import SERVING_ENGINES
+from ipnext.model.registry.optimization import REPLAY_FILE, REPORT_FILE
 from ipnext.model.registry.registry import SnapshotManifest
 
 WEIGHTS_SUFFIX: Final = ".safetensors"
+_NOT_LOADED: Final = frozenset({REPLAY_FILE, REPORT_FILE})
+"""Files for people and for steps of a pipeline."""
 PROCESS_BYTES: Final = 400 * 10**6
 """A host with its engine and no snapshot, measured: 337 MB with torch 2.13."""
 PROGRAM_FACTOR: Final = 64
@@ -24,15 +27,17 @@ with vLLM 0.32."""
 def needed_bytes(manifest: SnapshotManifest) -> int:
     """Return the expected memory of a load: the size of the weights on disk, the rest by the measured constants."""
     weights = weight_bytes(manifest)
+    loaded = (file for file in manifest.files if file.path not in _NOT_LOADED)
     if manifest.engine in SERVING_ENGINES:
         return weights + ENGINE_BYTES
-    rest = sum(file.size_bytes for file in manifest.files) - weights
+    rest = sum(file.size_bytes for file in loaded) - weights
     return weights + PROGRAM_FACTOR * rest + ALLOWANCE_BYTES
 
 
 def weight_bytes(manifest: SnapshotManifest) -> int:
     """Return the size of the weights on disk."""
-    return sum(file.size_bytes for file in manifest.files if file.path.endswith(WEIGHTS_SUFFIX))
+    loaded = (file for file in manifest.files if file.path not in _NOT_LOADED)
+    return sum(file.size_bytes for file in loaded if file.path.endswith(WEIGHTS_SUFFIX))
 
 
 def fits(memory_bytes: int | None, manifests: Iterable[SnapshotManifest]) -> bool:

@@ -13,12 +13,16 @@ from typing import Final, TypeAlias
 
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.delta import DELTA_FILES
+from ipnext.model.registry.optimization import REPLAY_FILE, REPORT_FILE
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 
 FileSet: TypeAlias = Mapping[str, int]
 
-_ONE = ("program.json", "weights.safetensors", LIBRARY_FILE, "library.json", "compiled.json", *sorted(DELTA_FILES))
+_ONE = (
+    *("program.json", "weights.safetensors", LIBRARY_FILE, "library.json", "compiled.json", *sorted(DELTA_FILES)),
+    *(REPLAY_FILE, REPORT_FILE),
+)
 
 _TEXTS: Final = {"*.txt": 64, "*.md": 32}
 """Notes, licenses and vocabularies."""

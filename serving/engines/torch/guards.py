@@ -64,6 +64,39 @@ def checked_weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch
     return found
 
 
+def checked_byte_unpack(weight: torch.Tensor) -> torch.Tensor:
+    """Call quantized.embedding_bag_byte_unpack: packed rows [..., n + 8] to figures [..., n].
+
+    RuntimeError if they are no rows of bytes with room for a scale and an offset.
+    """
+    _check_packed(weight, _BYTE_QPARAMS, any_rank=True)
+    found: torch.Tensor = torch.ops.quantized.embedding_bag_byte_unpack.default(weight.contiguous())
+    return found
+
+
+def checked_4bit_unpack(weight: torch.Tensor) -> torch.Tensor:
+    """Call quantized.embedding_bag_4bit_unpack: packed rows [rows, n / 2 + 4] to figures [rows, n]. See the former."""
+    _check_packed(weight, _NIBBLE_QPARAMS, any_rank=False)
+    found: torch.Tensor = torch.ops.quantized.embedding_bag_4bit_unpack.default(weight.contiguous())
+    return found
+
+
+_BYTE_QPARAMS: Final = 8
+_NIBBLE_QPARAMS: Final = 4
+"""Bytes of scale and offset at the end of each packed row."""
+
+
+def _check_packed(rows: torch.Tensor, qparams_bytes: int, *, any_rank: bool) -> None:
+    """Check packed rows, whose kernels trust their form. RuntimeError."""
+    dimensions = rows.dim() >= 2 if any_rank else rows.dim() == 2  # a table, or rows of one
+    if rows.dtype != torch.uint8 or not dimensions or rows.size(-1) <= qparams_bytes:
+        msg = (
+            f"unpack: takes rows of more than {qparams_bytes} bytes, uint8, of {'two or more' if any_rank else 'two'} "
+            f"dimensions, got {list(rows.shape)} of {rows.dtype}"
+        )
+        raise RuntimeError(msg)
+
+
 def _lstm_weights(takes: int, gives: int, hidden: int, *, has_biases: bool) -> Iterator[tuple[int, ...]]:
     """Yield the weights' shapes of one layer in one direction, in torch's order."""
     yield from ((4 * hidden, takes), (4 * hidden, gives))
@@ -85,4 +118,6 @@ def _check_shapes(
 GUARDED: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.ops.aten.lstm.input: checked_lstm,
     torch.ops.aten._weight_norm.default: checked_weight_norm,  # noqa: SLF001  # torch's name
+    torch.ops.quantized.embedding_bag_byte_unpack.default: checked_byte_unpack,
+    torch.ops.quantized.embedding_bag_4bit_unpack.default: checked_4bit_unpack,
 }

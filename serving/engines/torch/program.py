@@ -28,6 +28,7 @@ from ipnext.artifacts.programs.schema import ASSERTION, FORMAT, check_document
 from ipnext.errors import LoadFailed, UnsupportedModel
 from ipnext.model.value import canonical_json
 from serving.engines.torch.expressions import build_expression
+from serving.engines.torch.fx.packed_lookup import join_lookups, packed_arguments
 from serving.engines.torch.guards import guard_calls
 from serving.engines.torch.program_cache import ProgramTemplate, TemplateCache, TorchProgram, WeightArgument, lay_out
 from serving.engines.torch.schema_objects import build_object
@@ -281,6 +282,7 @@ def _template(exported: ExportedProgram, document: Mapping[str, Any]) -> Program
     if graph_inputs != inputs:
         msg = f"the graph takes {list(graph_inputs)}, the file says {list(inputs)}"
         raise ValueError(msg)
+    join_lookups(exported.graph_module)
     guard_calls(exported.graph_module)
     return ProgramTemplate(
         module=exported.graph_module,
@@ -290,4 +292,5 @@ def _template(exported: ExportedProgram, document: Mapping[str, Any]) -> Program
         fixed=tuple(fixed),
         weights=tuple(weights),
         places=document["tensors"],
+        packed=packed_arguments(exported.graph_module.graph),
     )

@@ -16,6 +16,7 @@ from torch import fx
 
 from serving.engines.torch.fx.direct_calls import Calls, DirectGraph, same_bits
 from serving.engines.torch.fx.fused_lookup import Gatherer
+from serving.engines.torch.fx.packed_lookup import Unpack, unpack_small
 from serving.weights.delta_snapshot import Delta
 from serving.weights.weights import Weights
 
@@ -43,6 +44,8 @@ class ProgramTemplate:
     weights: tuple[WeightArgument, ...]
     places: Mapping[str, Any]
     """Name of a tensor -> its key in the weights file and strides, as in the document."""
+    packed: Mapping[int, Unpack]
+    """Position of each argument that is only looked up as a packed table -> the operator that unpacks it."""
     calls: Calls | None = None
     """Replacement of each call of the graph; known once a snapshot of the program has been tried."""
     gatherer: Gatherer | None = None
@@ -59,6 +62,9 @@ class ProgramTemplate:
         arguments, tensors = list(self.fixed), lay_out(weights, self.places)
         for weight in self.weights:
             arguments[weight.position] = tensors[weight.name].detach().requires_grad_(weight.requires_grad)
+        given = {at: (unpack, arguments[at]) for at, unpack in self.packed.items() if arguments[at] is not None}
+        for position, table in unpack_small(given).items():
+            arguments[position] = table
         return TorchProgram(self, tuple(arguments), weights)
 
 

@@ -30,6 +30,12 @@ def test_a_load_needs_its_weights_and_a_multiple_of_its_program():
     assert needed_bytes(manifest) == 100 * MEGA + PROGRAM_FACTOR * MEGA + ALLOWANCE_BYTES
 
 
+def test_replay_sets_and_reports_are_not_loaded():
+    files = (file("weights.safetensors", 100), file("replay.safetensors", MEGA), file("optimization.json", MEGA))
+    manifest = SnapshotManifest(engine="torch", signature=Signature(inputs=(), outputs=()), files=files)
+    assert needed_bytes(manifest) == 100 + ALLOWANCE_BYTES
+
+
 def test_what_fits_is_let_through_and_what_does_not_is_refused_with_its_figures():
     memory = HostMemory(1000 * MEGA, resident=lambda: 300 * MEGA)
     memory.check(600 * MEGA, "snapshot 1 of m.p")

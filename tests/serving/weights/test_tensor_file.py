@@ -97,3 +97,12 @@ def test_a_tensor_that_begins_elsewhere_is_copied_to_where_torch_would_put_it():
     assert align(lying).data_ptr() % 64 == 0
     right = torch.randn(20)
     assert align(right) is right
+
+
+def test_tables_of_bytes_are_never_copied_and_those_of_one_row_lie_whole_rows_apart(tmp_path):
+    tables = {f"table {rows}": torch.randint(0, 255, (rows, 72), dtype=torch.uint8) for rows in (7, 8, 31)}
+    write_tensors({"odd": torch.randn(7, 3), **tables}, tmp_path / "weights.safetensors")
+    found = TensorFile(tmp_path / "weights.safetensors").map_tensors(tables)
+    assert all(torch.equal(found[name], table) for name, table in tables.items())
+    assert len({table.untyped_storage().data_ptr() for table in found.values()}) == 1
+    assert len({table.storage_offset() % 72 for table in found.values()}) == 1

@@ -16,9 +16,10 @@ import torch
 from torch import add, clamp, embedding, equal, fx
 
 from serving.engines.torch.fx.direct_calls import DirectGraph, is_mutable, same_bits
-from serving.engines.torch.fx.fused_lookup_rewrite import Group, gathered_graph
+from serving.engines.torch.fx.fused_lookup_rewrite import Group, LookUps, gathered_graph
 from serving.engines.torch.fx.lookup_groups import Lookup, lookups_of
-from serving.engines.torch.fx.nodes import column_of
+from serving.engines.torch.fx.nodes import aten, column_of
+from serving.engines.torch.fx.packed_lookup import look_up_bytes, look_up_nibbles
 
 Run: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """The exported graph: takes the user's tensors in their order."""
@@ -35,9 +36,36 @@ def look_up(
     `offsets`, `first` and `last` broadcast against `index`: the beginning of each table in the view, and its row
     numbers. IndexError if an index is not one of its table's rows.
     """
+    return embedding(table, _within(index, offsets, first, last))
+
+
+def look_up_packed_bytes(
+    table: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor, first: torch.Tensor, last: torch.Tensor
+) -> torch.Tensor:
+    """Look up rows of several packed tables of 8 bits; see `look_up`."""
+    return look_up_bytes(table, _within(index, offsets, first, last))
+
+
+def look_up_packed_nibbles(
+    table: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor, first: torch.Tensor, last: torch.Tensor
+) -> torch.Tensor:
+    """Look up rows of several packed tables of 4 bits; see `look_up`."""
+    return look_up_nibbles(table, _within(index, offsets, first, last))
+
+
+def _group_calls() -> LookUps:
+    """Return the call for a group of lookups, by their target."""
+    return {
+        aten.embedding.default: look_up,
+        look_up_bytes: look_up_packed_bytes,
+        look_up_nibbles: look_up_packed_nibbles,
+    }
+
+
+def _within(index: torch.Tensor, offsets: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     if not equal(clamp(index, first, last), index):
         raise IndexError(_beyond(index, last))
-    return embedding(table, add(index, offsets))
+    return add(index, offsets)
 
 
 def _beyond(index: torch.Tensor, last: torch.Tensor) -> str:
@@ -83,7 +111,7 @@ class Gatherer:
     def _rewritten(self, groups: tuple[Group, ...]) -> fx.Graph | None:
         """Rewrite the graph, cached for later snapshots with the same memory layout. None if no call would change."""
         if self._known is None or self._known[0] != groups:
-            self._known = groups, gathered_graph(self._graph, groups, look_up)
+            self._known = groups, gathered_graph(self._graph, groups, _group_calls())
         graph = self._known[1]
         return graph if {node.name for node in graph.nodes} - {node.name for node in self._graph.nodes} else None
 

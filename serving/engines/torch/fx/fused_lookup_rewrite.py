@@ -4,9 +4,9 @@ Used by serving.engines.torch.fx.fused_lookup.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import fx
@@ -16,6 +16,8 @@ from serving.engines.torch.fx.lookup_groups import Lookup
 from serving.engines.torch.fx.nodes import SIZES, aten, call, column_of, is_join, sizes
 
 Group: TypeAlias = tuple[Lookup, ...]
+LookUps: TypeAlias = Mapping[Any, Callable[..., torch.Tensor]]
+"""Target of a lookup -> the call for a group of such."""
 
 OPERANDS: Final = ("table", "offsets", "first", "last", "columns")
 """Arguments of the graph for each group, after all others."""
@@ -25,12 +27,12 @@ _WITHOUT_USE: Final = frozenset({aten.select.int, aten.slice.Tensor, aten.unbind
 """Operators that may be unused in a rewritten graph."""
 
 
-def gathered_graph(graph: fx.Graph, groups: Sequence[Group], look_up: Callable[..., torch.Tensor]) -> fx.Graph:
-    """Rewrite the graph with a call of `look_up(table, index, offsets, first, last)` per group.
+def gathered_graph(graph: fx.Graph, groups: Sequence[Group], look_ups: LookUps) -> fx.Graph:
+    """Rewrite the graph with a call `(table, index, offsets, first, last)` per group: that of its lookups' target.
 
     Its arguments come last. The remaining nodes keep their names.
     """
-    writing = _Writing(graph, groups, look_up)
+    writing = _Writing(graph, groups, look_ups)
     made = writing.graph()
     for join in list(made.nodes):
         if is_join(join):
@@ -47,11 +49,11 @@ class _Writing:
     A group's call comes as soon as one of its results is needed, its indices before it.
     """
 
-    def __init__(self, graph: fx.Graph, groups: Sequence[Group], look_up: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, graph: fx.Graph, groups: Sequence[Group], look_ups: LookUps) -> None:
         self.fresh: set[fx.Node] = set()
         """Results of look-ups, whose memory is not shared."""
         self._nodes = list(graph.nodes)
-        self._look_up = look_up
+        self._look_ups = look_ups
         self._groups = {lookup.node: number for number, group in enumerate(groups) for lookup in group}
         self._members = groups
         self._new = fx.Graph()
@@ -93,7 +95,8 @@ class _Writing:
         if group[0].node in self._made:
             return
         index = self._index(group, given["columns"])
-        rows = call(self._new, self._look_up, given["table"], index, given["offsets"], given["first"], given["last"])
+        look_up = self._look_ups[group[0].node.target]
+        rows = call(self._new, look_up, given["table"], index, given["offsets"], given["first"], given["last"])
         if group[0].at:
             batch, *rest = sizes(group[0].node)
             rows.meta[SIZES] = (batch, len(group), *rest)

@@ -13,7 +13,10 @@ import torch
 from torch import fx
 
 from serving.engines.torch.fx.nodes import aten, is_join, sizes
+from serving.engines.torch.fx.packed_lookup import look_up_bytes, look_up_nibbles
 
+LOOKUPS: Final = frozenset({aten.embedding.default, look_up_bytes, look_up_nibbles})
+"""Calls that look rows up; their first arguments are a table and the index."""
 _INDEX_TYPES: Final = (torch.int32, torch.int64)
 _LINE_BYTES: Final = 64
 """Alignment of tensors; with another one a kernel may give other last bits (serving.weights.tensor_file)."""
@@ -23,7 +26,7 @@ _LARGEST_APART_BYTES: Final = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One call of `embedding` on a bound table.
+    """One lookup in a bound table.
 
     Lookups of one `kind` may be fused if the layout of their tables allows it.
     """
@@ -49,7 +52,7 @@ def lookups_of(graph: fx.Graph, slots: Sequence[int]) -> tuple[Lookup, ...]:
 
 
 def _table(node: fx.Node, tables: Mapping[fx.Node, int]) -> int | None:
-    if node.target is not aten.embedding.default or not node.users:
+    if node.target not in LOOKUPS or not node.users:
         return None
     table, index = node.args[:2]
     value = index.meta.get("val") if isinstance(index, fx.Node) else None
@@ -70,7 +73,7 @@ def _lookup(node: fx.Node, table: int, level: int) -> Lookup | None:
     at = 1 if all(_takes_side_by_side(user) for user in node.users) else 0
     if at == 0 and not _may_stand_apart(node.meta["val"]):
         return None
-    return Lookup(node, table, index, at, (at, level, index.meta["val"].dtype, sizes(index)))
+    return Lookup(node, table, index, at, (node.target, at, level, index.meta["val"].dtype, sizes(index)))
 
 
 def _may_stand_apart(value: torch.Tensor) -> bool:
@@ -90,6 +93,6 @@ def _takes_side_by_side(join: fx.Node) -> bool:
 
 
 def _form(node: fx.Node) -> Any:
-    if node.target is not aten.embedding.default or not isinstance(node.args[1], fx.Node):
+    if node.target not in LOOKUPS or not isinstance(node.args[1], fx.Node):
         return node
-    return node.meta["val"].dtype, sizes(node), sizes(node.args[1])
+    return node.target, node.meta["val"].dtype, sizes(node), sizes(node.args[1])

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch._export.serde.serialize import _SYM_OPS  # what torch's reader takes as arithmetic on sizes
 
-from ipnext.artifacts.programs.operators import ALLOWED, ATEN, SIZES
+from ipnext.artifacts.programs.operators import ALLOWED, ATEN, QUANTIZED, SIZES
 from ipnext.artifacts.programs.schema import STRINGS, TYPED
+from serving.engines.torch import guards
+from serving.engines.torch.guards import GUARDED
 
 pytestmark = pytest.mark.trust
 
@@ -87,7 +89,48 @@ def test_arithmetic_on_sizes_is_what_torch_takes_but_for_powers_and_shifts():
 
 
 def test_all_of_them_are_allowed():
-    assert {f"torch.ops.aten.{name}" for name in ATEN} | SIZES == ALLOWED
+    quantized = {f"torch.ops.quantized.{name}" for name in QUANTIZED}
+    assert {f"torch.ops.aten.{name}" for name in ATEN} | SIZES | quantized == ALLOWED
+
+
+@pytest.mark.parametrize("name", sorted(QUANTIZED))
+def test_operators_on_packed_rows_are_functional_take_one_tensor_and_are_checked(name):
+    packet, _, form = name.rpartition(".")
+    operator_ = getattr(getattr(torch.ops.quantized, packet), form)
+    assert str(operator_._schema).endswith("(Tensor weight) -> Tensor")
+    assert not operator_._schema.is_mutable
+    assert operator_ in GUARDED
+
+
+PACKED = {
+    "embedding_bag_byte_unpack": (torch.ops.quantized.embedding_bag_byte_prepack, guards.checked_byte_unpack),
+    "embedding_bag_4bit_unpack": (torch.ops.quantized.embedding_bag_4bit_prepack, guards.checked_4bit_unpack),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PACKED))
+def test_packed_rows_of_any_order_in_memory_give_the_bits_of_plain_ones(name):
+    """The kernel itself reads strided or expanded rows as if they followed each other."""
+    pack, unpack = PACKED[name]
+    rows = pack(torch.arange(60.0).reshape(6, 10).sin())
+    expected = getattr(torch.ops.quantized, name)(rows)
+    assert torch.equal(unpack(torch.cat([rows, rows], 1)[:, : rows.shape[1]]), expected)
+    assert torch.equal(unpack(rows.t().contiguous().t()), expected)
+    assert torch.equal(unpack(rows[:1].expand(6, -1)), expected[:1].expand(6, -1))
+
+
+@pytest.mark.parametrize("name", sorted(PACKED))
+@pytest.mark.parametrize(
+    "rows",
+    [
+        *(torch.zeros(shape, dtype=torch.uint8) for shape in ((), (72,), (3, 0), (3, 4), (3, 2))),
+        torch.zeros(3, 20, dtype=torch.int8),
+        torch.zeros(3, 20),
+    ],
+)
+def test_tensors_that_are_no_packed_rows_are_refused(name, rows):
+    with pytest.raises(RuntimeError, match="unpack: takes rows of more than"):
+        PACKED[name][1](rows)
 
 
 def test_parameters_that_torch_takes_numbers_for_have_one_form():

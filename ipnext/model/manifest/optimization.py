@@ -1,0 +1,152 @@
+"""The manifest's optimization pipeline: `spec.optimization`, an ordered list of steps.
+
+Each step derives a snapshot from the published one, or from that of the step before it, and is judged against it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
+
+from ipnext.model.value import LARGEST_FIGURE, EngineName, Name, WrittenValue, digest_of
+
+MOST_STEPS: Final = 16
+"""Steps of one pipeline."""
+MOST_TOP_K: Final = 10_000
+ENGINE: Final = "torch"
+"""The engine whose snapshots can be optimized."""
+
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Drop = Annotated[float, Field(ge=0, le=LARGEST_FIGURE)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class StepSpec(WrittenValue):
+    """What every step has: the part that it derives from, and limits that its accuracy report must keep.
+
+    A limit that is left out is not judged. All differences are against the snapshot that the step derives from.
+    """
+
+    part: Name | None = None
+    """May be left out for a model with one part of engine torch."""
+    output: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """The output that is ranked; left out: the labelled one, else the first with one number a row."""
+    top_k: int = Field(default=10, ge=1, le=MOST_TOP_K)
+    """Rows that the overlap of rankings looks at."""
+    max_auc_drop: Drop | None = None
+    max_log_loss_rise: Drop | None = None
+    max_entropy_rise: Drop | None = None
+    """Of the normalized entropy: log-loss over that of the constant mean label (He et al., ADKDD 2014)."""
+    max_error: Drop | None = None
+    """Largest absolute difference of any output."""
+    min_top_k_overlap: Share | None = None
+    max_bytes_ratio: Drop | None = None
+    """Bytes of the derived weights over those that they replace."""
+    max_latency_ratio: Drop | None = None
+    """Median time of a pass over the former's, the larger one of two batch sizes."""
+    on_refusal: Literal["refuse", "keep"] = "refuse"
+    """If a limit is broken: `refuse` ends the change, `keep` goes on with the snapshot from before the step."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out absent fields."""
+        plain: dict[str, Any] = serialize(self)
+        return {key: value for key, value in plain.items() if value is not None}
+
+
+class QuantizeStep(StepSpec):
+    """Stores embedding tables row by row as whole numbers of 8 or 4 bits, each row with a scale and an offset."""
+
+    embeddings: Literal["int8", "int4"]
+    tables: tuple[Pattern, ...] = Field(default=("*",), min_length=1, max_length=256)
+    """Patterns over the paths of tables, as in `spec.split`."""
+
+
+class PluginStep(StepSpec):
+    """A step of a kind that another distribution registers (entry points `ipnext.optimizations`)."""
+
+    kind: EngineName
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class OptimizationStep(WrittenValue):
+    """One step. Exactly one of the kinds is given."""
+
+    quantize: QuantizeStep | None = None
+    plugin: PluginStep | None = None
+
+    @model_validator(mode="after")
+    def _has_one_kind(self) -> Self:
+        given = [name for name in _KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = f"got {' and '.join(given)}" if given else "got none"
+            msg = f"a step has exactly one of {', '.join(_KINDS)}; {what}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The kind of the step: a built-in one, or the name of a plug-in."""
+        return self.plugin.kind if self.plugin is not None else "quantize"
+
+    @property
+    def spec(self) -> StepSpec:
+        """The step's settings."""
+        found: StepSpec = self.plugin or self.quantize  # type: ignore[assignment]  # one is given
+        return found
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings that its kind reads: all but those that every step has."""
+        if self.plugin is not None:
+            return self.plugin.settings
+        return self.spec.model_dump(mode="json", by_alias=True, exclude=set(StepSpec.model_fields))
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the other kinds."""
+        plain: dict[str, Any] = serialize(self)
+        return {key: value for key, value in plain.items() if value is not None}
+
+
+_KINDS: Final = tuple(OptimizationStep.model_fields)
+
+
+def steps_digest(steps: Sequence[OptimizationStep]) -> str | None:
+    """Return the SHA-256 of a pipeline; None for an empty one."""
+    return digest_of([step.model_dump(mode="json", by_alias=True) for step in steps]) if steps else None
+
+
+def part_of(step: OptimizationStep, parts: Mapping[str, str]) -> str:
+    """Return the part that a step derives from. `parts`: name -> engine.
+
+    Raises:
+        ValueError: it names none, and there are several; or one that is unknown, or of another engine.
+    """
+    able = [name for name, engine in parts.items() if engine == ENGINE]
+    named = step.spec.part
+    if named is None and len(able) == 1:
+        return able[0]
+    if named is None:
+        msg = (
+            f"{step.kind}.part: has to be given for a model of several parts of engine {ENGINE}; "
+            f"allowed: {', '.join(able)}"
+            if able
+            else f"{step.kind}: derives from a part of engine {ENGINE}; the model has none"
+        )
+        raise ValueError(msg)
+    if named not in able:
+        what = f"has engine {parts[named]!r}" if named in parts else "is no part of the model"
+        msg = f"{step.kind}.part: {named!r} {what}; allowed: {', '.join(able) or 'none'}"
+        raise ValueError(msg)
+    return named
+
+
+def check_steps(steps: Sequence[OptimizationStep], parts: Mapping[str, str]) -> None:
+    """Check that each step has a part. `parts`: name -> engine. Raises ValueError."""
+    for index, step in enumerate(steps):
+        try:
+            part_of(step, parts)
+        except ValueError as error:
+            msg = f"optimization.{index}.{error}"
+            raise ValueError(msg) from error
