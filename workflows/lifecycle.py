@@ -1,6 +1,6 @@
 """Workflow `lifecycle`: executes one change of one model through its stages. Child of the model's entity.
 
-    publish   metadata, validation, optimization if the manifest has a split, freeze, planning, transition
+    publish   metadata, validation, optimization if the manifest has a pipeline or a split, freeze, planning, transition
     rollback  metadata, transition (a generation that has served is not validated again); planning between them if the
               generation was split into other parts than those in place
     apply     as publish
@@ -238,7 +238,7 @@ class LifecycleWorkflow(TransitionRun):
         return self._make_result(stage.generation, refused.reason, message)
 
     async def _optimize(self, stage: StageInput) -> LifecycleResult | None:
-        optimized = await perform(policies.OPTIMIZE_GENERATION, stage, f"cut generation {stage.generation} into parts")
+        optimized = await perform(policies.OPTIMIZE_GENERATION, stage, f"optimize generation {stage.generation}")
         return self._make_result(stage.generation, optimized.reason, optimized.summary) if optimized.refused else None
 
     async def _freeze(self, stage: StageInput) -> LifecycleResult | None:

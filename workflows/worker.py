@@ -44,6 +44,7 @@ from activities.metadata.source_pick_up import SourcePickUpActivities
 from activities.metadata.source_poll import SourcePollActivities
 from activities.optimization.activities import OptimizationActivities
 from activities.optimization.split_process import Cutter, cut_in_process
+from activities.optimization.step_process import Deriver, derive_in_process
 from activities.planning.activities import PlanningActivities
 from activities.planning.move_window import MoverActivities, Submit
 from activities.planning.policy import PlanningPolicy
@@ -147,6 +148,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     validators: Sequence[Validator] = (),
     pause: Callable[[float], None] = time.sleep,
     cutter: Cutter = cut_in_process,
+    deriver: Deriver = derive_in_process,
     confinement: Confinement = Confinement.AVAILABLE,
     native_library_keys_file: Path | None = None,
     solver: Solver | None = None,
@@ -157,8 +159,8 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     """Return the activities of the lifecycle and of the urgent queue.
 
     `pause` replaces `time.sleep` between two polls of regions. `confinement`: of processes that run programs of
-    snapshots, besides that of `cutter`. `solver`: for replans of the fleet; default: threads. `shares`: of the slots
-    that one owner's work holds; default: any.
+    snapshots, besides those of `cutter` and `deriver`. `solver`: for replans of the fleet; default: threads. `shares`:
+    of the slots that one owner's work holds; default: any.
     """
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
     validation = ValidationActivities(
@@ -175,7 +177,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     return (
         *metadata.all(),
         *validation.all(),
-        *OptimizationActivities(store, artifacts, cutter=cutter, shares=shares).all(),
+        *OptimizationActivities(store, artifacts, cutter=cutter, deriver=deriver, shares=shares).all(),
         *freezes.all(),
         *transition.all(),
         *PreparationActivities(metadata, validation, freezes, placing, transition, prefetching).all(),
@@ -336,6 +338,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             engine,
             validators=discover_validators(),
             cutter=partial(cut_in_process, confinement=Confinement(settings.worker_confinement)),
+            deriver=partial(derive_in_process, confinement=Confinement(settings.worker_confinement)),
             confinement=Confinement(settings.worker_confinement),
             native_library_keys_file=settings.native_library_keys_file,
             solver=solver,

@@ -24,6 +24,7 @@ from ipnext.model.lifecycle.messages import (
 )
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
+from ipnext.model.manifest.optimization import steps_digest
 from ipnext.model.registry.registry import Generation, GenerationState, Snapshot
 from ipnext.store.operations.change_end import BRINGS_NEW, ROLLS_OUT, judge_again
 from ipnext.store.records import ModelPlacement, ModelRecord
@@ -84,7 +85,7 @@ class MetadataActivities:
             generation = repository.generation(stage.model, stage.generation)
             spec = repository.model(stage.model).manifest.spec
             placed = repository.placement(stage.model)
-            parts = sorted({**generation.snapshots, **generation.answering}.items())
+            parts = sorted({*generation.snapshots.items(), *generation.answering.items()})
             snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
         for snapshot in snapshots:
             try:
@@ -95,7 +96,10 @@ class MetadataActivities:
         size = sum(snapshot.manifest.size_bytes for snapshot in snapshots)
         summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
         self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
-        cuts = generation.serving_at is None and (spec.split is not None or generation.layout is not None)
+        optimizes = bool(
+            spec.split is not None or generation.layout is not None or spec.optimization or generation.derived
+        )
+        cuts = generation.serving_at is None and optimizes
         places = needs_placement(placed, generation)
         note = "" if cuts or stage.kind is not ChangeKind.APPLY else untaken(generation, spec)
         return ResolutionResult(
@@ -147,10 +151,13 @@ def needs_placement(placed: ModelPlacement | None, generation: Generation) -> bo
 def untaken(generation: Generation, spec: ModelSpec) -> str:
     """Describe the parts of a new manifest that wait for a new generation.
 
-    Another split than the serving one's, a removed part or adapter.
+    Another split or pipeline than the serving one's, a removed part or adapter.
     """
     now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut_digest if spec.split else None
     told = [] if now == wanted else ["the changed spec.split is followed from the next publish on"]
+    steps = generation.derived.steps if generation.derived else None
+    if steps != steps_digest(spec.optimization):
+        told.append("the changed spec.optimization is followed from the next publish on")
     if gone := sorted(set(generation.adapters) - set(spec.adapters)):
         told.append(
             f"generation {generation.number} keeps its adapter {', '.join(gone)}: it leaves with the next publish"

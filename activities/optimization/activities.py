@@ -1,7 +1,8 @@
-"""Optimization: splits a published snapshot into the parts that its manifest's `split` requests.
+"""Optimization: derives the snapshots that serve from the published ones, and splits them, as the manifest requests.
 
-The segments go to the artifact store as separate snapshots, whose parent is the published one, and the layout goes to
-the generation: later serving, planning and status of the generation use its layout.
+The pipeline runs first (`activities.optimization.pipeline`). The segments of a split go to the artifact store as
+separate snapshots, whose parent is the snapshot that was split, and the layout goes to the generation: later serving,
+planning and status of the generation use its layout.
 """
 
 import tempfile
@@ -11,7 +12,9 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.optimization.pipeline import EVENT, LimitBroken, Pipeline, Tools, tools_of_kind
 from activities.optimization.split_process import CutRefused, Cutter, cut_in_process
+from activities.optimization.step_process import Deriver, derive_in_process
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
@@ -23,6 +26,7 @@ from ipnext.model.lifecycle.messages import OptimizationResult, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
+from ipnext.model.registry.optimization import Derivatives
 from ipnext.model.registry.registry import (
     Generation,
     LayoutPart,
@@ -44,7 +48,8 @@ LOOKED_AT = 50
 class OptimizationActivities:
     """Optimization activities, on the store and the artifact store.
 
-    `cutter` replaces the process that splits. `shares`: of the slots that owners' splits hold.
+    `cutter` replaces the process that splits, `deriver` that of a step; `tools` returns the versions of its tools.
+    `shares`: of the slots that owners' work holds.
     """
 
     def __init__(
@@ -53,11 +58,14 @@ class OptimizationActivities:
         artifacts: ArtifactStore,
         *,
         cutter: Cutter = cut_in_process,
+        deriver: Deriver = derive_in_process,
+        tools: Tools = tools_of_kind,
         shares: OwnerShares | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._cutter = cutter
+        self._pipeline = Pipeline(store, artifacts, deriver, tools)
         self._shares = shares or OwnerShares()
 
     def all(self) -> Sequence[Callable[..., Any]]:
@@ -67,24 +75,39 @@ class OptimizationActivities:
     @activity.defn(name="optimize_generation", no_thread_cancel_exception=True)
     @of_a_step
     def optimize_generation(self, stage: StageInput) -> OptimizationResult:
-        """Give a generation the layout that the manifest requests; one that has served keeps its layout.
+        """Give a generation the derived snapshots and the layout that the manifest requests.
 
-        A snapshot that was split by the same policy before, for whatever generation, is not split again. Raises
-        ShareTaken if other work of the owner holds its share of the slots.
+        One that has served keeps both. What the same step or policy made of the same bytes before, for whatever
+        generation, is used again.
+        Raises ShareTaken if other work of the owner holds its share of the slots.
         """
         with self._store.read() as repository:
             record = repository.model(stage.model)
-            spec = record.judged_manifest.spec
+            generation = repository.generation(stage.model, stage.generation)
+        if generation.serving_at:
+            return self._keep(stage, generation.layout, again=True)
+        manifest, revision = (
+            record.judged_manifest,
+            record.validated.revision if record.validated else record.generation,
+        )
+        try:
+            with self._shares.hold(manifest.metadata.owner):
+                self._pipeline.run(stage, manifest.spec, generation)
+                return self._split(stage, manifest.spec)
+        except LimitBroken as error:
+            return self._refuse(stage, "optimization", error.reason, error.message, revision)
+        except CutRefused as error:
+            return self._refuse(stage, "split", error.reason, error.message, revision)
+
+    def _split(self, stage: StageInput, spec: ModelSpec) -> OptimizationResult:
+        """Give a generation its layout."""
+        with self._store.read() as repository:
             generation = repository.generation(stage.model, stage.generation)
             source = _source(repository, generation)
-            known = generation.layout if generation.serving_at else _find_layout(repository, spec, generation, source)
-        if known is not None or spec.split is None or generation.serving_at:
+            known = _find_layout(repository, spec, generation, source)
+        if known is not None or spec.split is None:
             return self._keep(stage, known, again=True)
-        try:
-            with self._shares.hold(record.judged_manifest.metadata.owner):
-                return self._split_snapshot(stage, spec, spec.split, source)
-        except CutRefused as error:
-            return self._refuse(stage, error, record.validated.revision if record.validated else record.generation)
+        return self._split_snapshot(stage, spec, spec.split, source)
 
     def _split_snapshot(
         self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot
@@ -113,29 +136,33 @@ class OptimizationActivities:
             repository.touch_artifacts(sizes_of(manifest))
 
     def _keep(self, stage: StageInput, layout: SplitLayout | None, *, again: bool) -> OptimizationResult:
-        summary = "not cut" if layout is None else _describe_layout(layout) + (" (cut before)" if again else "")
+        summary = "" if layout is None else _describe_layout(layout) + (" (cut before)" if again else "")
         with self._store.begin(stage.model) as repository:
             before = repository.generation(stage.model, stage.generation).layout
             if layout is not None and repository.collected_snapshots(stage.model) & _segments(layout):
                 msg = "segments that were cut before were collected just now; they are cut again"
                 raise Unavailable(msg)
             repository.set_layout(stage.model, stage.generation, layout)
+            derived = repository.generation(stage.model, stage.generation).derived
             if before != layout:
-                repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary}")
-        return OptimizationResult(parts=len(layout.parts) if layout else 0, summary=summary)
+                repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary or 'not cut'}")
+        told = "; ".join(text for text in (_describe_derived(derived), summary) if text)
+        return OptimizationResult(parts=len(layout.parts) if layout else 0, summary=told or "not cut")
 
-    def _refuse(self, stage: StageInput, error: CutRefused, revision: int) -> OptimizationResult:
-        message = f"generation {stage.generation}: split: {error.message}"
+    def _refuse(
+        self, stage: StageInput, subject: str, reason: Reason, message: str, revision: int
+    ) -> OptimizationResult:
+        told = f"generation {stage.generation}: {subject}: {message}"
         with self._store.begin(stage.model) as repository:
-            repository.set_condition(stage.model, ConditionType.VALIDATED, "False", error.reason, message)
+            repository.set_condition(stage.model, ConditionType.VALIDATED, "False", reason, told)
             repository.refuse_revision(stage.model, revision)
-            repository.add_event(stage.model, "Split", message)
-        return OptimizationResult(refused=True, reason=error.reason, summary=f"split: {error.message}")
+            repository.add_event(stage.model, "Split" if subject == "split" else EVENT, told)
+        return OptimizationResult(refused=True, reason=reason, summary=f"{subject}: {message}")
 
 
 def _source(repository: Repository, generation: Generation) -> Snapshot:
-    """Return the snapshot to split: a model that is split has one published part."""
-    return repository.snapshot(generation.model, *next(iter(generation.snapshots.items())))
+    """Return the snapshot to split: a model that is split has one published part, which may be derived from."""
+    return repository.snapshot(generation.model, *next(iter(generation.optimized.items())))
 
 
 def _find_layout(
@@ -203,6 +230,13 @@ def _part(
             Segment(name=s.name, stage=s.stage, snapshot=numbers[s.name], size_bytes=s.bytes) for s in segments
         ),
     )
+
+
+def _describe_derived(derived: Derivatives | None) -> str:
+    if derived is None:
+        return ""
+    parts = ", ".join(f"{part} {number}" for part, number in sorted(derived.parts.items()))
+    return f"derived: {parts}" if parts else "nothing is derived: every step keeps what it was given"
 
 
 def _describe_layout(layout: SplitLayout) -> str:

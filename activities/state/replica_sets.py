@@ -159,10 +159,10 @@ def _build_held(
 ) -> AssignedSnapshot:
     """Build the entry of a held snapshot.
 
-    A segment has no signers: the platform split it from a snapshot with a checked signature.
+    A segment, or a derived snapshot, has no signers: the platform made it of a snapshot with a checked signature.
     """
     adapter = snapshot.part in generations[0].adapters
-    is_cut = generations[0].layout is not None
+    is_cut = generations[0].layout is not None or snapshot.derived_from is not None
     return AssignedSnapshot(
         part=None if snapshot.part == part else snapshot.part,
         snapshot=snapshot.number,

@@ -67,7 +67,7 @@ def served_generation(facts: DesiredFacts, number: int) -> ServedGeneration:
         graph=graph,
         snapshots=dict(generation.answering),
         sync=whole.sync,
-        facts={piece: _facts_of(snapshot) for piece, snapshot in held.items() if snapshot is not None},
+        facts={piece: _facts_of(facts, snapshot) for piece, snapshot in held.items() if snapshot is not None},
         engines={part.name: part.engine for part in spec.hosted_parts if part.engine in SERVING_ENGINES},
         routing=_routing(spec.hosted_parts),
         contexts=_contexts(spec.hosted_parts),
@@ -136,8 +136,14 @@ def _contexts(parts: Iterable[PartSpec]) -> dict[str, int]:
     return {part: length for part, length in found.items() if length is not None}
 
 
-def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
-    return SnapshotFacts(created_at=snapshot.created_at, signature=digest_of(snapshot.manifest.signature))
+def _facts_of(facts: DesiredFacts, snapshot: Snapshot) -> SnapshotFacts:
+    """Return what a sync policy compares: of a derived snapshot, number and time are those of the published one."""
+    published = facts.snapshots.get((snapshot.part, snapshot.derived_from or snapshot.number), snapshot)
+    return SnapshotFacts(
+        created_at=published.created_at,
+        signature=digest_of(snapshot.manifest.signature),
+        published=snapshot.derived_from,
+    )
 
 
 def list_hosted(graph: PartGraph, generation: Generation) -> set[str]:

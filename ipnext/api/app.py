@@ -50,6 +50,7 @@ from ipnext.api.workflow_engine.source_wakes import SourceWakes
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.network.allowed_hosts import AllowedHosts
+from ipnext.optimization_kinds import OptimizationKinds
 from ipnext.platform.access_settings import read_access_settings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
@@ -119,6 +120,7 @@ def create_app(
         read_access_settings(settings),
         source_wakes,
         SourceKinds(),
+        OptimizationKinds(),
     )
     install_error_handlers(app)
     app.state.requests = Turns(AT_ONCE)

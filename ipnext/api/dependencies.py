@@ -17,6 +17,7 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.api.resources import AnyId, ListPage
 from ipnext.model.value import Name
+from ipnext.optimization_kinds import OptimizationKinds
 from ipnext.platform.access_settings import AccessSettings
 from ipnext.platform.publication import Publisher
 from ipnext.platform.signatures import SignatureKeeper
@@ -46,6 +47,7 @@ class PlatformAdapters:
     """As they were when the process started."""
     source_wakes: SourceWakes
     source_kinds: SourceKinds
+    optimization_kinds: OptimizationKinds
 
     @property
     def publisher(self) -> Publisher:

@@ -18,6 +18,11 @@ class Version:
     snapshot: int
     facts: SnapshotFacts | None = None
 
+    @property
+    def published(self) -> int:
+        """Number of the published snapshot that it is, or was derived from."""
+        return (self.facts.published if self.facts is not None else None) or self.snapshot
+
 
 @dataclass(frozen=True, slots=True)
 class HostCandidate:
@@ -57,11 +62,11 @@ def _stands_in(policy: SyncPolicy, wanted: Version, version: Version) -> bool:
 
     The bounds apply in both directions; if both are given, both must hold.
     """
-    if version.snapshot == wanted.snapshot:
+    if version.published == wanted.published:
         return True
     if wanted.facts is None or version.facts is None or version.facts.signature != wanted.facts.signature:
         return False
-    apart = abs(version.snapshot - wanted.snapshot)
+    apart = abs(version.published - wanted.published)
     seconds_apart = abs((version.facts.created_at - wanted.facts.created_at).total_seconds())
     if policy.max_snapshots is not None and apart > policy.max_snapshots:
         return False
@@ -81,7 +86,7 @@ def _rank(policy: SyncPolicy, wanted: Version, version: Version) -> tuple[int, i
         return (0, 0, 0) if same_name else None
     if not _stands_in(policy, wanted, version):
         return None
-    ahead = version.snapshot - wanted.snapshot
+    ahead = version.published - wanted.published
     if policy.policy == "unsynced":
         return int(ahead > 0), abs(ahead), not same_name
     return 2 * abs(ahead) - (ahead < 0), 0, not same_name

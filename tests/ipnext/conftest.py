@@ -53,6 +53,7 @@ from ipnext.model.planning.plan import (
     TrafficShare,
     Unmet,
 )
+from ipnext.model.registry.optimization import AccuracyReport, Derivatives, Measured, ReplayReport
 from ipnext.model.registry.registry import (
     ArtifactFile,
     GenerationState,
@@ -301,6 +302,20 @@ class Rooms:
         with self.store.begin() as unit:
             unit.set_layout(model, generation, layout)
         return layout
+
+    def derive(self, generation: int, part: str, *, model: str = "ranker") -> None:
+        """What a step leaves behind: snapshot 2 of the part, derived from its first one."""
+        measured = Measured(before=2, after=1)
+        figures = {"weights_bytes": measured, "replaced_bytes": measured, "max_error": 0.1, "max_relative_error": 0.1}
+        replay = ReplayReport(rows=1, source="drawn")
+        with self.store.begin() as unit:
+            source = unit.snapshot(model, part, 1)
+            manifest = source.manifest.model_copy(update={"parent": source.digest})
+            report = AccuracyReport(
+                kind="quantize", settings={}, parent=source.digest, tools={}, replay=replay, **figures
+            )
+            made = unit.add_derivation(source, "1" * 64, report, SnapshotSource(manifest=manifest, uri=source.uri))
+            unit.set_derived(model, generation, Derivatives(steps="2" * 64, parts={part: made.number}))
 
     def refuse(self, generation: int, reason: Reason, message: str, *, model: str = "ranker") -> None:
         """What a refused publish leaves behind."""

@@ -236,6 +236,7 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
             engine,
             pause=lambda _: time.sleep(0.01),
             cutter=house.cutter,
+            deriver=house.deriver,
             solver=solver,
             policy=policy,
         )

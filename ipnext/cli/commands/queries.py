@@ -465,7 +465,11 @@ def _list(numbers: Iterable[int]) -> str:
 
 
 def _pairs(generation: Generation) -> str:
-    pairs = " ".join(f"{part}={snapshot}" for part, snapshot in generation.snapshots.items())
+    derived = generation.derived.parts if generation.derived is not None else {}
+    pairs = " ".join(
+        f"{part}={snapshot}" + (f" (derived: {derived[part]})" if part in derived else "")
+        for part, snapshot in generation.snapshots.items()
+    )
     return pairs if generation.layout is None else f"{pairs} (in {len(generation.layout.parts)} parts)"
 
 

@@ -216,6 +216,8 @@ class SnapshotFacts(Value):
     created_at: datetime
     signature: str
     """Digest of its signature: only snapshots with the same signature may replace each other."""
+    published: int | None = None
+    """Number of the published snapshot that it was derived from: all that were derived of one count as one."""
 
 
 class ServedGeneration(Value):

@@ -219,7 +219,7 @@ class ResolutionResult(Value):
     size_bytes: int
     summary: str
     cuts: bool = False
-    """Whether the generation has to be cut (or no longer has to be): then the run optimizes it."""
+    """Whether the generation has to be cut or derived (or no longer has to be): then the run optimizes it."""
     places: bool = False
     """Whether the placement in force has other parts than the generation: then a rollback plans as well."""
     note: str = ""
@@ -257,7 +257,7 @@ class OptimizationResult(Value):
     """Number of parts after the cut; 0 if it is not cut."""
     summary: str = ""
     refused: bool = False
-    """The policy does not fit, or the cut parts answer differently from the whole; the reason says which."""
+    """A policy or step does not fit, or its result answers too differently; the reason says which."""
     reason: Reason = Reason.SUCCEEDED
 
 

@@ -43,6 +43,13 @@ ADVICE: Mapping[Reason, str] = {
     Reason.SPLIT_DIFFERS: (
         "Cut like this the model answers otherwise: keep the modules that the message's output comes from in one part."
     ),
+    Reason.OPTIMIZATION_REFUSED: (
+        "A step of spec.optimization does not fit the snapshot: change what the message names, apply, publish again."
+    ),
+    Reason.ACCURACY_LOST: (
+        "A step of spec.optimization broke a limit: raise the limit, choose a gentler step, or write onRefusal: keep; "
+        "then apply and publish again."
+    ),
     Reason.PAUSED: "A person paused the model: `ipnext resume MODEL` lets it go on.",
     Reason.AWAITING_APPROVAL: (
         "A wave waits for a person: look at its answers, then `ipnext approve MODEL` or `ipnext abort MODEL`."

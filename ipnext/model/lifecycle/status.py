@@ -50,6 +50,8 @@ class Reason(StrEnum):
     NON_FINITE_WEIGHTS = "NonFiniteWeights"
     SPLIT_REFUSED = "SplitRefused"
     SPLIT_DIFFERS = "SplitDiffers"
+    OPTIMIZATION_REFUSED = "OptimizationRefused"
+    ACCURACY_LOST = "AccuracyLost"
     PAUSED = "Paused"
     AWAITING_APPROVAL = "AwaitingApproval"
     ABORTED = "Aborted"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
+from ipnext.model.manifest.optimization import MOST_STEPS, OptimizationStep, check_steps
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.manifest.sources import MOST_SOURCES, SourceSpec, check_sources
@@ -66,6 +67,8 @@ class ModelSpec(WrittenValue):
     """May be left out for a model of one part, and for one of a prefill and a decode part."""
     split: SplitPolicy | None = None
     """Cuts the one part listed, as it is published, into several; their graph is derived."""
+    optimization: tuple[OptimizationStep, ...] = Field(default=(), max_length=MOST_STEPS)
+    """Steps that derive what serves from what is published, in their order; a split comes after them."""
     sync: SyncPolicy = SyncPolicy()
     sources: tuple[SourceSpec, ...] = Field(default=(), max_length=MOST_SOURCES)
     """Upstream streams whose snapshots are published by themselves."""
@@ -210,6 +213,11 @@ class ModelSpec(WrittenValue):
     @model_validator(mode="after")
     def _sources_have_parts(self) -> Self:
         check_sources(self.sources, tuple(part.name for part in self.parts))
+        return self
+
+    @model_validator(mode="after")
+    def _steps_have_parts(self) -> Self:
+        check_steps(self.optimization, {part.name: part.engine for part in self.parts if part.adapter_of is None})
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHand
 
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.registry.checkpoint import Checkpoint
+from ipnext.model.registry.optimization import Derivatives
 from ipnext.model.settings.prompt import PromptTemplate
 from ipnext.model.value import EngineName, Name, Sha256, Value, WrittenValue, digest_of
 
@@ -181,6 +182,8 @@ class Snapshot(Value):
     """When it was published."""
     trained_at: datetime | None = None
     """When its training ended; None if that is not known."""
+    derived_from: int | None = Field(default=None, ge=1)
+    """Number of the published snapshot that the platform derived it from; None if it was published."""
 
 
 class GraphNode(Value):
@@ -378,6 +381,8 @@ class Generation(Value):
     number: int = Field(ge=1)
     snapshots: Mapping[str, int]
     """Part name -> snapshot number, as published."""
+    derived: Derivatives | None = None
+    """The snapshots that serve in place of the published ones; None if the manifest has no pipeline."""
     layout: SplitLayout | None = None
     """How it is cut, where the manifest has it split."""
     graph: PartGraph | None = None
@@ -400,10 +405,15 @@ class Generation(Value):
         return tuple(part for part in self.snapshots if part not in self.adapters)
 
     @property
+    def optimized(self) -> Mapping[str, int]:
+        """Part -> number of the snapshot that its pipeline led to: the published one if it has none."""
+        return self.snapshots if self.derived is None else {**self.snapshots, **self.derived.parts}
+
+    @property
     def answering(self) -> Mapping[str, int]:
         """Part of a graph's node -> number of the snapshot that answers. For a cut generation: segments."""
         if self.layout is None:
-            return self.snapshots
+            return self.optimized
         return {segment.name: segment.snapshot for segment in self.layout.segments}
 
     def snapshots_of(self, part: str) -> Mapping[str, int]:
@@ -414,7 +424,7 @@ class Generation(Value):
         if self.layout is None:
             if part not in self.parts:
                 return {}
-            return {name: self.snapshots[name] for name in (part, *self.adapters_of(part))}
+            return {name: self.optimized[name] for name in (part, *self.adapters_of(part))}
         segments = (segment for own in self.layout.parts if own.name == part for segment in own.segments)
         return {segment.name: segment.snapshot for segment in segments}
 

@@ -7,7 +7,9 @@ from sqlmodel import col, select
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.lifecycle.messages import Change, ChangeKind
-from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.manifest import ModelManifest, ModelSpec
+from ipnext.model.manifest.optimization import part_of, steps_digest
+from ipnext.model.registry.optimization import Derivatives
 from ipnext.model.registry.registry import GenerationState, SnapshotSource, SplitLayout
 from ipnext.model.wire import decode
 from ipnext.store.changes.changes import Changes, _change
@@ -52,10 +54,11 @@ class Publications(Servings, Changes):
         wanted = [part.name for part in spec.parts]
         newest = self._newest_snapshots(model)
         _check_publishable(row, parts, wanted, newest)
-        if self._newest_stands(model, spec.split.cut_digest if spec.split else None):
+        if self._newest_stands(model, spec):
             _check_new(row, parts, newest)
         if spec.split is not None:
             _check_whole(parts)
+        self._check_derivable(spec, parts)
         self._check_parents(model, parts)
         numbers = {part: self._newest_usable(model, part, newest, parts) for part in wanted if part in newest}
         self._check_size(model, parts, {part: number for part, number in numbers.items() if part not in parts})
@@ -65,7 +68,7 @@ class Publications(Servings, Changes):
                 if source.trained_at is not None:
                     self.note_trained(model, part, source.manifest.digest, source.trained_at)
                 continue
-            numbers[part] = newest[part].number + 1 if part in newest else 1
+            numbers[part] = self._next_snapshot(model, part)
             self._add_snapshot(model, part, source, number=numbers[part])
         generation = self._add_generation(model, numbers, spec.adapters)
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
@@ -92,7 +95,7 @@ class Publications(Servings, Changes):
         number = newest[part].number
         refused = frozenset[int]() if part in given else self._refused_snapshots(model, part)
         refused |= {n for of, n in self.collected_snapshots(model) if of == part and part not in given}
-        sound = (n for n in range(number, 0, -1) if n not in refused)
+        sound = (n for n in self._published_numbers(model, part) if n not in refused)
         return next(sound, number)
 
     def _refused_snapshots(self, model: str, part: str) -> frozenset[int]:
@@ -111,22 +114,37 @@ class Publications(Servings, Changes):
                 found.add(plain(row.snapshots).get(part, 0))
         return frozenset(found)
 
-    def _newest_stands(self, model: str, cut: str | None) -> bool:
-        """Return whether the newest generation serves or may still serve, with this cut.
+    def _newest_stands(self, model: str, spec: ModelSpec) -> bool:
+        """Return whether the newest generation serves or may still serve, with the cut and pipeline of a manifest.
 
         The same bytes are nothing new then.
         """
         newest = self._get(GenerationRow, (model, self._last_generation(model)))
         if newest is None or GenerationState(newest.state) in _OVER:
             return False
-        return cut == (None if newest.layout is None else decode(SplitLayout, newest.layout).cut)
+        cut = None if newest.layout is None else decode(SplitLayout, newest.layout).cut
+        steps = None if newest.derived is None else decode(Derivatives, newest.derived).steps
+        return (spec.split.cut_digest if spec.split else None, steps_digest(spec.optimization)) == (cut, steps)
+
+    def _check_derivable(self, spec: ModelSpec, parts: Mapping[str, SnapshotSource]) -> None:
+        """Refuse deltas of a part with a pipeline: its steps derive from whole snapshots. Raises InvalidInput."""
+        engines = {part.name: part.engine for part in spec.hosted_parts}
+        for part in sorted({part_of(step, engines) for step in spec.optimization}):
+            if part in parts and parts[part].manifest.is_delta:
+                msg = (
+                    f"parts.{part}: a delta cannot be optimized by spec.optimization; publish the full snapshot "
+                    "(`ipnext delta --apply` writes it)"
+                )
+                raise InvalidInput(msg, field=f"parts.{part}", value=parts[part].manifest.digest)
 
     def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
         """Check that the parent of each delta is a snapshot of the same part. Raises InvalidInput."""
         for part, source in sorted(parts.items()):
             if not source.manifest.is_delta:
                 continue
-            query = select(SnapshotRow.digest).where(SnapshotRow.model == model, SnapshotRow.part == part)
+            query = select(SnapshotRow.digest).where(
+                SnapshotRow.model == model, SnapshotRow.part == part, col(SnapshotRow.derived_from).is_(None)
+            )
             parent = query.where(SnapshotRow.digest == (source.manifest.parent or "")).limit(1)
             if self._session.exec(parent).first() is None:
                 newest = self._session.exec(query.order_by(col(SnapshotRow.number).desc()).limit(NAMED)).all()

@@ -270,7 +270,7 @@ class Artifacts(Snapshots):
         for one in self.generations(model):
             if one.serving_at is None and one.state in NEVER_SERVED:
                 continue
-            found |= set(one.snapshots.items())
+            found |= set(one.snapshots.items()) | set(one.optimized.items())
             found |= {(segment.name, segment.snapshot) for segment in (one.layout.segments if one.layout else ())}
         return frozenset(found)
 

@@ -1,6 +1,7 @@
 """Snapshots, generations and their validation reports."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, ScalarSelect, bindparam, case, insert
@@ -10,6 +11,7 @@ from sqlmodel import col, func, select, tuple_
 
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.lifecycle.messages import ValidationReport
+from ipnext.model.registry.optimization import AccuracyReport, Derivatives
 from ipnext.model.registry.registry import (
     Generation,
     GenerationState,
@@ -22,7 +24,7 @@ from ipnext.model.registry.registry import (
 )
 from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.records import GenerationEnd
-from ipnext.store.tables.registry import GenerationRow, ReportRow, SnapshotRow
+from ipnext.store.tables.registry import DerivationRow, GenerationRow, ReportRow, SnapshotRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import MODELS, UnitOfWork, batches, bytes_of, document, format_known, plain
 
@@ -97,6 +99,17 @@ _SNAPSHOTS_NAMED = sa_select(SNAPSHOTS).where(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """A finished step: its report, and the snapshot that it derived; None if a limit was broken."""
+
+    snapshot: Snapshot | None
+    report: AccuracyReport
+
+
+_PUBLISHED = col(SnapshotRow.derived_from).is_(None)
+
+
 class Snapshots(UnitOfWork):
     """Published snapshots and generations. Numbers rise by one from 1 and are never reused."""
 
@@ -115,8 +128,8 @@ class Snapshots(UnitOfWork):
         return _snapshot(row)
 
     def has_snapshot(self, model: str, part: str, digest: str | None = None) -> bool:
-        """Return whether a part has a snapshot: one with a digest, or any."""
-        query = select(SnapshotRow.number).where(SnapshotRow.model == model, SnapshotRow.part == part)
+        """Return whether a part has a published snapshot: one with a digest, or any."""
+        query = select(SnapshotRow.number).where(SnapshotRow.model == model, SnapshotRow.part == part, _PUBLISHED)
         query = query if digest is None else query.where(SnapshotRow.digest == digest)
         return self._session.exec(query.limit(1)).first() is not None
 
@@ -274,11 +287,81 @@ class Snapshots(UnitOfWork):
         if row is not None:
             self._keep_again(row, source.manifest)
             return _snapshot(row)
-        newest = self._session.exec(
-            select(func.max(SnapshotRow.number)).where(SnapshotRow.model == model, SnapshotRow.part == segment)
-        ).one()
-        self._add_snapshot(model, segment, source, number=(newest or 0) + 1)
-        return self.snapshot(model, segment, (newest or 0) + 1)
+        number = self._next_snapshot(model, segment)
+        self._add_snapshot(model, segment, source, number=number)
+        return self.snapshot(model, segment, number)
+
+    def add_derivation(
+        self, source: Snapshot, recipe: str, report: AccuracyReport, derived: SnapshotSource | None
+    ) -> Snapshot | None:
+        """Store a finished step on a snapshot, with the snapshot that it derived; None if it broke a limit.
+
+        If the step was stored before and its snapshot is kept, that one stays.
+        """
+        self._writing_model(source.model)
+        known = self.derivation(source.model, source.part, source.digest, recipe)
+        if known is not None and known.snapshot is not None and not self._is_collected(known.snapshot):
+            return known.snapshot
+        made = None if derived is None else self._add_derived(source, derived)
+        row = self._get(DerivationRow, (source.model, source.part, source.digest, recipe))
+        if row is None:
+            row = DerivationRow(
+                model=source.model,
+                part=source.part,
+                parent=source.digest,
+                recipe=recipe,
+                report="",
+                created_at=self._now(),
+            )
+        row.snapshot, row.report = None if made is None else made.number, document(report)
+        self._add(row)
+        return made
+
+    def _add_derived(self, source: Snapshot, derived: SnapshotSource) -> Snapshot:
+        number = self._next_snapshot(source.model, source.part)
+        self._add_snapshot(
+            source.model, source.part, derived, number=number, derived_from=source.derived_from or source.number
+        )
+        return self.snapshot(source.model, source.part, number)
+
+    def _is_collected(self, snapshot: Snapshot) -> bool:
+        row = self._get(SnapshotRow, (snapshot.model, snapshot.part, snapshot.number))
+        return row is None or row.collected_at is not None
+
+    def derivation(self, model: str, part: str, parent: str, recipe: str) -> Derivation | None:
+        """Return a finished step on the snapshot with the digest `parent`; None if there is none.
+
+        One whose derived snapshot was collected counts as none.
+        """
+        row = self._get(DerivationRow, (model, part, parent, recipe))
+        if row is None:
+            return None
+        made = None if row.snapshot is None else self.snapshot(model, part, row.snapshot)
+        if made is not None and self._is_collected(made):
+            return None
+        return Derivation(snapshot=made, report=decode(AccuracyReport, row.report))
+
+    def set_derived(self, model: str, number: int, derived: Derivatives | None) -> Generation:
+        """Store the derived snapshots of a generation, before it first serves: Conflict later. Raises NotFound."""
+        self._writing_model(model)
+        row = self._generation_row(model, number)
+        text = None if derived is None else document(derived)
+        if row.serving_at is not None and row.derived != text:
+            msg = f"generation {number} of model {model!r} has served: its snapshots stay; publish a new one"
+            raise Conflict(msg)
+        row.derived = text
+        self._add(row)
+        return _generation(row)
+
+    def _next_snapshot(self, model: str, part: str) -> int:
+        """Return the number of a part's next snapshot, published or derived."""
+        query = select(func.max(SnapshotRow.number)).where(SnapshotRow.model == model, SnapshotRow.part == part)
+        return (self._session.exec(query).one() or 0) + 1
+
+    def _published_numbers(self, model: str, part: str) -> Iterator[int]:
+        """Yield the numbers of a part's published snapshots, the newest first."""
+        query = select(SnapshotRow.number).where(SnapshotRow.model == model, SnapshotRow.part == part, _PUBLISHED)
+        yield from self._session.exec(query.order_by(col(SnapshotRow.number).desc()))
 
     def set_generation_state(
         self, model: str, number: int, state: GenerationState, *, reason: str | None = None, message: str | None = None
@@ -325,10 +408,10 @@ class Snapshots(UnitOfWork):
         return row
 
     def _newest_snapshots(self, model: str) -> Mapping[str, SnapshotRow]:
-        """Map each part to its newest snapshot."""
+        """Map each part to its newest published snapshot."""
         numbers = (
             select(SnapshotRow.part, func.max(SnapshotRow.number).label("number"))
-            .where(SnapshotRow.model == model)
+            .where(SnapshotRow.model == model, _PUBLISHED)
             .group_by(col(SnapshotRow.part))
             .subquery()
         )
@@ -355,7 +438,9 @@ class Snapshots(UnitOfWork):
             self.flush()
             self._write(_COUNTED, of_name=model, more=more)
 
-    def _add_snapshot(self, model: str, part: str, source: SnapshotSource, *, number: int) -> None:
+    def _add_snapshot(
+        self, model: str, part: str, source: SnapshotSource, *, number: int, derived_from: int | None = None
+    ) -> None:
         text = document(source.manifest)
         row = SnapshotRow(
             model=model,
@@ -366,6 +451,7 @@ class Snapshots(UnitOfWork):
             manifest=text,
             created_at=self._now(),
             trained_at=None if source.trained_at is None else min(source.trained_at, self._now()),
+            derived_from=derived_from,
         )
         self._add(row)
         self._count_documents(model, bytes_of(text))
@@ -393,6 +479,7 @@ def _snapshot(row: Any) -> Snapshot:
         manifest=decode_frozen(SnapshotManifest, row.manifest),
         created_at=row.created_at,
         trained_at=row.trained_at,
+        derived_from=row.derived_from,
     )
 
 
@@ -401,6 +488,7 @@ def _generation(row: Any, *, cut: bool = True) -> Generation:
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
+        derived=None if row.derived is None else decode_frozen(Derivatives, row.derived),
         layout=None if not cut or row.layout is None else decode_frozen(SplitLayout, row.layout),
         graph=None if row.graph is None else decode_frozen(PartGraph, row.graph),
         hosting=None if not cut or row.hosting is None else decode_frozen(Hosting, row.hosting),

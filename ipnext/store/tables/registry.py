@@ -73,6 +73,8 @@ class SnapshotRow(Row, table=True):
     """When its training ended; NULL if that is not known."""
     collected_at: datetime | None = time_field(default=None)
     """When its bytes were released because nothing can need them any more; None: they are kept."""
+    derived_from: int | None = number_field(default=None)
+    """Number of the published snapshot that it was derived from; NULL if it was published."""
 
 
 class ServingSnapshotRow(Row, table=True):
@@ -173,6 +175,8 @@ class GenerationRow(Row, table=True):
     model: str = text_field(primary_key=True)
     number: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     snapshots: str = text_field()
+    derived: str | None = text_field(default=None)
+    """JSON; NULL if its manifest has no pipeline."""
     layout: str | None = packed_field(default=None)
     """NULL if the generation is not cut."""
     graph: str | None = packed_field(default=None)
@@ -197,6 +201,24 @@ class ReportRow(Row, table=True):
     model: str = text_field(primary_key=True)
     generation: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     report: str = text_field()
+
+
+class DerivationRow(Row, table=True):
+    """A finished step of a pipeline: what it derived from a snapshot, or that it derived nothing."""
+
+    __tablename__ = "derivations"
+    __table_args__ = (model_key(),)
+
+    model: str = text_field(primary_key=True)
+    part: str = text_field(primary_key=True)
+    parent: str = text_field(primary_key=True)
+    """Digest of the snapshot that it derives from."""
+    recipe: str = text_field(primary_key=True)
+    """Digest of the step and of the versions of its tools."""
+    snapshot: int | None = number_field(default=None)
+    """Number of the derived snapshot; NULL if a limit was broken."""
+    report: str = packed_field()
+    created_at: datetime = time_field()
 
 
 class SourceRow(Row, table=True):

@@ -148,6 +148,12 @@ def test_describe_shows_and_draws_the_parts_of_a_model_that_is_cut(applied, live
     assert {"tower-s0", "tower-s1", "1,536 bytes", "ids"} <= words
 
 
+def test_describe_shows_what_a_generation_was_derived_to(applied, live, parts):
+    applied("publish", "ranker", *parts)
+    live.rooms.derive(1, "sparse")
+    assert "sparse=1 (derived: 2)" in applied("describe", "ranker").stdout
+
+
 def test_a_model_that_is_not_cut_has_no_picture(serving, live):
     picture = live.rooms.directory / "graph.svg"
     result = serving("describe", "ranker", "--picture", picture, status=2)

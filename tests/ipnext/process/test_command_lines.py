@@ -15,6 +15,7 @@ PACKAGES = ("activities", "ipnext", "planner", "serving", "workflows")
 CHILD = "started by a process of the platform, which gives it a parent, descriptors or a foreign command"
 CHILDREN = {
     "activities.optimization.split_process": CHILD,
+    "activities.optimization.step_process": CHILD,
     "activities.planning.solver_process": CHILD,
     "activities.validation.json_process": CHILD,
     "activities.validation.template_process": CHILD,

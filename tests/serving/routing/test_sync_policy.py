@@ -52,6 +52,24 @@ def test_a_host_offers_the_nearest_of_its_snapshots():
     assert candidate == HostCandidate("a", 4, 4)
 
 
+def derived(snapshot, published, generation=None):
+    known = SnapshotFacts(created_at=START + timedelta(hours=published), signature="s", published=published)
+    return Version(generation or snapshot, snapshot, known)
+
+
+def test_all_snapshots_that_were_derived_of_one_count_as_one():
+    """Published 1, 3 and 5, each derived once: 2, 4 and 6. Numbers lie two apart, publishes one."""
+    held = {"a": [derived(2, 1)], "b": [version(3, generation=9)], "c": [derived(6, 5)]}
+    versions = {url: tuple(one) for url, one in held.items()}
+
+    def near(policy):
+        return [[candidate.url for candidate in tier] for tier in candidates_for(policy, derived(4, 3), versions)]
+
+    assert near(bounded(snapshots=0)) == [["b"]]
+    assert near(bounded(seconds=2 * 3600)) == [["b"], ["a"], ["c"]]
+    assert near(LOCKED) == [[]]
+
+
 def test_a_bound_in_seconds_counts_from_snapshot_to_snapshot_to_either_side():
     held = {"a": [1], "b": [2], "c": [3], "d": [4], "e": [5]}
     assert urls(bounded(seconds=3600), 3, **held) == [["c"], ["b"], ["d"]]

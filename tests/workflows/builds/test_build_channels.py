@@ -120,6 +120,7 @@ WHOLE = "is of `ipnext dev`, which is started again as a whole"
 WITHIN_ONE_BUILD: Mapping[str, str] = {
     "activities/transition/admission.py": ONE_BUILD,
     "activities/optimization/split_process.py": ONE_BUILD,
+    "activities/optimization/step_process.py": ONE_BUILD,
     "activities/validation/deltas.py": DIGEST,
     "ipnext/sources/credentials.py": NO_FIELDS,
     "ipnext/sources/mlflow_server.py": OTHERS,
@@ -183,6 +184,8 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "serving/openai/prompt/embeddings.py": OTHERS,
     "serving/openai/routes.py": PEOPLE,
     "serving/protocol/v2.py": PEOPLE,
+    "serving/optimizing/command.py": PEOPLE,
+    "serving/optimizing/process.py": ONE_BUILD,
     "serving/snapshots/directory.py": DIGEST,
     "serving/splitting/check/comparison.py": DIGEST,
     "serving/splitting/policy.py": PEOPLE,

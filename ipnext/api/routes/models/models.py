@@ -122,6 +122,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     check_runs_no_code(manifest, _allowances(rooms.settings))
     check_signers(manifest)
     check_plugins(manifest, rooms.plugins)
+    rooms.optimization_kinds.check(manifest.spec.optimization)
     reach = reach_of(asker, rooms.settings)
     sources = watch_sources(manifest, rooms.source_kinds, reach)
     with rooms.store.begin(name) as unit:

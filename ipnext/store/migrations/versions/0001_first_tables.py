@@ -34,6 +34,7 @@ DROPPED = (
     "owner_claims",
     "generations",
     "freeze_overrides",
+    "derivations",
     "deployments",
     "conditions",
     "changes",
@@ -432,6 +433,18 @@ def upgrade() -> None:
     )
     op.create_index("ix_deployments_units", "deployments", ["region", "hardware", "replicas", "units", "model"], unique=False)
     op.create_table(
+        "derivations",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("part", columns.SafeText(), nullable=False),
+        sa.Column("parent", columns.SafeText(), nullable=False),
+        sa.Column("recipe", columns.SafeText(), nullable=False),
+        sa.Column("snapshot", columns.WholeNumber(), nullable=True),
+        sa.Column("report", columns.PackedText(), nullable=False),
+        sa.Column("created_at", columns.UtcDateTime(), nullable=False),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_derivations_models")),
+        sa.PrimaryKeyConstraint("model", "part", "parent", "recipe", name=op.f("pk_derivations")),
+    )
+    op.create_table(
         "freeze_overrides",
         sa.Column("change_id", columns.SafeText(), nullable=False),
         sa.Column("model", columns.SafeText(), nullable=False),
@@ -447,6 +460,7 @@ def upgrade() -> None:
         sa.Column("model", columns.SafeText(), nullable=False),
         sa.Column("number", columns.WholeNumber(), autoincrement=False, nullable=False),
         sa.Column("snapshots", columns.SafeText(), nullable=False),
+        sa.Column("derived", columns.SafeText(), nullable=True),
         sa.Column("layout", columns.PackedText(), nullable=True),
         sa.Column("graph", columns.PackedText(), nullable=True),
         sa.Column("hosting", columns.PackedText(), nullable=True),
@@ -520,6 +534,7 @@ def upgrade() -> None:
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
         sa.Column("trained_at", columns.UtcDateTime(), nullable=True),
         sa.Column("collected_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("derived_from", columns.WholeNumber(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_snapshots_models")),
         sa.PrimaryKeyConstraint("model", "part", "number", name=op.f("pk_snapshots")),
     )

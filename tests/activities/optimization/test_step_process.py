@@ -1,0 +1,104 @@
+"""A step in a process of its own: what it derives, what it refuses, its limits, and that nothing of it is left."""
+
+import signal
+
+import psutil
+import pytest
+
+from activities.optimization import tool_process
+from activities.optimization.step_process import StepRefused, StepSource, derive_in_process
+from activities.optimization.tool_process import ToolEnded
+from ipnext.model.manifest.optimization import OptimizationStep
+from ipnext.model.registry.optimization import AccuracyReport
+from serving.confinement.landlock import Confinement
+from serving.snapshots.directory import verify_manifest
+from tests.processes import gone
+from tests.serving.confinement.test_landlock import needs_landlock
+from tests.serving.optimizing.models import export, load, step, write_replay
+
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("step") / "whole"
+    export(directory)
+    return directory
+
+
+def processes():
+    """Children of this process that derive."""
+    return [child for child in psutil.Process().children() if "activities.optimization.step_process" in child.cmdline()]
+
+
+@needs_landlock
+def test_the_derived_snapshot_lies_in_the_directory_with_its_report(whole, tmp_path):
+    words = []
+    write_replay(tmp_path / "replay.safetensors", load(whole))
+    source = StepSource(whole, tmp_path / "replay.safetensors")
+    (tmp_path / "scratch").mkdir()
+    report = derive_in_process(
+        source, step(maxAucDrop=0.01), tmp_path / "scratch" / "out", words.append, confinement=Confinement.REQUIRED
+    )
+    manifest = verify_manifest(tmp_path / "scratch" / "out")
+    assert manifest.parent == report.parent == verify_manifest(whole).digest
+    assert (report.replay.source, report.replay.labels, report.broken) == ("replay", "replay", ())
+    written = (tmp_path / "scratch" / "out" / "optimization.json").read_bytes()
+    assert AccuracyReport.model_validate_json(written) == report
+    assert words[0] == "quantize for 0 s"
+
+
+def test_a_broken_limit_is_reported_and_nothing_is_written(whole, tmp_path):
+    report = derive_in_process(StepSource(whole), step(maxError=0), tmp_path / "out", lambda _: None)
+    assert [line.partition(":")[0] for line in report.broken] == ["maxError"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (step(tables=["none"]), "no embedding table to replace"),
+        (step(output="best"), "'best' has not one number a row"),
+        (OptimizationStep.model_validate({"plugin": {"kind": "gone"}}), "'gone' is no kind of step here"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused_with_the_reason(whole, tmp_path, given, told):
+    with pytest.raises(StepRefused) as refused:
+        derive_in_process(StepSource(whole), given, tmp_path / "out", lambda _: None)
+    assert told in refused.value.message
+
+
+def test_a_process_that_is_killed_is_no_refusal(whole, tmp_path):
+    def kill(_):
+        for child in processes():
+            child.send_signal(signal.SIGKILL)
+
+    with pytest.raises(ToolEnded, match="SIGKILL"):
+        derive_in_process(StepSource(whole), step(), tmp_path / "out", kill)
+
+
+def test_too_much_memory_is_no_refusal_and_ends_the_process(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool_process, "LEAST_MEMORY_BYTES", 1 << 28)
+    with pytest.raises(ToolEnded):
+        derive_in_process(StepSource(whole), step(), tmp_path / "out", lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_takes_too_long_is_ended_and_refused(whole, tmp_path):
+    seen = []
+    with pytest.raises(StepRefused, match="it took more than 0 s"):
+        derive_in_process(StepSource(whole), step(), tmp_path / "out", lambda _: seen.extend(processes()), seconds=0.0)
+    assert gone(processes())
+
+
+def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
+    seen = []
+
+    def cancelled(_):
+        seen.extend(processes())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        derive_in_process(StepSource(whole), step(), tmp_path / "out", cancelled)
+    assert seen
+    assert gone(seen)

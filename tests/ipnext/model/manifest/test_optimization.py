@@ -1,0 +1,98 @@
+"""The pipeline in a manifest: exactly one kind a step, limits, and the part that a step derives from."""
+
+import pytest
+from pydantic import ValidationError
+
+from ipnext.errors import InvalidInput
+from ipnext.model.manifest.manifest import ModelSpec
+from ipnext.model.manifest.optimization import OptimizationStep, steps_digest
+from ipnext.model.manifest.parser import parse_manifest
+from ipnext.model.value import canonical_json
+
+INT8 = {"quantize": {"embeddings": "int8", "maxAucDrop": 0.001}}
+
+
+def step(given):
+    return OptimizationStep.model_validate(given)
+
+
+def spec(*steps, **parts):
+    engines = parts or {"ranker": "torch"}
+    nodes = [{"name": part, "part": part, "inputs": {}} for part in engines]
+    return {
+        "parts": [
+            {"name": name, "engine": engine, "hardware": [{"kind": "cpu", "units": 1, "qps": 1}]}
+            for name, engine in engines.items()
+        ],
+        "graph": {"nodes": nodes, "outputs": {"score": f"{nodes[0]['name']}.score"}},
+        "demand": [{"region": "eu", "qps": 1}],
+        "optimization": list(steps),
+    }
+
+
+def test_the_contract_is_read_and_written_alike():
+    found = ModelSpec.model_validate(spec(INT8)).optimization
+    assert [(each.kind, each.spec.max_auc_drop, each.settings["embeddings"]) for each in found] == [
+        ("quantize", 0.001, "int8")
+    ]
+    assert step(OptimizationStep.model_validate_json(canonical_json(found[0])).model_dump(by_alias=True)) == found[0]
+
+
+def test_settings_of_a_kind_have_no_field_that_every_step_has():
+    assert set(step(INT8).settings) == {"embeddings", "tables"}
+    assert step({"plugin": {"kind": "prune", "settings": {"share": 0.5}, "maxError": 1}}).settings == {"share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "exactly one of quantize, plugin; got none"),
+        ({**INT8, "plugin": {"kind": "x"}}, "got quantize and plugin"),
+        ({"quantize": {}}, "quantize.embeddings"),
+        ({"quantize": {"embeddings": "int3"}}, "'int8' or 'int4'"),
+        ({"quantize": {"embeddings": "int8", "maxAucDrop": -1}}, "greater than or equal to 0"),
+        ({"quantize": {"embeddings": "int8", "maxAucDrop": "0.1"}}, "valid number"),
+        ({"quantize": {"embeddings": "int8", "minTopKOverlap": 1.1}}, "less than or equal to 1"),
+        ({"quantize": {"embeddings": "int8", "topK": 0}}, "greater than or equal to 1"),
+        ({"quantize": {"embeddings": "int8", "onRefusal": "serve"}}, "'refuse' or 'keep'"),
+        ({"quantize": {"embeddings": "int8", "tables": []}}, "at least 1 item"),
+        ({"quantize": {"embeddings": "int8", "bits": 8}}, "Extra inputs are not permitted"),
+        ({"prune": {}}, "Extra inputs are not permitted"),
+    ],
+)
+def test_what_is_wrong_is_named(given, told):
+    with pytest.raises(ValidationError) as refused:
+        step(given)
+    assert told in str(refused.value)
+
+
+def test_an_unknown_kind_is_refused_with_those_that_there_are():
+    document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "m"}, "spec": spec({"prune": {}})}
+    with pytest.raises(InvalidInput, match=r"optimization.0.prune: unknown field; allowed here: plugin, quantize"):
+        parse_manifest(document)
+
+
+@pytest.mark.parametrize(
+    ("given", "parts", "told"),
+    [
+        ({"embeddings": "int8", "part": "x"}, {"ranker": "torch"}, "'x' is no part of the model; allowed: ranker"),
+        ({"embeddings": "int8"}, {"a": "torch", "b": "torch"}, "has to be given for a model of several parts"),
+        ({"embeddings": "int8", "part": "e"}, {"a": "torch", "e": "other"}, "'e' has engine 'other'; allowed: a"),
+        ({"embeddings": "int8"}, {"e": "other"}, "derives from a part of engine torch; the model has none"),
+    ],
+)
+def test_a_step_without_a_part_to_derive_from_is_refused(given, parts, told):
+    with pytest.raises(ValidationError) as refused:
+        ModelSpec.model_validate(spec({"quantize": given}, **parts))
+    assert "optimization.0.quantize" in str(refused.value)
+    assert told in str(refused.value)
+
+
+def test_the_one_part_of_torch_need_not_be_named():
+    ModelSpec.model_validate(spec(INT8, a="torch", e="other"))
+
+
+def test_pipelines_differ_by_their_digest():
+    int8, int4 = step(INT8), step({"quantize": {"embeddings": "int4"}})
+    assert len({steps_digest(each) for each in ((), (int8,), (int4,), (int8, int4))}) == 4
+    assert steps_digest((int8,)) == steps_digest((step(INT8),))

@@ -1,0 +1,150 @@
+"""Derived snapshots and finished steps, on both engines."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
+from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.registry.optimization import AccuracyReport, Derivatives, Measured, ReplayReport
+from ipnext.model.registry.registry import GenerationState
+
+RECIPE, OTHER = "1" * 64, "2" * 64
+INT8 = {"quantize": {"part": "dense", "embeddings": "int8"}}
+
+
+def report(*broken):
+    pair = Measured(before=2, after=1)
+    return AccuracyReport(
+        kind="quantize",
+        settings={},
+        parent="0" * 64,
+        tools={},
+        weights_bytes=pair,
+        replaced_bytes=pair,
+        replay=ReplayReport(rows=1, source="drawn"),
+        max_error=0.5,
+        max_relative_error=0.1,
+        broken=broken,
+    )
+
+
+@pytest.fixture
+def source(publish, store):
+    """Snapshot 1 of part dense, published with generation 1."""
+    publish("c1", dense="a", sparse="b")
+    with store.read() as unit:
+        return unit.snapshot("ctr", "dense", 1)
+
+
+@pytest.fixture
+def derive(store, make, source):
+    def call(content="quantized a", recipe=RECIPE, of=source):
+        with store.begin("ctr") as unit:
+            return unit.add_derivation(of, recipe, report(), make.source(content))
+
+    return call
+
+
+def test_a_derived_snapshot_has_the_next_number_and_is_not_the_newest_published_one(derive, publish, store):
+    made = derive()
+    assert (made.number, made.derived_from) == (2, 1)
+    publish("c2", sparse="c")
+    publish("c3", dense="d")
+    with store.read() as unit:
+        assert unit.generation("ctr", 2).snapshots["dense"] == 1
+        assert unit.generation("ctr", 3).snapshots["dense"] == 3
+        assert not unit.has_snapshot("ctr", "dense", made.digest)
+
+
+def test_a_published_snapshot_that_was_refused_is_not_replaced_by_a_derived_one(derive, publish, store):
+    derive()
+    publish("c2", dense="d")
+    with store.read() as unit:
+        second = unit.snapshot("ctr", "dense", 3)
+    derive("quantized d", of=second)
+    with store.begin("ctr") as unit:
+        assert list(unit._published_numbers("ctr", "dense")) == [3, 1]
+
+
+def test_what_is_derived_of_a_derived_snapshot_names_the_published_one(derive):
+    assert derive("twice", OTHER, derive()).derived_from == 1
+
+
+def test_a_finished_step_is_found_by_its_source_and_recipe_and_stored_once(derive, store, source):
+    first = derive()
+    assert derive("another result") == first
+    with store.read() as unit:
+        found = unit.derivation("ctr", "dense", source.digest, RECIPE)
+        assert (found.snapshot, found.report) == (first, report())
+        assert unit.derivation("ctr", "dense", source.digest, OTHER) is None
+        assert unit.derivation("ctr", "dense", first.digest, RECIPE) is None
+
+
+def test_a_broken_limit_is_stored_too(store, source):
+    with store.begin("ctr") as unit:
+        assert unit.add_derivation(source, RECIPE, report("maxError: 1 is above 0"), None) is None
+    with store.read() as unit:
+        found = unit.derivation("ctr", "dense", source.digest, RECIPE)
+    assert (found.snapshot, found.report.broken) == (None, ("maxError: 1 is above 0",))
+
+
+def test_a_step_whose_result_was_collected_is_not_finished(derive, store, source):
+    made = derive()
+    with store.begin("ctr") as unit:
+        unit.give_free("ctr", [("dense", made.number)])
+    with store.read() as unit:
+        assert unit.derivation("ctr", "dense", source.digest, RECIPE) is None
+    again = derive("again")
+    assert again.number == 3
+    with store.read() as unit:
+        assert unit.derivation("ctr", "dense", source.digest, RECIPE).snapshot == again
+
+
+def test_a_generation_answers_with_what_it_was_derived_to_and_keeps_it_once_it_served(derive, store):
+    derived = Derivatives(steps=RECIPE, parts={"dense": derive().number})
+    with store.begin("ctr") as unit:
+        unit.set_derived("ctr", 1, derived)
+        found = unit.generation("ctr", 1)
+        assert (found.derived, found.answering) == (derived, {"dense": 2, "sparse": 1})
+        assert (found.snapshots, found.snapshots_of("dense")) == ({"dense": 1, "sparse": 1}, {"dense": 2})
+        unit.set_generation_state("ctr", 1, GenerationState.SERVING)
+    with store.begin("ctr") as unit:
+        unit.set_derived("ctr", 1, derived)
+        with pytest.raises(Conflict, match="its snapshots stay"):
+            unit.set_derived("ctr", 1, None)
+
+
+def test_both_snapshots_of_a_generation_that_served_are_kept(derive, publish, store):
+    made = derive()
+    with store.begin("ctr") as unit:
+        unit.set_derived("ctr", 1, Derivatives(steps=RECIPE, parts={"dense": made.number}))
+        unit.set_generation_state("ctr", 1, GenerationState.SERVING)
+    derive("never used", OTHER)
+    later = datetime.now(UTC) + timedelta(days=1)
+    with store.begin("ctr") as unit:
+        assert set(unit.unwanted_snapshots("ctr", retired_before=later, made_before=later)) == {("dense", 3)}
+
+
+def piped(make, *steps):
+    document = make.manifest().model_dump(mode="json", by_alias=True)
+    document["spec"]["optimization"] = list(steps)
+    return ModelManifest.model_validate(document)
+
+
+def test_the_same_bytes_may_be_published_again_for_another_pipeline(source, publish, store, make):
+    with pytest.raises(DuplicateSnapshot):
+        publish("c2", dense="a")
+    with store.begin() as unit:
+        unit.put_model(piped(make, INT8), expected_version=None)
+    assert publish("c3", dense="a").generation == 2
+
+
+@pytest.mark.parametrize("steps", [(), (INT8,)])
+def test_a_delta_of_a_part_with_a_step_or_of_a_derived_snapshot_is_refused(derive, store, make, source, steps):
+    made = derive()
+    with store.begin() as unit:
+        unit.put_model(piped(make, *steps), expected_version=None)
+    told = "a delta cannot be optimized" if steps else "which ctr.dense does not have"
+    with pytest.raises(InvalidInput, match=told), store.begin("ctr") as unit:
+        unit.publish("ctr", {"dense": make.delta("x", parent=made.digest)}, change_id="c9")
