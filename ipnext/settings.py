@@ -296,6 +296,29 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """The bytes of snapshots that have never served, and never will, are released after this time."""
     artifact_retired_days: float = Field(default=30.0, ge=0)
     """The bytes of a retired model's snapshots are released this long after its retirement."""
+    retention_snapshot_count: int = Field(default=20, ge=1, lt=2**31)
+    """Of each part, the newest snapshots whose bytes are kept. `spec.retention` of a model comes first, here and
+    below."""
+    retention_snapshot_days: float = Field(default=90.0, ge=0, le=36_500)
+    """Snapshots are kept for this time after they were published, or last began to serve."""
+    retention_rollbacks: int = Field(default=10, ge=1, lt=2**31)
+    """The newest generations that have served, whose snapshots are kept however old they are."""
+    retention_event_count: int = Field(default=200, ge=1, lt=2**31)
+    """Of each model, and of the fleet, the newest events that are kept however old they are."""
+    retention_event_days: float = Field(default=90.0, ge=1, le=36_500)
+    """Events are kept for this time."""
+    retention_change_count: int = Field(default=100, ge=20, lt=2**31)
+    """Of each model, the newest changes that are kept, with their transitions. The newest of each kind is kept, too."""
+    retention_change_days: float = Field(default=365.0, ge=1, le=36_500)
+    """Changes are kept for this time. A client that repeats a change's id later makes another change."""
+    retention_plan_count: int = Field(default=50, ge=1, lt=2**31)
+    """Of each model, and of the fleet, the newest plans and replans that are kept."""
+    retention_plan_days: float = Field(default=90.0, ge=1, le=36_500)
+    """Plans and replans are kept for this time."""
+    retention_version_count: int = Field(default=200, ge=100, lt=2**31)
+    """Of each source, the newest versions whose rows are kept."""
+    retention_version_days: float = Field(default=90.0, ge=1, le=36_500)
+    """Rows of versions are kept for this time after their end."""
     artifact_collection_hours: float = Field(default=6.0, gt=0)
     """Interval of the collection schedule at its creation."""
     metrics_models: int = Field(default=500, ge=0, le=100_000)

@@ -75,7 +75,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.platform.access_lists import AccessPublisher
-from ipnext.platform.collection import DEFAULT_GRACE, Grace
+from ipnext.platform.collection import DEFAULT_RETENTION, Retention
 from ipnext.platform.publication import Publisher
 from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
 from ipnext.platform.setup import warn_of_missing
@@ -153,7 +153,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     native_library_keys_file: Path | None = None,
     solver: Solver | None = None,
     policy: PlanningPolicy | None = None,
-    grace: Grace = DEFAULT_GRACE,
+    retention: Retention = DEFAULT_RETENTION,
     shares: OwnerShares | None = None,
 ) -> Activities:
     """Return the activities of the lifecycle and of the urgent queue.
@@ -190,7 +190,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *DrainActivities(store, infrastructure, engine.wake, engine.submit).all(),
         *ReconciliationActivities(store, infrastructure).all(),
         *FreshnessActivities(store).all(),
-        *CollectingActivities(store, artifacts, grace).all(),
+        *CollectingActivities(store, artifacts, retention).all(),
     )
 
 
@@ -343,7 +343,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             native_library_keys_file=settings.native_library_keys_file,
             solver=solver,
             policy=PlanningPolicy.of(settings),
-            grace=Grace.of(settings),
+            retention=Retention.of(settings),
             shares=shares,
         )
         ours = (*ours, *source_activities(store, artifacts, settings, shares=shares))

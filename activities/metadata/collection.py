@@ -1,7 +1,7 @@
-"""Garbage collection of the artifact store: removes unreferenced artifacts."""
+"""Collection by retention: snapshots, their artifacts, and the history."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from temporalio import activity
 
@@ -9,20 +9,20 @@ from activities.runtime.deadline import beat
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.access.artifact_use import CollectInput
 from ipnext.model.lifecycle.messages import Done
-from ipnext.platform.collection import Collection, Grace
+from ipnext.platform.collection import Collection, Retention
 from ipnext.store.store import Store
+
+MOST_PASSES: Final = 200
+"""Passes of one activity; each takes less than a minute."""
 
 
 class CollectingActivities:
-    """Collection activities, on the store and the artifact store.
+    """Collection activities, on the store and the artifact store."""
 
-    `grace` is how long unreferenced artifacts are kept.
-    """
-
-    def __init__(self, store: Store, artifacts: ArtifactStore, grace: Grace) -> None:
+    def __init__(self, store: Store, artifacts: ArtifactStore, retention: Retention) -> None:
         self._store = store
         self._artifacts = artifacts
-        self._grace = grace
+        self._retention = retention
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -30,6 +30,10 @@ class CollectingActivities:
 
     @activity.defn(name="collect_artifacts", no_thread_cancel_exception=True)
     def collect_artifacts(self, asked: CollectInput) -> Done:
-        """Run one pass. A repeated one finds the rest."""
+        """Run passes until nothing is left. A repeated activity finds the rest."""
         del asked
-        return Done(note=Collection(self._store, self._artifacts, self._grace, beat=beat).run().summary)
+        for _ in range(MOST_PASSES):
+            found = Collection(self._store, self._artifacts, self._retention, beat=beat).run()
+            if not found.unfinished:
+                break
+        return Done(note=found.summary)

@@ -35,8 +35,8 @@ from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PickUpInput, PickUpResult
 from ipnext.model.registry.registry import SnapshotSource
 from ipnext.model.registry.signing import SignerPolicy
-from ipnext.model.registry.sources import VersionState
-from ipnext.model.value import digest_of
+from ipnext.model.registry.sources import SnapshotOrigin, VersionState
+from ipnext.model.value import canonical_json, digest_of
 from ipnext.names import SOURCE_PREFIX
 from ipnext.platform.publication import Publisher, check_denial
 from ipnext.platform.signatures import SignatureKeeper
@@ -192,7 +192,8 @@ class SourcePickUpActivities:
             sign=partial(self._signatures.store, owner),
         )
         with self._store.begin_free(()) as unit:
-            unit.note_read(version.ordinal, content.manifest.digest)
+            parent = content.manifest.parent if content.manifest.is_delta else None
+            unit.note_read(version.ordinal, content.manifest.digest, parent=parent)
         self._signatures.store_cosigned(owner, rules.signers, content, source)
         return content
 
@@ -217,12 +218,12 @@ class SourcePickUpActivities:
             raise SnapshotDenied(msg)
 
     def _unknown_parent(self, version: VersionRecord, content: SnapshotSource) -> str | None:
-        """Return the digest of a delta's parent that was never published; None for anything else."""
+        """Return the digest of a delta's parent without bytes of its own; None for anything else."""
         parent = content.manifest.parent
         if not content.manifest.is_delta or parent is None:
             return None
         with self._store.read() as unit:
-            return None if unit.has_snapshot(version.model, version.part, parent) else parent
+            return None if unit.has_bytes(version.model, version.part, parent) else parent
 
     def _note_failure(self, version: VersionRecord, error: Exception) -> bool:
         """Record a failed attempt. True if the version is refused for good."""
@@ -299,7 +300,10 @@ class SourcePickUpActivities:
             )
             change_id = f"{SOURCE_PREFIX}{digest_of([model, *map(list, keys)])[:ID_DIGITS]}"
             change = self._publisher.record(unit, model, owner, contents, change_id=change_id)
-            for read in found.values():
+            numbers = unit.generation(model, change.generation or 0).snapshots
+            for part, read in found.items():
+                origin = SnapshotOrigin.of(read.version.source, read.version.version)
+                unit.set_origin(model, part, numbers[part], canonical_json(origin))
                 unit.end_version(read.version.ordinal, VersionState.PUBLISHED, change_id=change.id)
                 unit.supersede_versions(read.version, but=deltas)
             unit.note_pick_up([read.version for read in found.values()])
@@ -354,4 +358,7 @@ def _is_final(error: Exception) -> bool:
 
 def _no_parent(content: SnapshotSource) -> str:
     parent = content.manifest.parent or ""
-    return f"a delta of snapshot {parent:.16}, which was not published and which the source does not have"
+    return (
+        f"a delta of snapshot {parent:.16}, which was not published or whose bytes were collected, and which the "
+        "source does not have"
+    )

@@ -35,6 +35,7 @@ from ipnext.api.routes.models import (
     profiles,
     publications,
     repairs,
+    snapshots,
     sources,
     validators,
     webhooks,
@@ -140,6 +141,7 @@ def create_app(
     nouns = (
         models,
         publications,
+        snapshots,
         sources,
         repairs,
         controls,
@@ -167,6 +169,7 @@ def create_app(
         app.include_router(noun.router, responses=ERRORS)
     app.include_router(drains.listing, responses=ERRORS)
     app.include_router(sources.listing, responses=ERRORS)
+    app.include_router(snapshots.listing, responses=ERRORS)
     app.include_router(webhooks.router, responses=ERRORS)
     app.include_router(endpoint.router, responses=ERRORS)
     app.include_router(health.router, responses=OF_PROBES)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
+from pydantic import StringConstraints
 
 from ipnext.api.authorization.access import Access
 from ipnext.api.authorization.caller import acting_of
@@ -14,6 +15,7 @@ from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.api.workflow_engine.source_wakes import SourceWakes
 from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import InvalidInput
 from ipnext.infra.port import Infrastructure
 from ipnext.model.api.resources import AnyId, ListPage
 from ipnext.model.value import Name
@@ -74,6 +76,29 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="Items of the page, 1 to
 After = Annotated[
     str | None, Query(max_length=200, description="Cursor: the `next` of the previous page; the first page without it.")
 ]
+
+
+LONGEST_LABEL = 700
+"""Characters of `KEY=VALUE`."""
+MOST_FILTERS = 10
+
+
+def parse_labels(
+    label: Annotated[
+        list[Annotated[str, StringConstraints(max_length=LONGEST_LABEL)]],
+        Query(max_length=MOST_FILTERS, description="Only those with this label, `KEY=VALUE`; may be repeated."),
+    ] = [],  # noqa: B006 - FastAPI copies it
+) -> tuple[tuple[str, str], ...]:
+    """Read the labels by which a list is filtered. Raises InvalidInput."""
+    pairs = [text.partition("=") for text in label]
+    for text, (key, equals, _) in zip(label, pairs, strict=True):
+        if not key or not equals:
+            msg = f"label: {text!r} is not of the form KEY=VALUE"
+            raise InvalidInput(msg, field="label", value=text, allowed=("KEY=VALUE",))
+    return tuple((key, value) for key, _, value in pairs)
+
+
+WantedLabels = Annotated[tuple[tuple[str, str], ...], Depends(parse_labels)]
 
 
 def view_page(page: Page[Item]) -> ListPage[Item]:

@@ -16,12 +16,14 @@ from ipnext.cli.commands import (
     denials,
     drains,
     freezes,
+    lineage,
     logs,
     machine,
     platform,
     prediction,
     profiles,
     queries,
+    snapshots,
     sources,
 )
 from ipnext.cli.plugin_group import PluginGroup
@@ -47,6 +49,7 @@ MODULES = (
     denials,
     drains,
     queries,
+    lineage,
     logs,
     prediction,
     profiles,
@@ -59,7 +62,7 @@ MODULES = (
 for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
-GROUPS = (sources, keys, roles, audit, artifacts, platform)
+GROUPS = (snapshots, sources, keys, roles, audit, artifacts, platform)
 """Modules whose commands share a first word: `GROUP` holds them."""
 for group in GROUPS:
     app.add_typer(group.GROUP)

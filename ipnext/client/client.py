@@ -15,6 +15,7 @@ from ipnext.client.calls.owners import OwnerCalls
 from ipnext.client.calls.plans import PlanCalls
 from ipnext.client.calls.publications import PublicationCalls
 from ipnext.client.calls.regions import RegionCalls
+from ipnext.client.calls.snapshots import SnapshotCalls
 from ipnext.client.calls.sources import SourceCalls
 from ipnext.model.access.owner import OwnerManifest, OwnerView
 from ipnext.model.api.plugins import ValidatorView
@@ -40,6 +41,7 @@ class Client(
     AccessCalls,
     PlanCalls,
     RegionCalls,
+    SnapshotCalls,
     SourceCalls,
 ):
     """Client of one API. Safe to use from several threads; close it, or use it as a context manager."""

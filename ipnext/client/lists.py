@@ -1,6 +1,6 @@
 """Lists of the API as sequences that read their pages when they are needed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from ipnext.model.api.resources import ListPage
@@ -73,6 +73,11 @@ class Listing(Sequence[Item]):
         if self._left is not None:
             self._left -= len(found)
         self._whole = page.next is None or self._left == 0
+
+
+def label_params(labels: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the query parameters of a filter by labels."""
+    return {"label": [f"{key}={value}" for key, value in labels.items()]} if labels else {}
 
 
 def params_of(**given: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class WatchedPrefix:
         mark = hashlib.sha256("\n".join(f"{each.name}@{each.tag}/{each.record}" for each in found).encode()).hexdigest()
         if mark == cursor:
             return Listing(cursor=cursor)
-        return Listing(cursor=mark, versions=tuple(map(self._version, found)))
+        return Listing(cursor=mark, versions=tuple(map(self._version, found)), whole=True)
 
     def open(self, version: FoundVersion) -> ArtifactSource:
         """See `Source`."""

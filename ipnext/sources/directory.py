@@ -60,7 +60,7 @@ class WatchedDirectory:
         mark = hashlib.sha256("\n".join(entry.sign for entry in entries).encode()).hexdigest()
         if mark == cursor:
             return Listing(cursor=cursor)
-        return Listing(cursor=mark, versions=tuple(map(self._version, entries)))
+        return Listing(cursor=mark, versions=tuple(map(self._version, entries)), whole=True)
 
     def open(self, version: FoundVersion) -> ArtifactSource:
         """See `Source`."""

@@ -18,8 +18,9 @@ class Source(Protocol):
     def list_since(self, cursor: str) -> Listing:
         """Return the versions since a cursor, oldest first, and the next cursor; empty for the first poll.
 
-        A version may be listed again: its key decides whether it is new. Raises Unavailable if the upstream system does
-        not answer; NotFound if the stream is not there; PathNotAllowed if it may not be read.
+        A version may be listed again: its key decides whether it is new. A poll that lists all versions of the stream
+        says so (`Listing.whole`): only then can old rows of versions be collected. Raises Unavailable if the upstream
+        system does not answer; NotFound if the stream is not there; PathNotAllowed if it may not be read.
         """
 
     def open(self, version: FoundVersion) -> ArtifactSource:

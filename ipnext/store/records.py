@@ -349,6 +349,17 @@ class GenerationEnd(Value):
     """Whether it serves, or has served."""
 
 
+class SnapshotHold(Value):
+    """A hold of a snapshot: its bytes are not collected until the hold is released."""
+
+    model: str
+    part: str
+    number: int
+    reason: str
+    held_by: str
+    created_at: datetime
+
+
 class SourceRecord(Value):
     """A source of a model, and where its watch stands."""
 

@@ -9,15 +9,18 @@ from ipnext.store.changes.deployments import Deployments
 from ipnext.store.changes.drains import Drains
 from ipnext.store.changes.events import Journal
 from ipnext.store.changes.freezes import Freezes
+from ipnext.store.changes.history import History
 from ipnext.store.changes.ownership import NamespaceOwner
 from ipnext.store.changes.pauses import Pauses
 from ipnext.store.changes.publications import Publications
 from ipnext.store.changes.sources import Sources
 from ipnext.store.changes.transitions import Transitions
+from ipnext.store.lists.lineages import Lineages
 from ipnext.store.lists.overviews import Overviews
 from ipnext.store.lists.pages import PagedLists
 from ipnext.store.planning.replans import Replans
 from ipnext.store.registry.denials import Denials
+from ipnext.store.registry.retention import Retention
 
 
 class Repository(
@@ -29,13 +32,16 @@ class Repository(
     Transitions,
     Deployments,
     Freezes,
+    History,
     Drains,
     Pauses,
     Journal,
     NamespaceOwner,
     Overviews,
+    Lineages,
     Keys,
     RoleBindings,
+    Retention,
     Owners,
     AccessLists,
     Audit,

@@ -51,7 +51,7 @@ def _state(source: SourceRecord) -> Literal["watching", "waiting", "failing", "p
 
 def view_version(unit: Repository, found: VersionRecord) -> VersionView:
     """Return a version with the change that published it."""
-    change = None if found.change_id is None else unit.change(found.change_id)
+    change = None if found.change_id is None else unit.find_change(found.change_id)
     version = found.version
     return VersionView(
         source=found.source,

@@ -17,6 +17,7 @@ from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.cli.tables.freshness import freshness_table, times_of
 from ipnext.cli.tables.layouts import layout_picture, layout_tables
+from ipnext.cli.tables.lineage import holds_table, snapshots_table
 from ipnext.cli.tables.owners import owner_tables, owners_table
 from ipnext.cli.tables.profiles import profile_tables
 from ipnext.cli.tables.sources import source_tables, sources_table
@@ -68,10 +69,17 @@ class Kind(StrEnum):
     FLEET = "fleet"
     FREEZES = "freezes"
     DENIALS = "denials"
+    GENERATIONS = "generations"
+    HOLDS = "holds"
     OWNERS = "owners"
+    SNAPSHOTS = "snapshots"
     SOURCES = "sources"
     VALIDATORS = "validators"
 
+
+_LABELLED = (Kind.MODELS, Kind.OWNERS, Kind.SOURCES)
+_OF_MODELS = (Kind.CHANGES, Kind.HOLDS, Kind.SOURCES)
+_OF_ONE_MODEL = (Kind.SNAPSHOTS, Kind.GENERATIONS)
 
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 All = Annotated[bool, typer.Option("--all", help="Without a limit.")]
@@ -85,6 +93,11 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     owner: Annotated[str | None, typer.Option(help="Only models of this owner.")] = None,
     not_ready: Annotated[bool, typer.Option("--not-ready", help="Only models that are not ready.")] = False,
     search: Annotated[str | None, typer.Option(help="Only models with this text in their name.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="KEY=VALUE", help="Only with this label; may be repeated."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only those of this model.")] = None,
     output: Output = Form.TABLE,
 ) -> None:
     """List models, changes, plans, regions, freezes, owners, sources and others."""
@@ -92,6 +105,8 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     if kind is not Kind.MODELS and (owner or not_ready or search):
         msg = f"get {kind.value}: --owner, --not-ready and --search are for models"
         raise InvalidInput(msg, field="kind", value=kind.value, allowed=(Kind.MODELS.value,))
+    labels = _parse_labels(kind, label or [])
+    of_model = _parse_model(kind, model)
     if kind is Kind.VALIDATORS:
         validators = client.validators()
         write(validators, output, lambda: validators_table(validators))
@@ -102,12 +117,36 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         return
     if kind is Kind.MODELS:
         ready = False if not_ready else None
-        found: Listing[Any] = client.models(owner=owner, ready=ready, search=search, limit=most)
+        found: Listing[Any] = client.models(owner=owner, ready=ready, search=search, limit=most, labels=labels)
     else:
-        found = getattr(client, kind.value)(limit=most)
+        found = getattr(client, kind.value)(*of_model, limit=most, **({"labels": labels} if labels else {}))
     write(found, output, lambda: _TABLES[kind](found))
     if found.next is not None:
         say(f"there are more than {limit}: --all lists them all, --limit so many")
+
+
+def _parse_labels(kind: Kind, given: Sequence[str]) -> Mapping[str, str]:
+    if given and kind not in _LABELLED:
+        allowed = tuple(each.value for each in _LABELLED)
+        msg = f"get {kind.value}: --label is for {', '.join(allowed)}"
+        raise InvalidInput(msg, field="kind", value=kind.value, allowed=allowed)
+    pairs = [text.partition("=") for text in given]
+    for text, (key, equals, _) in zip(given, pairs, strict=True):
+        if not key or not equals:
+            msg = f"--label: {text!r} is not of the form KEY=VALUE"
+            raise InvalidInput(msg, field="label", value=text)
+    return {key: value for key, _, value in pairs}
+
+
+def _parse_model(kind: Kind, model: str | None) -> tuple[str, ...]:
+    allowed = tuple(each.value for each in (*_OF_MODELS, *_OF_ONE_MODEL))
+    if model is not None and kind.value not in allowed:
+        msg = f"get {kind.value}: --model is for {', '.join(allowed)}"
+        raise InvalidInput(msg, field="kind", value=kind.value, allowed=allowed)
+    if model is None and kind in _OF_ONE_MODEL:
+        msg = f"get {kind.value}: --model names the model whose {kind.value} are listed"
+        raise InvalidInput(msg, field="model", value="")
+    return () if model is None else (model,)
 
 
 def describe(
@@ -486,6 +525,9 @@ _TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
     Kind.DRAINS: drains_table,
     Kind.FREEZES: freezes_table,
     Kind.DENIALS: denials_table,
+    Kind.GENERATIONS: generations_table,
+    Kind.HOLDS: holds_table,
+    Kind.SNAPSHOTS: snapshots_table,
     Kind.OWNERS: owners_table,
     Kind.SOURCES: sources_table,
 }

@@ -1,10 +1,10 @@
 """Calls about models: their manifests, status, explanation and logs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from uuid import uuid4
 
 from ipnext.client.connection import Connection
-from ipnext.client.lists import Listing, params_of
+from ipnext.client.lists import Listing, label_params, params_of
 from ipnext.client.polling import glance, poll
 from ipnext.errors import DeadlineExceeded
 from ipnext.model.api.resources import ChangeView, ModelApplied, ModelView, StatusExplanation
@@ -32,12 +32,13 @@ class ModelCalls(Connection):
         search: str | None = None,
         after: str | None = None,
         limit: int | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Listing[ModelView]:
-        """List models that are not retired, by name: of an owner, ready or not, with `search` in their name.
+        """List models that are not retired, by name: of an owner, ready or not, with `search` in their name, or labels.
 
         As for every list, pages are read during the iteration; `limit` is the most items, None: all.
         """
-        params = params_of(owner=owner, ready=ready, search=search)
+        params = params_of(owner=owner, ready=ready, search=search) | label_params(labels)
         return self._list("/v1/models", ModelView, limit, after=after, **params)
 
     def model(self, name: str) -> ModelView:

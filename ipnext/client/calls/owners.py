@@ -1,7 +1,9 @@
 """Calls about owners and their quotas."""
 
+from collections.abc import Mapping
+
 from ipnext.client.connection import Connection
-from ipnext.client.lists import Listing, params_of
+from ipnext.client.lists import Listing, label_params, params_of
 from ipnext.model.access.owner import OwnerManifest, OwnerView
 
 
@@ -15,9 +17,9 @@ class OwnerCalls(Connection):
         params = params_of(expectedVersion=expected_version, dryRun=dry_run)
         return self._put(f"/v1/owners/{owner.name}", owner, OwnerView, params=params)
 
-    def owners(self, *, limit: int | None = None) -> Listing[OwnerView]:
-        """List owners with their usage, by name."""
-        return self._list("/v1/owners", OwnerView, limit)
+    def owners(self, *, limit: int | None = None, labels: Mapping[str, str] | None = None) -> Listing[OwnerView]:
+        """List owners with their usage, by name; only those with these labels."""
+        return self._list("/v1/owners", OwnerView, limit, **label_params(labels))
 
     def owner(self, name: str) -> OwnerView:
         """Return one owner with its members, and its usage next to its quotas. NotFound."""

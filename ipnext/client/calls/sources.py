@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from ipnext.client.connection import Connection
-from ipnext.client.lists import Listing, params_of
+from ipnext.client.lists import Listing, label_params, params_of
 from ipnext.model.api.sources import PushedVersion, SourceRequest, SourceView, VersionView
 
 
 class SourceCalls(Connection):
     """Sources: upstream streams whose snapshots the platform publishes by itself."""
 
-    def sources(self, model: str | None = None, *, limit: int | None = None) -> Listing[SourceView]:
-        """List sources by model and name, of one model or of all."""
-        return self._list("/v1/sources", SourceView, limit, **params_of(model=model))
+    def sources(
+        self, model: str | None = None, *, limit: int | None = None, labels: Mapping[str, str] | None = None
+    ) -> Listing[SourceView]:
+        """List sources by model and name, of one model or of all, or of models with these labels."""
+        return self._list("/v1/sources", SourceView, limit, **params_of(model=model), **label_params(labels))
 
     def source(self, model: str, name: str) -> SourceView:
         """Return one source. NotFound."""

@@ -1,5 +1,6 @@
 """Accounts of the artifact store's bytes, and the results of a collection. Pure values."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
@@ -79,9 +80,8 @@ def uploaders_allowance(principal: Principal, *, default: int) -> Allowance:
     return Allowance(principal.account, default, SETTING)
 
 
-Kind = Literal["blob", "manifest", "snapshot", "upload"]
-"""`snapshot`: the record that releases its bytes. `manifest`: its file in the store. `upload`: remains of a killed
-writer."""
+Kind = Literal["blob", "manifest", "snapshot", "event", "change", "plan", "replan", "source version"]
+"""`snapshot`: its row stays, and names no blobs any more. `manifest`: its file in the artifact store."""
 
 
 class CollectInput(Value):
@@ -98,8 +98,20 @@ class CollectedItem(WrittenValue):
     reason: str
 
 
+class CollectedClass(WrittenValue):
+    """What a collection removes of one class, or would."""
+
+    kind: Kind
+    count: int
+    size_bytes: int
+    """Blobs and manifests: in the artifact store. Snapshots: of their files, of which others may have some. Other
+    classes: of the texts in the database, about."""
+    reasons: Mapping[str, int]
+    """Reason -> number of items."""
+
+
 class CollectionView(WrittenValue):
-    """What a collection of the artifact store removed, or would remove."""
+    """What a collection removed, or would remove."""
 
     dry_run: bool
     blobs: int
@@ -110,14 +122,20 @@ class CollectionView(WrittenValue):
     kept_blobs: int
     unused_since: datetime
     """What was in use since then stays."""
+    classes: tuple[CollectedClass, ...] = ()
+    """Sums by class, of those that have any."""
     items: tuple[CollectedItem, ...] = ()
-    """The first of them."""
+    """The first snapshots, manifests and blobs."""
+    unfinished: bool = False
+    """Whether the pass ended at its time limit: the next one goes on."""
 
     @property
     def summary(self) -> str:
         """The collection in one line."""
-        did = "would be removed" if self.dry_run else "removed"
+        would = "would be " if self.dry_run else ""
+        rows = sum(each.count for each in self.classes if each.kind not in {"blob", "manifest", "snapshot"})
         return (
-            f"{self.blobs} blobs of {self.size_bytes} bytes {did}, {self.snapshots} snapshots "
-            f"{'would be ' if self.dry_run else ''}given free, {self.kept_blobs} blobs kept"
+            f"{self.blobs} blobs of {self.size_bytes} bytes {would}removed, {self.snapshots} snapshots "
+            f"{would}released, {rows} rows of the history {would}deleted, {self.kept_blobs} blobs kept"
+            f"{'; the next pass goes on' if self.unfinished else ''}"
         )

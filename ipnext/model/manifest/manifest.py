@@ -12,6 +12,7 @@ from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.manifest.optimization import MOST_STEPS, OptimizationStep, check_steps
 from ipnext.model.manifest.part import PartSpec
+from ipnext.model.manifest.retention import RetentionSpec
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.manifest.sources import MOST_SOURCES, SourceSpec, check_sources
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
@@ -81,6 +82,8 @@ class ModelSpec(WrittenValue):
     validation: ValidationSpec = ValidationSpec()
     access: AccessSpec = AccessSpec()
     """Who may ask it for predictions."""
+    retention: RetentionSpec = RetentionSpec()
+    """How long its snapshots are kept; what is not set follows the platform's settings."""
 
     @property
     def hosted_parts(self) -> tuple[PartSpec, ...]:

@@ -33,6 +33,23 @@ class FoundVersion(Value):
     """Facts of the training run, such as `run`, `experiment` or `commit`."""
 
 
+class SnapshotOrigin(Value):
+    """The version of a source that a snapshot was published from, with its training run. Kept with the snapshot."""
+
+    source: str
+    key: str
+    place: str
+    trained_at: datetime | None = None
+    tags: Mapping[Label, Label] = Field(default_factory=dict)
+    metrics: Mapping[Label, float] = Field(default_factory=dict)
+    lineage: Mapping[Label, Label] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: str, version: FoundVersion) -> "SnapshotOrigin":
+        """Return the origin of a snapshot that is published from a version of a source."""
+        return cls(source=source, **dict(version))
+
+
 class Listing(Value):
     """The answer of one poll of one stream."""
 
@@ -40,6 +57,8 @@ class Listing(Value):
     """Where the next poll goes on."""
     versions: tuple[FoundVersion, ...] = ()
     """Versions since the former cursor, oldest first; known ones may be among them."""
+    whole: bool = False
+    """`versions` are all that the stream has: one that lacks is gone."""
     more: bool = False
     """There are newer ones: list again from the new cursor before any is published."""
 

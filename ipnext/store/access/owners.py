@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from sqlalchemy import insert as sa_insert
 from sqlmodel import col, delete, func, select
@@ -16,13 +17,14 @@ from ipnext.store.database import dialects
 from ipnext.store.paging import Page, clamp_limit, page_of
 from ipnext.store.records import OwnerRecord, OwnerUse
 from ipnext.store.registry.artifacts import Artifacts
+from ipnext.store.registry.labels import Labels
 from ipnext.store.tables.access import OwnerClaimRow, OwnerRow, RoleBindingRow
 from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
 from ipnext.store.tables.registry import ModelRow
 from ipnext.store.unit_of_work import NAMED_IN_ERRORS, batches, document, format_known
 
 
-class Owners(Artifacts):
+class Owners(Labels, Artifacts):
     """Owners concern all models, so a unit that names one may not write them; a claim is of one model."""
 
     def put_owner(self, manifest: OwnerManifest, *, expected_version: int | None) -> OwnerRecord:
@@ -47,6 +49,7 @@ class Owners(Artifacts):
         elif row.manifest != text:
             row.manifest, row.priority, row.version, row.updated_at = text, manifest.spec.priority, row.version + 1, now
         self._add(row)
+        self._put_labels("Owner", manifest.name, manifest.metadata.labels)
         return _owner(row)
 
     def delete_owner(self, name: str, *, expected_version: int | None) -> OwnerRecord:
@@ -63,6 +66,7 @@ class Owners(Artifacts):
         record = _owner(row)
         self._session.delete(row)
         self._session.flush()
+        self._put_labels("Owner", name, {})
         return record
 
     def _check_without_models(self, name: str) -> None:
@@ -101,9 +105,12 @@ class Owners(Artifacts):
         row = self._get(OwnerRow, name)
         return None if row is None else _owner(row)
 
-    def owner_page(self, *, after: str | None, limit: int) -> Page[OwnerRecord]:
-        """Return the owners that are visible to this unit, by name."""
+    def owner_page(
+        self, *, after: str | None, limit: int, labels: Mapping[str, str] = MappingProxyType({})
+    ) -> Page[OwnerRecord]:
+        """Return the owners that are visible to this unit and have these labels, by name."""
         query = select(OwnerRow).order_by(col(OwnerRow.name))
+        query = query.where(*self._has_labels("Owner", col(OwnerRow.name), labels))
         if self._visible is not None:
             query = query.where(self._among(col(OwnerRow.name), self._visible))
         query = query if after is None else query.where(col(OwnerRow.name) > after)

@@ -138,12 +138,15 @@ class Publications(Servings, Changes):
                 raise InvalidInput(msg, field=f"parts.{part}", value=parts[part].manifest.digest)
 
     def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
-        """Check that the parent of each delta is a snapshot of the same part. Raises InvalidInput."""
+        """Check that the parent of each delta is a snapshot of the same part with its bytes. Raises InvalidInput."""
         for part, source in sorted(parts.items()):
             if not source.manifest.is_delta:
                 continue
             query = select(SnapshotRow.digest).where(
-                SnapshotRow.model == model, SnapshotRow.part == part, col(SnapshotRow.derived_from).is_(None)
+                SnapshotRow.model == model,
+                SnapshotRow.part == part,
+                col(SnapshotRow.collected_at).is_(None),
+                col(SnapshotRow.derived_from).is_(None),
             )
             parent = query.where(SnapshotRow.digest == (source.manifest.parent or "")).limit(1)
             if self._session.exec(parent).first() is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import func, update
@@ -114,9 +115,17 @@ class Sources(Models):
             found += self._session.exec(query.order_by(col(SourceRow.model), col(SourceRow.name))).all()
         return tuple(_source(row, owner) for row, owner in found)
 
-    def source_page(self, *, model: str | None = None, after: str | None = None, limit: int = 50) -> Page[SourceRecord]:
-        """Return the sources of models that are not retired, by model and name."""
+    def source_page(
+        self,
+        *,
+        model: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> Page[SourceRecord]:
+        """Return the sources of models that are not retired and have these labels, by model and name."""
         query = self._live().where(*self._has_visible_owner())
+        query = query.where(*self._has_labels("Model", col(SourceRow.model), labels))
         if model is not None:
             query = query.where(SourceRow.model == model)
         if after is not None:
@@ -219,8 +228,15 @@ class Sources(Models):
         held = [version for version in listing.versions if states.get(version.key) == VersionState.HELD.value]
         self._judge_again(source, held)
         new = [version for version in listing.versions if version.key not in states]
+        is_old = _old_ones(listing, states) if not source.cursor and not listing.whole else frozenset[str]()
         for version in new[:RECORDED_AT_ONCE]:
-            self._session.add(self._new_version(source, version))
+            found = self._new_version(source, version)
+            if version.key in is_old:
+                found.state, found.message = VersionState.SUPERSEDED.value, "a newer version was found before"
+                found.ended_at = found.found_at
+            self._session.add(found)
+        if listing.whole:
+            self._note_listed(source, frozenset(version.key for version in listing.versions))
         if len(new) <= RECORDED_AT_ONCE:
             self._note_poll(row, listing.cursor)
         self._session.flush()
@@ -236,16 +252,17 @@ class Sources(Models):
         self._add(row)
         return row.failures
 
-    def add_version(self, model: str, name: str, version: FoundVersion) -> VersionRecord:
+    def add_version(self, model: str, name: str, version: FoundVersion, *, parent: str | None = None) -> VersionRecord:
         """Record a version that was pushed to a source; the same key again returns the recorded one.
 
-        Raises NotFound.
+        `parent` is the digest of the snapshot of which it is a delta, if its content is known. Raises NotFound.
         """
         self._writing(model)
         source = self.source(model, name)
         found = self._find_version(source, version.key)
         if found is None:
             row = self._new_version(source, version)
+            row.parent = parent
             self._add(row)
             found = _version(row)
             self.wake_source(model, name)
@@ -300,10 +317,10 @@ class Sources(Models):
                 counts.setdefault((model, source), {})[state] = count
         return {key: counts.get(key, {}) for key in sources}
 
-    def note_read(self, ordinal: int, digest: str) -> None:
-        """Note the digest of a version's snapshot, which is in the artifact store now."""
+    def note_read(self, ordinal: int, digest: str, *, parent: str | None = None) -> None:
+        """Note the digest of a version's snapshot, which is in the artifact store now, and of a delta's parent."""
         self._writing_any()
-        self._update_version(ordinal, digest=digest, message="", due_at=None)
+        self._update_version(ordinal, digest=digest, parent=parent, message="", due_at=None)
 
     def postpone_version(self, ordinal: int, message: str, due_at: datetime) -> None:
         """Note that an attempt failed, and when the next one is due."""
@@ -383,6 +400,16 @@ class Sources(Models):
             found |= dict(self._session.exec(query).all())
         return found
 
+    def _note_listed(self, source: SourceRecord, keys: Collection[str]) -> None:
+        """Note which versions a listing of all has: the others are gone, and their rows may be collected."""
+        of = SourceVersionRow
+        query = select(of.ordinal, of.key, of.listed).where(*_of_stream(source))
+        known = self._session.exec(query).all()
+        for listed in (True, False):
+            changed = [ordinal for ordinal, key, was in known if (key in keys) is listed and was is not listed]
+            for some in batches([ordinal for ordinal in changed if ordinal is not None]):
+                self._session.execute(update(of).where(col(of.ordinal).in_(some)).values(listed=listed))
+
     def _judge_again(self, source: SourceRecord, versions: Sequence[FoundVersion]) -> None:
         """Judge versions again that were not promoted: their tags or metrics may be others now."""
         listed = {version.key: version for version in versions}
@@ -443,6 +470,16 @@ _OPEN: Final = (VersionState.HELD.value, VersionState.FOUND.value)
 _PENDING: Final = (col(SourceVersionRow.state) == VersionState.FOUND.value, col(SourceRow.paused_at).is_(None))
 _INITIAL: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "sent": False}
 """Progress of a stream that was never polled."""
+
+
+def _old_ones(listing: Listing, states: Mapping[str, str]) -> frozenset[str]:
+    """Return the unknown versions that are listed before a known one.
+
+    A source that lists from the beginning lists them again after their rows were collected.
+    """
+    known = [index for index, version in enumerate(listing.versions) if version.key in states]
+    last = max(known, default=0)
+    return frozenset(version.key for version in listing.versions[:last] if version.key not in states)
 
 
 def _place_of(found: tuple[SourceRow, str]) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import ColumnElement
 from sqlalchemy import select as sa_select
-from sqlmodel import col, func, or_, select
+from sqlmodel import col, func, or_, select, tuple_
 
 from ipnext.model.lifecycle.drain import Drain
 from ipnext.model.lifecycle.messages import Change, ChangeState, Replan
@@ -22,14 +23,22 @@ from ipnext.store.paging import Page, clamp_limit, no_cursor, ordinal_of, page_o
 from ipnext.store.planning.plans import _LINE, Plans
 from ipnext.store.planning.plans import _entry as _plan_entry
 from ipnext.store.planning.replans import _replan
-from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, TransitionRecord
+from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, SnapshotHold, TransitionRecord
 from ipnext.store.registry.denials import _denial
 from ipnext.store.registry.models import Models, _model
 from ipnext.store.registry.profiles import Profiles, _profile
+from ipnext.store.registry.retention import _hold
 from ipnext.store.registry.snapshots import _generation, _snapshot
 from ipnext.store.tables.changes import ChangeRow, DrainRow, EventRow, FreezeRow, TransitionRow
 from ipnext.store.tables.planning import PlanRow, ReplanRow
-from ipnext.store.tables.registry import DenialRow, GenerationRow, ModelRow, ProfileRow, SnapshotRow
+from ipnext.store.tables.registry import (
+    DenialRow,
+    GenerationRow,
+    ModelRow,
+    ProfileRow,
+    SnapshotHoldRow,
+    SnapshotRow,
+)
 from ipnext.store.tables.row import METADATA
 
 _OPEN = tuple(state.value for state in ChangeState if not state.final)
@@ -41,7 +50,7 @@ MOST_SUSPECTS = 10_000
 class PagedLists(Models, Profiles, Plans):
     """Lists by keyset: the cost of a page depends on its length, not on the length of the list."""
 
-    def model_page(
+    def model_page(  # noqa: PLR0913 - each is a filter
         self,
         *,
         after: str | None = None,
@@ -50,8 +59,9 @@ class PagedLists(Models, Profiles, Plans):
         ready: bool | None = None,
         search: str | None = None,
         suspects: Collection[str] = (),
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> Page[ModelRecord]:
-        """Return models that are not retired, by name.
+        """Return models that are not retired and have these labels, by name.
 
         `ready` filters by the recorded condition; `suspects` are models that `ready=False` returns in any case.
         `search` is a part of the name.
@@ -59,6 +69,7 @@ class PagedLists(Models, Profiles, Plans):
         query = select(ModelRow).where(col(ModelRow.retired).is_(False), *self._has_visible_owner())
         if after is not None:
             query = query.where(col(ModelRow.name) > after)
+        query = query.where(*self._has_labels("Model", col(ModelRow.name), labels))
         if owner is not None:
             query = query.where(ModelRow.owner == owner)
         if search:
@@ -121,6 +132,17 @@ class PagedLists(Models, Profiles, Plans):
         query = query.order_by(col(SnapshotRow.part), col(SnapshotRow.number).desc()).limit(clamp_limit(limit) + 1)
         found = self._session.exec(query).all()
         return page_of(found, clamp_limit(limit), key=lambda row: f"{row.part}/{row.number}", value=_snapshot)
+
+    def hold_page(self, *, model: str | None = None, after: str | None = None, limit: int = 50) -> Page[SnapshotHold]:
+        """Return the holds of a model, or of all, by model, part and number."""
+        of = SnapshotHoldRow
+        query = select(of).where(*self._is_of_visible_owner(col(of.model)))
+        query = query if model is None else query.where(of.model == model)
+        if after is not None:
+            query = query.where(tuple_(col(of.model), col(of.part), col(of.number)) > tuple_(*_place(after)))
+        query = query.order_by(col(of.model), col(of.part), col(of.number)).limit(clamp_limit(limit) + 1)
+        found = self._session.exec(query).all()
+        return page_of(found, clamp_limit(limit), key=lambda row: f"{row.model}/{row.part}/{row.number}", value=_hold)
 
     def transition_page(self, model: str, *, after: str | None = None, limit: int = 20) -> Page[TransitionRecord]:
         """Return the transitions of a model. Raises NotFound."""
@@ -235,3 +257,11 @@ def _unready(suspects: Collection[str]) -> ColumnElement[bool]:
     """Return the condition that a model is recorded as not ready, or is among the suspects."""
     recorded = col(ModelRow.ready).is_(False)
     return or_(recorded, col(ModelRow.name).in_(sorted(suspects)[:MOST_SUSPECTS])) if suspects else recorded
+
+
+def _place(after: str) -> tuple[str, str, int]:
+    model, _, rest = after.partition("/")
+    part, slash, number = rest.partition("/")
+    if not slash or not number.isascii() or not number.isdecimal() or len(number) > 18:
+        raise no_cursor(after)
+    return model, part, int(number)

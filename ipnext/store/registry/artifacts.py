@@ -6,19 +6,19 @@ touches, and only one that was not touched for its grace time. So a blob that is
 time.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ipnext.model.access.artifact_use import Allowance, account_of, is_owners, owner_of_account
-from ipnext.model.registry.registry import GenerationState, Signature, SnapshotManifest
-from ipnext.model.wire import decode
+from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.store.database import dialects
-from ipnext.store.registry.snapshots import REPORT, REPORT_IS, REPORTS, SNAPSHOTS, Snapshots
+from ipnext.store.registry.snapshots import SNAPSHOTS, Snapshots
 from ipnext.store.tables.registry import ArtifactRow, ModelRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import batches, bytes_of, document
@@ -31,24 +31,18 @@ _ONE = select(ARTIFACTS).where(_IS)
 _SOME = select(ARTIFACTS).where(_AMONG)
 _CHANGE = update(ARTIFACTS).where(_IS)
 _TOUCH = update(ARTIFACTS).where(_AMONG).values(touched_at=bindparam("now"))
-_KEPT = select(SNAPSHOTS.c.digest, SNAPSHOTS.c.manifest).where(SNAPSHOTS.c.collected_at.is_(None))
-_SNAPSHOT_IS = update(SNAPSHOTS).where(
-    SNAPSHOTS.c.model == bindparam("of_model"),
-    SNAPSHOTS.c.part == bindparam("of_part"),
-    SNAPSHOTS.c.number == bindparam("of_number"),
-)
-_MANIFEST = select(SNAPSHOTS.c.manifest).where(
-    SNAPSHOTS.c.model == bindparam("of_model"),
-    SNAPSHOTS.c.part == bindparam("of_part"),
-    SNAPSHOTS.c.number == bindparam("of_number"),
-)
+_PLACE = (SNAPSHOTS.c.model, SNAPSHOTS.c.part, SNAPSHOTS.c.number)
+_KEPT = select(*_PLACE, SNAPSHOTS.c.digest, SNAPSHOTS.c.manifest).where(SNAPSHOTS.c.collected_at.is_(None))
+_KEPT_PAGE = _KEPT.order_by(*_PLACE).limit(bindparam("limit"))
+_KEPT_AFTER = _KEPT_PAGE.where(tuple_(*_PLACE) > tuple_(*(bindparam(f"after_{name}") for name in ("m", "p", "n"))))
+_UNUSED = select(ARTIFACTS.c.digest).where(ARTIFACTS.c.touched_at < bindparam("unused_since"))
+_UNUSED_PAGE = _UNUSED.order_by(ARTIFACTS.c.digest).limit(bindparam("limit"))
 _READ_AT_ONCE = 500
+_NAMED = re.compile(r'"sha256":"([0-9a-f]{64})"')
+"""A file in the text of a manifest. Within a string of JSON the quotes would be escaped."""
 
-LARGEST_KEPT_BYTES = 16 * 2**10
-"""Largest manifest kept in the database once its snapshot was released: most manifests are below it."""
-
-NEVER_SERVED = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.SUPERSEDED})
-"""States in which a generation that never served ends: no rollback reaches it."""
+Place = tuple[str, str, int]
+"""Model, part and number of a snapshot."""
 
 
 class Artifacts(Snapshots):
@@ -169,7 +163,21 @@ class Artifacts(Snapshots):
         query = _KEPT if since is None else _KEPT.where(SNAPSHOTS.c.created_at >= since)
         for row in self._run(query.execution_options(yield_per=_READ_AT_ONCE)):
             yield row.digest
-            yield from (file.sha256 for file in decode(SnapshotManifest, row.manifest).files)
+            yield from _NAMED.findall(row.manifest)
+
+    def kept_page(
+        self, after: Place | None, *, limit: int, but: Collection[Place] = ()
+    ) -> tuple[list[str], Place | None]:
+        """Return a part of `kept_artifacts`, and the place from which the next call goes on; None at the end.
+
+        `but` are snapshots whose artifacts are left out.
+        """
+        given = {} if after is None else dict(zip(("after_m", "after_p", "after_n"), after, strict=True))
+        rows = self._run(_KEPT_PAGE if after is None else _KEPT_AFTER, limit=limit, **given).all()
+        kept = [row for row in rows if not but or (row.model, row.part, row.number) not in but]
+        digests = [digest for row in kept for digest in (row.digest, *_NAMED.findall(row.manifest))]
+        last = rows[-1] if len(rows) == limit else None
+        return digests, None if last is None else (last.model, last.part, last.number)
 
     def artifacts_in_use(self, since: datetime) -> frozenset[str]:
         """Return the digests that were touched since then."""
@@ -193,86 +201,10 @@ class Artifacts(Snapshots):
             for some in batches(digests):
                 self._write(delete(ARTIFACTS).where(_AMONG), digests=some)
 
-    def unused_artifacts(self, unused_since: datetime) -> frozenset[str]:
-        """Return the digests with a row that were not touched since then."""
-        query = select(ARTIFACTS.c.digest).where(ARTIFACTS.c.touched_at < unused_since)
-        return frozenset(self._run(query).scalars())
-
-    def models_with_snapshots(self) -> tuple[str, ...]:
-        """Return the models that have a snapshot whose bytes are kept."""
-        query = select(SNAPSHOTS.c.model).where(SNAPSHOTS.c.collected_at.is_(None)).distinct()
-        return tuple(self._run(query.order_by(SNAPSHOTS.c.model)).scalars())
-
-    def unwanted_snapshots(
-        self, model: str, *, retired_before: datetime, made_before: datetime
-    ) -> Mapping[tuple[str, int], str]:
-        """Map (part, number) of each unneeded snapshot that is not yet released to the reason.
-
-        All snapshots of a model that was retired before `retired_before`. Else those made before `made_before` of
-        generations that never served and never will, unless one is the newest of its part, or is the base of a delta
-        that is kept.
-        """
-        row = self._model_row(model)
-        collected = self.collected_snapshots(model)
-        held = [one for one in self.snapshots(model) if (one.part, one.number) not in collected]
-        if row.retired:
-            why = "its model is retired"
-            return {(one.part, one.number): why for one in held} if row.updated_at < retired_before else {}
-        wanted = self._wanted_snapshots(model)
-        newest = {part: snapshot.number for part, snapshot in self._newest_snapshots(model).items()}
-        kept = [
-            one
-            for one in held
-            if (one.part, one.number) in wanted or newest.get(one.part) == one.number or one.created_at >= made_before
-        ]
-        parents = {one.manifest.parent for one in kept}
-        while found := [one for one in held if one.digest in parents and one not in kept]:
-            kept += found
-            parents |= {one.manifest.parent for one in found}
-        why = "no generation with it has served or can serve"
-        return {(one.part, one.number): why for one in held if one not in kept}
-
-    def give_free(self, model: str, snapshots: Collection[tuple[str, int]]) -> None:
-        """Allow a collection to take the bytes of these snapshots.
-
-        If a manifest has more than LARGEST_KEPT_BYTES, the database keeps only its engine and parent. The validation
-        reports of their generations that never served, and never will, are deleted.
-        """
-        self._writing(model)
-        with self._bookkeeping():
-            for part, number in sorted(snapshots):
-                given = {"of_model": model, "of_part": part, "of_number": number}
-                self._write(_SNAPSHOT_IS, **given, collected_at=self._now())
-                text = self._run(_MANIFEST, **given).scalar_one()
-                if bytes_of(text) > LARGEST_KEPT_BYTES:
-                    kept = document(_bare(decode(SnapshotManifest, text)))
-                    self._write(_SNAPSHOT_IS, **given, manifest=kept)
-                    self._count_documents(model, bytes_of(kept) - bytes_of(text))
-            self._drop_reports(model, frozenset(snapshots))
-
-    def _drop_reports(self, model: str, snapshots: frozenset[tuple[str, int]]) -> None:
-        for one in self.generations(model):
-            if (
-                one.serving_at is not None
-                or one.state not in NEVER_SERVED
-                or not snapshots & set(one.snapshots.items())
-            ):
-                continue
-            of = {"of_model": model, "of_generation": one.number}
-            text = self._run(REPORT, **of).scalar()
-            if text is not None:
-                self._write(delete(REPORTS).where(*REPORT_IS), **of)
-                self._count_documents(model, -bytes_of(text))
-
-    def _wanted_snapshots(self, model: str) -> frozenset[tuple[str, int]]:
-        """Return (part or segment, number) of the generations that serve, have served, or may still serve."""
-        found = set[tuple[str, int]]()
-        for one in self.generations(model):
-            if one.serving_at is None and one.state in NEVER_SERVED:
-                continue
-            found |= set(one.snapshots.items()) | set(one.optimized.items())
-            found |= {(segment.name, segment.snapshot) for segment in (one.layout.segments if one.layout else ())}
-        return frozenset(found)
+    def unused_page(self, unused_since: datetime, after: str, *, limit: int) -> tuple[str, ...]:
+        """Return the first digests after one that have a row and were not touched since then."""
+        query = _UNUSED_PAGE.where(ARTIFACTS.c.digest > bindparam("after"))
+        return tuple(self._run(query, unused_since=unused_since, after=after, limit=limit).scalars())
 
     def _put_artifacts(self, rows: list[dict[str, Any]], changed: Mapping[str, Any]) -> None:
         """Write rows as touched now.
@@ -304,10 +236,3 @@ def sizes_of(manifest: SnapshotManifest) -> Mapping[str, int]:
     blobs = {file.sha256: file.size_bytes for file in manifest.files}
     names = manifest.size_bytes - sum(blobs.values())
     return blobs | {manifest.digest: bytes_of(document(manifest)) + names}
-
-
-def _bare(manifest: SnapshotManifest) -> SnapshotManifest:
-    """Return the stored remainder of a manifest whose snapshot can't be loaded any more."""
-    return SnapshotManifest(
-        engine=manifest.engine[:100], signature=Signature(inputs=(), outputs=()), files=(), parent=manifest.parent
-    )

@@ -13,9 +13,11 @@ from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.access.predictions import listed_access, listed_bytes
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest.manifest import DemandItem, ModelManifest, ModelSpec
+from ipnext.model.manifest.retention import RetentionSpec
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, FormerBasis, JudgedSpec, ModelPlacement, ModelRecord
+from ipnext.store.registry.labels import Labels
 from ipnext.store.registry.servings import Servings
 from ipnext.store.tables.registry import FleetRow, ModelRow
 from ipnext.store.tables.row import METADATA
@@ -38,7 +40,7 @@ _DOCUMENTS = sa_select(MODELS.c.document_bytes).where(MODELS.c.name == bindparam
 _FLEET = sa_select(METADATA.tables[FleetRow.__tablename__])
 
 
-class Models(Servings):
+class Models(Servings, Labels):
     """Fleet and models. `version` guards users' writes; the platform's observations do not change it."""
 
     def fleet(self) -> FleetRecord:
@@ -95,6 +97,7 @@ class Models(Servings):
             text, before = document(manifest), bytes_of(row.manifest)
             row.document_bytes = max(0, row.document_bytes - before) + bytes_of(text)
             row.manifest, row.owner = text, manifest.metadata.owner
+            row.retention = _retention(manifest)
             row.access_bytes = _access_bytes(manifest, retired=False)
             if changed:
                 row.validated, row.accepted = _keeping(row.validated, former), _keeping(row.accepted, former)
@@ -104,6 +107,7 @@ class Models(Servings):
             row.updated_at = self._now()
         self._add(row)
         self._set_targets(name, manifest.spec)
+        self._put_labels("Model", name, manifest.metadata.labels)
         return _model(row)
 
     def _new_model(self, manifest: ModelManifest) -> ModelRow:
@@ -114,6 +118,7 @@ class Models(Servings):
             document_bytes=bytes_of(text),
             access_bytes=_access_bytes(manifest, retired=False),
             owner=manifest.metadata.owner,
+            retention=_retention(manifest),
             generation=1,
             observed_generation=0,
             version=1,
@@ -340,6 +345,11 @@ class Models(Servings):
 def _access_bytes(manifest: ModelManifest, *, retired: bool) -> int:
     owner, access = manifest.metadata.owner, manifest.spec.access
     return listed_bytes(listed_access(manifest.name, owner, access, retired=retired))
+
+
+def _retention(manifest: ModelManifest) -> str | None:
+    spec = manifest.spec.retention
+    return None if spec == RetentionSpec() else document(spec)
 
 
 def _check_version(subject: str, current: int, expected: int | None) -> None:

@@ -73,6 +73,11 @@ _SNAPSHOT = sa_select(SNAPSHOTS).where(
     SNAPSHOTS.c.part == bindparam("part"),
     SNAPSHOTS.c.number == bindparam("number"),
 )
+SNAPSHOT_IS = sa_update(SNAPSHOTS).where(
+    SNAPSHOTS.c.model == bindparam("of_model"),
+    SNAPSHOTS.c.part == bindparam("of_part"),
+    SNAPSHOTS.c.number == bindparam("of_number"),
+)
 REPORT_IS = (REPORTS.c.model == bindparam("of_model"), REPORTS.c.generation == bindparam("of_generation"))
 REPORT = sa_select(REPORTS.c.report).where(*REPORT_IS)
 _REPORT_IS = sa_update(REPORTS).where(*REPORT_IS)
@@ -131,6 +136,16 @@ class Snapshots(UnitOfWork):
         """Return whether a part has a published snapshot: one with a digest, or any."""
         query = select(SnapshotRow.number).where(SnapshotRow.model == model, SnapshotRow.part == part, _PUBLISHED)
         query = query if digest is None else query.where(SnapshotRow.digest == digest)
+        return self._session.exec(query.limit(1)).first() is not None
+
+    def has_bytes(self, model: str, part: str, digest: str) -> bool:
+        """Return whether a part has a snapshot with a digest whose bytes are kept."""
+        query = select(SnapshotRow.number).where(
+            SnapshotRow.model == model,
+            SnapshotRow.part == part,
+            SnapshotRow.digest == digest,
+            col(SnapshotRow.collected_at).is_(None),
+        )
         return self._session.exec(query.limit(1)).first() is not None
 
     def newest_is_collected(self, model: str, part: str) -> bool:
@@ -377,6 +392,7 @@ class Snapshots(UnitOfWork):
         if state is GenerationState.SERVING and before.state is not GenerationState.SERVING:
             self._write(_COOLED, of_model=model)
             said["serving_at"] = self._now()
+            self._note_served(before)
         self._write(_ONE_IS, of_model=model, of_number=number, **said)
         return before.model_copy(update=said)
 
@@ -432,6 +448,12 @@ class Snapshots(UnitOfWork):
             self._add(row)
             self._count_documents(row.model, bytes_of(text) - bytes_of(before))
 
+    def _note_served(self, generation: Generation) -> None:
+        """Note at each snapshot of a generation that it begins to serve."""
+        for part, number in sorted({*generation.snapshots.items(), *generation.answering.items()}):
+            of = {"of_model": generation.model, "of_part": part, "of_number": number}
+            self._write(SNAPSHOT_IS, **of, served_at=self._now())
+
     def _count_documents(self, model: str, more: int) -> None:
         """Add to the byte count of a model's documents; `more` is below 0 if some were deleted."""
         if more:
@@ -452,6 +474,9 @@ class Snapshots(UnitOfWork):
             created_at=self._now(),
             trained_at=None if source.trained_at is None else min(source.trained_at, self._now()),
             derived_from=derived_from,
+            parent=source.manifest.parent,
+            is_delta=source.manifest.is_delta,
+            size_bytes=source.manifest.size_bytes,
         )
         self._add(row)
         self._count_documents(model, bytes_of(text))

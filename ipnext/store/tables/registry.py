@@ -54,13 +54,32 @@ class ModelRow(Row, table=True):
     """The one in force, likewise."""
     former: str | None = text_field(default=None)
     """What was in force before the open change that put `accepted` in force."""
+    retention: str | None = text_field(default=None)
+    """`spec.retention` of the manifest; NULL: the platform's settings."""
+
+
+class LabelRow(Row, table=True):
+    """A label of a model or an owner, repeated from its manifest for filters."""
+
+    __tablename__ = "labels"
+    __table_args__ = (Index("ix_labels_value", "kind", "key", "value", "name"),)
+
+    kind: str = text_field(primary_key=True)
+    name: str = text_field(primary_key=True)
+    key: str = text_field(primary_key=True)
+    value: str = text_field()
 
 
 class SnapshotRow(Row, table=True):
     """One version of one part; its number has one winner."""
 
     __tablename__ = "snapshots"
-    __table_args__ = (model_key(), Index("ix_snapshots_digest", "model", "part", "digest"))
+    __table_args__ = (
+        model_key(),
+        Index("ix_snapshots_digest", "model", "part", "digest"),
+        Index("ix_snapshots_parent", "model", "part", "parent"),
+        Index("ix_snapshots_created_at", "created_at"),
+    )
 
     model: str = text_field(primary_key=True)
     part: str = text_field(primary_key=True)
@@ -75,6 +94,32 @@ class SnapshotRow(Row, table=True):
     """When its bytes were released because nothing can need them any more; None: they are kept."""
     derived_from: int | None = number_field(default=None)
     """Number of the published snapshot that it was derived from; NULL if it was published."""
+    served_at: datetime | None = time_field(default=None)
+    """When a generation with it last began to serve; None: none has."""
+    parent: str | None = text_field(default=None)
+    """Digest of the snapshot of which it is a delta, or from which it was trained on."""
+    is_delta: bool = False
+    """Whether it can't be loaded without its parent."""
+    size_bytes: int = number_field(default=0)
+    """Of its files."""
+    origin: str | None = text_field(default=None)
+    """The version of a source that it was published from, with its training run."""
+
+
+class SnapshotHoldRow(Row, table=True):
+    """A hold: the snapshot is never collected until the hold is released."""
+
+    __tablename__ = "snapshot_holds"
+    __table_args__ = (
+        ForeignKeyConstraint(["model", "part", "number"], ["snapshots.model", "snapshots.part", "snapshots.number"]),
+    )
+
+    model: str = text_field(primary_key=True)
+    part: str = text_field(primary_key=True)
+    number: int = number_field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    reason: str = text_field()
+    held_by: str = text_field()
+    created_at: datetime = time_field()
 
 
 class ServingSnapshotRow(Row, table=True):
@@ -318,3 +363,7 @@ class SourceVersionRow(Row, table=True):
     message: str = text_field(default="")
     change_id: str | None = text_field(default=None)
     ended_at: datetime | None = time_field(default=None)
+    parent: str | None = text_field(default=None)
+    """Digest of the snapshot of which it is a delta, once it was read."""
+    listed: bool = True
+    """Whether the upstream system may list it again; False once a listing of all its versions lacked it."""

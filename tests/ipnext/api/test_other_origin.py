@@ -40,6 +40,7 @@ BODIES = {
     "POST /v1/roles": {"subject": "user:evil", "role": "admin"},
     "POST /v1/changes/{change_id}/override": {"reason": "evil"},
     "POST /v1/replans/steer": {"action": "pause"},
+    "PUT /v1/models/{name}/snapshots/{part}/{number}/hold": {"reason": "evil"},
 }
 """Bodies that the API takes; of other endpoints the empty one, which most of them take."""
 

@@ -54,12 +54,17 @@ LISTS = (
     "fleet",
     "freezes",
     "denials",
+    "holds",
     "owners",
     "sources",
     "validators",
 )
 
 COMMANDS = {
+    "lineage": ["lineage ranker", "lineage ranker dense 1"],
+    "snapshot hold": ["snapshot hold ranker dense 1 --reason audit"],
+    "snapshot unhold": ["snapshot unhold ranker dense 1"],
+    "snapshot delete": ["snapshot delete ranker dense 1"],
     "source pause": ["source pause ranker feed"],
     "source resume": ["source pause ranker feed", "source resume ranker feed"],
     "source poll": ["source poll ranker feed"],
@@ -92,7 +97,10 @@ COMMANDS = {
     "undeny": [f"deny {'c' * 64} --reason poisoned", f"undeny {'c' * 64}"],
     "drain": ["drain eu --wait --timeout 0"],
     "undrain": ["undrain eu --wait --timeout 0"],
-    "get": [f"get {kind}" for kind in LISTS],
+    "get": [
+        *(f"get {kind}" for kind in LISTS),
+        *(f"get {kind} --model ranker" for kind in ("snapshots", "generations", "changes")),
+    ],
     "describe": [
         "describe ranker",
         "describe freeze hold-both",

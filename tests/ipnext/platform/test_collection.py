@@ -9,16 +9,19 @@ import pytest
 
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.stores.file_store import FileArtifactStore
-from ipnext.model.lifecycle.messages import CheckResult, ValidationReport
+from ipnext.model.lifecycle.messages import ChangeState, CheckResult, ValidationReport
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
+from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState, SnapshotSource
-from ipnext.platform.collection import Collection, Grace
+from ipnext.model.registry.sources import FoundVersion
+from ipnext.platform.collection import Collection, Retention
+from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.store import Store
 from tests.ipnext.conftest import model_document, snapshot_manifest
 
-GRACE = Grace(timedelta(hours=24), timedelta(days=7), timedelta(days=30))
+RETENTION = Retention()
 OLD = 2 * 86_400
 
 
@@ -60,7 +63,7 @@ def committed(artifacts, content, *, age=OLD):
 def collect(store, artifacts, *, dry_run=False, after=timedelta()):
     """One pass as if so much time had passed."""
     clock = datetime.now(UTC) + after
-    return Collection(store, artifacts, GRACE, dry_run=dry_run, clock=lambda: clock).run()
+    return Collection(store, artifacts, RETENTION, dry_run=dry_run, clock=lambda: clock).run()
 
 
 def held(artifacts):
@@ -68,10 +71,19 @@ def held(artifacts):
 
 
 def publish(store, change, **parts):
+    """A publish whose change has ended."""
     with store.begin("ranker") as unit:
         for source in parts.values():
             unit.touch_artifacts(sizes_of(source.manifest))
         unit.publish("ranker", parts, change_id=change)
+        unit.update_change(change, state=ChangeState.DONE)
+
+
+def retire(store):
+    with store.begin("ranker") as unit:
+        for number in unit.generation_numbers("ranker", GenerationState.PENDING):
+            unit.set_generation_state("ranker", number, GenerationState.RETIRED)
+        unit.update_model("ranker", retired=True)
 
 
 def test_an_old_blob_that_nothing_names_goes_and_a_young_one_stays(store, artifacts):
@@ -122,12 +134,75 @@ def test_a_retired_models_bytes_go_and_what_another_one_names_stays(store, artif
         unit.put_model(ModelManifest.model_validate(model_document("other")), expected_version=None)
     with store.begin("other") as unit:
         unit.publish("other", {"sparse": shared, "dense": shared}, change_id="c2")
-    with store.begin("ranker") as unit:
-        unit.update_model("ranker", retired=True)
+    retire(store)
     collect(store, artifacts, after=timedelta(days=29))
     assert own.manifest.digest in held(artifacts)
     collect(store, artifacts, after=timedelta(days=31))
     assert held(artifacts) == {shared.manifest.digest, shared.manifest.files[0].sha256}
+
+
+def push(store, source, **promote):
+    """A version that was pushed with the digest of an uploaded snapshot, and its use made old."""
+    spec = SourceSpec.model_validate({"name": "feed", "part": "dense", "push": {}, "promote": promote})
+    with store.begin("ranker") as unit:
+        unit.put_sources("ranker", [WatchedSource(spec=spec, part="dense", upstream="ranker")])
+        unit.add_version("ranker", "feed", FoundVersion(key="1", place=source.uri))
+
+
+@pytest.mark.parametrize("promote", [{}, {"tags": {"stage": "prod"}}], ids=["found", "held"])
+def test_what_a_version_waits_with_stays_until_it_is_over(store, artifacts, promote):
+    source = committed(artifacts, b"pushed")
+    push(store, source, **promote)
+    with store.begin("ranker") as unit:
+        unit.pause_source("ranker", "feed", by="bob", reason="for a week")
+    collect(store, artifacts, after=timedelta(days=7))
+    assert held(artifacts) == {source.manifest.digest, source.manifest.files[0].sha256}
+    with store.begin("ranker") as unit:
+        unit.resume_source("ranker", "feed")
+        for version in unit.version_page("ranker", "feed").items:
+            unit.supersede_versions(version.model_copy(update={"ordinal": version.ordinal + 1}))
+    collect(store, artifacts, after=timedelta(days=7))
+    assert held(artifacts) == set()
+
+
+def test_a_version_whose_bytes_are_gone_stops_no_collection(store, artifacts):
+    push(store, committed(artifacts, b"pushed"))
+    for item in artifacts.items():
+        artifacts.remove(item)
+    old = put(artifacts, b"old")
+    assert collect(store, artifacts).items[0].name == old
+
+
+def test_a_dry_run_sums_up_each_class_with_bytes_and_reasons(store, artifacts):
+    sparse, bad, good = (committed(artifacts, content) for content in (b"sparse", b"bad", b"good"))
+    publish(store, "c1", sparse=sparse, dense=bad)
+    with store.begin("ranker") as unit:
+        unit.set_generation_state("ranker", 1, GenerationState.FAILED)
+        for _ in range(RETENTION.history["event"].count + 3):
+            unit.add_event("ranker", "K", "12345678")
+    publish(store, "c2", dense=good)
+    after = timedelta(days=100)
+    shown = collect(store, artifacts, dry_run=True, after=after)
+    classes = {each.kind: each for each in shown.classes}
+    assert (classes["snapshot"].count, classes["snapshot"].size_bytes) == (1, 3)
+    assert classes["snapshot"].reasons == {"no generation with it has served or can serve": 1}
+    assert (classes["blob"].count, classes["blob"].size_bytes) == (1, 3), "of the snapshot that would be released"
+    assert (classes["manifest"].count, classes["event"].count) == (1, 3)
+    assert classes["event"].reasons == {"older than 90 d, and not among the newest 200": 3}
+    assert classes["event"].size_bytes == 3 * 8
+    done = collect(store, artifacts, after=after)
+    assert done.classes == shown.classes
+    assert not collect(store, artifacts, after=after).classes
+
+
+def test_a_pass_ends_at_its_time_limit_and_the_next_one_goes_on(store, artifacts):
+    put(artifacts, b"old")
+    clock = datetime.now(UTC)
+    over = Collection(store, artifacts, RETENTION, stage_seconds=0, clock=lambda: clock).run()
+    assert over.unfinished
+    assert not over.classes
+    assert not collect(store, artifacts).unfinished
+    assert held(artifacts) == set()
 
 
 def documents(store):
@@ -166,8 +241,7 @@ def test_a_manifest_that_was_cut_short_is_whole_again_once_it_is_published_again
     own = SnapshotSource(manifest=large, uri=artifacts.commit(large))
     publish(store, "c1", sparse=own, dense=own)
     full = documents(store)
-    with store.begin("ranker") as unit:
-        unit.update_model("ranker", retired=True)
+    retire(store)
     collect(store, artifacts, after=timedelta(days=31))
     assert documents(store) < full - 100_000
     put(artifacts, b"own")

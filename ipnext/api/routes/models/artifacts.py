@@ -29,7 +29,7 @@ from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.registry.signing import SignatureEnvelope
 from ipnext.model.registry.snapshot_files import check_files
 from ipnext.model.value import Name, Sha256
-from ipnext.platform.collection import Collection, Grace
+from ipnext.platform.collection import Collection, Retention
 from ipnext.settings import PlatformSettings
 from ipnext.store.operations.artifact_quota import allowance_of
 from ipnext.store.registry.artifacts import sizes_of
@@ -175,28 +175,25 @@ def _put_signature(digest: str, envelope: SignatureEnvelope, rooms: PlatformAdap
 
 @router.get("/collect", dependencies=[may("artifacts.collect")], summary="Show what a collection would remove")
 async def collectable(request: Request, rooms: Rooms, asker: Asker) -> CollectionView:
-    """List what a collection would remove now.
-
-    If it would free snapshots, a later collection removes their blobs.
-    """
-    collection = Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings), dry_run=True)
+    """List what a collection would remove now, by class: number, bytes and reasons."""
+    collection = Collection(rooms.store, rooms.artifacts, Retention.of(rooms.settings), dry_run=True)
     return await _lookers(request).run(holder_of(asker), collection.run)
 
 
-@router.post("/collect", dependencies=[may("artifacts.collect")], summary="Collect what nothing names")
+@router.post("/collect", dependencies=[may("artifacts.collect")], summary="Collect what retention lets go")
 async def collect(request: Request, rooms: Rooms, asker: Asker) -> CollectionView:
-    """Free the bytes of snapshots that nothing can want any more, and remove unused blobs.
+    """Release snapshots that nothing needs, remove unused blobs, and delete old rows of the history.
 
     A blob is unused if no snapshot names it and no client used it for the grace time.
 
-    The platform does so on a schedule.
+    The platform does so on a schedule. One pass: `unfinished` if more is left.
     """
     return await _lookers(request).run(holder_of(asker), _collect, rooms)
 
 
 def _collect(rooms: PlatformAdapters) -> CollectionView:
     record_asked(rooms.store, object=("Artifacts", "unnamed"))
-    return Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings)).run()
+    return Collection(rooms.store, rooms.artifacts, Retention.of(rooms.settings)).run()
 
 
 def _lookers(request: Request) -> Turns:

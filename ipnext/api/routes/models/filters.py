@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Query
 
-from ipnext.api.dependencies import After
+from ipnext.api.dependencies import After, WantedLabels
 from ipnext.api.services.model_facts import ModelFacts, facts_of
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import observed_conditions
@@ -36,13 +36,19 @@ class ModelFilter(NamedTuple):
     search: str | None = None
     after: str | None = None
     limit: int = 50
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 def parse_filters(
-    owner: Owner = None, ready: Ready = None, search: Search = None, after: After = None, limit: PageLimit = 50
+    labels: WantedLabels,
+    owner: Owner = None,
+    ready: Ready = None,
+    search: Search = None,
+    after: After = None,
+    limit: PageLimit = 50,
 ) -> ModelFilter:
     """Read the filters and the page from a request's query."""
-    return ModelFilter(owner, ready, search, after, limit)
+    return ModelFilter(owner, ready, search, after, limit, labels)
 
 
 WantedModels = Annotated[ModelFilter, Depends(parse_filters)]
@@ -84,6 +90,7 @@ def find_models(unit: Repository, states: States, wanted: ModelFilter) -> Page[M
         ready=wanted.ready,
         search=wanted.search,
         suspects=doubtful,
+        labels=dict(wanted.labels),
     )
     facts: Sequence[ModelFacts] = facts_of(unit, page.items)
     if wanted.ready is not None:

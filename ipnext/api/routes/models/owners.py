@@ -9,7 +9,16 @@ from fastapi import APIRouter, Path
 from ipnext.access.keys import draw_key
 from ipnext.api.authorization.caller import Asker, Visible
 from ipnext.api.authorization.endpoint_permission import may
-from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, PlatformAdapters, Rooms, view_page
+from ipnext.api.dependencies import (
+    After,
+    DryRun,
+    ExpectedVersion,
+    Limit,
+    PlatformAdapters,
+    Rooms,
+    WantedLabels,
+    view_page,
+)
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
@@ -45,10 +54,12 @@ OwnerName = Annotated[Name, Path(description="Name of the owner.")]
 
 
 @router.get("", dependencies=[may("owners.read")], summary="List owners")
-def list_owners(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> ListPage[OwnerView]:
+def list_owners(
+    rooms: Rooms, visible: Visible, labels: WantedLabels, after: After = None, limit: Limit = 50
+) -> ListPage[OwnerView]:
     """By name, with their usage; those whose models the caller may not read are left out."""
     with rooms.store.read(visible) as unit:
-        page = unit.owner_page(after=after, limit=limit)
+        page = unit.owner_page(after=after, limit=limit, labels=dict(labels))
         return view_page(Page(_views(rooms, unit, page.items), page.next))
 
 

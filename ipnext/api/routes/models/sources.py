@@ -7,7 +7,17 @@ from fastapi import APIRouter, Path, Query
 
 from ipnext.api.authorization.caller import Visible
 from ipnext.api.authorization.endpoint_permission import may
-from ipnext.api.dependencies import After, IdempotencyKey, Limit, ModelName, PlatformAdapters, Rooms, User, view_page
+from ipnext.api.dependencies import (
+    After,
+    IdempotencyKey,
+    Limit,
+    ModelName,
+    PlatformAdapters,
+    Rooms,
+    User,
+    WantedLabels,
+    view_page,
+)
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_ARTIFACTS
 from ipnext.api.services.retirement import check_in_service
@@ -22,6 +32,7 @@ from ipnext.model.value import Name
 from ipnext.sources.access import ReadAccess
 from ipnext.store.paging import Page
 from ipnext.store.records import SourceRecord, VersionRecord
+from ipnext.store.registry.artifacts import sizes_of
 
 listing = APIRouter(prefix="/v1/sources", tags=["sources"], route_class=GuardedRoute)
 router = APIRouter(prefix="/v1/models", tags=["sources"], route_class=GuardedRoute)
@@ -32,11 +43,19 @@ OfModel = Annotated[Name | None, Query(description="Only sources of this model."
 
 @listing.get("", dependencies=[may("models.list")], summary="List sources")
 def list_sources(
-    rooms: Rooms, visible: Visible, model: OfModel = None, after: After = None, limit: Limit = 50
+    rooms: Rooms,
+    visible: Visible,
+    labels: WantedLabels,
+    model: OfModel = None,
+    after: After = None,
+    limit: Limit = 50,
 ) -> ListPage[SourceView]:
-    """By model and name, with cursor, last pick-up and last error; sources of other owners' models are left out."""
+    """By model and name, with cursor, last pick-up and last error; sources of other owners' models are left out.
+
+    `label` is one of the model.
+    """
     with rooms.store.read(visible) as unit:
-        page = unit.source_page(model=model, after=after, limit=limit)
+        page = unit.source_page(model=model, after=after, limit=limit, labels=dict(labels))
         return view_page(Page(view_sources(unit, rooms.lifecycle.run_url, page.items), page.next))
 
 
@@ -118,7 +137,7 @@ def push_version(
         check_in_service(unit, unit.model(name))
         target = unit.source(name, source)
     _check_pushed(target)
-    place = _place(rooms, target, version)
+    place, parent = _place(rooms, target, version)
     found = FoundVersion(
         key=version.key or key or (place if len(place) <= LONGEST_KEY else hashlib.sha256(place.encode()).hexdigest()),
         place=place,
@@ -129,7 +148,7 @@ def push_version(
     )
     with rooms.store.begin(name) as unit:
         _check_pushed(unit.source(name, source))
-        recorded = unit.add_version(name, source, found)
+        recorded = unit.add_version(name, source, found, parent=parent)
         _check_same(recorded, found)
         unit.note_audit(after={"source": source, "version": found.key})
         view = view_version(unit, recorded)
@@ -150,20 +169,29 @@ def _check_same(recorded: VersionRecord, given: FoundVersion) -> None:
         raise Conflict(msg)
 
 
-def _place(rooms: PlatformAdapters, source: SourceRecord, version: PushedVersion) -> str:
-    """Return the uri of a pushed version: of a snapshot in the artifact store, or of one that may be read.
+def _place(rooms: PlatformAdapters, source: SourceRecord, version: PushedVersion) -> tuple[str, str | None]:
+    """Return the uri of a pushed version, and the digest of its parent if it is a delta in the artifact store.
 
-    Raises InvalidInput, PathNotAllowed or ArtifactMissing.
+    The uri is of a snapshot in the artifact store, or of one that may be read. Raises InvalidInput, PathNotAllowed or
+    ArtifactMissing.
     """
     if (version.digest is None) == (version.uri is None):
         msg = "exactly one of digest and uri has to stand here"
         raise InvalidInput(msg, field="digest", value=version.digest)
     if version.digest is not None:
-        uri = snapshot_uri(rooms.artifacts.uri, version.digest)
-        rooms.artifacts.manifest(uri)
-        return uri
+        return _keep_stored(rooms, snapshot_uri(rooms.artifacts.uri, version.digest))
     uri = version.uri or ""
-    if not uri.startswith(f"{rooms.artifacts.uri}/snapshots/"):
-        access = ReadAccess.of(rooms.settings, source.owner, source.reach)
-        open_source(uri, roots=access.roots, buckets=access.buckets, endpoint_url=access.s3_endpoint_url)
-    return uri
+    if uri.startswith(f"{rooms.artifacts.uri}/snapshots/"):
+        return _keep_stored(rooms, uri)
+    access = ReadAccess.of(rooms.settings, source.owner, source.reach)
+    open_source(uri, roots=access.roots, buckets=access.buckets, endpoint_url=access.s3_endpoint_url)
+    return uri, None
+
+
+def _keep_stored(rooms: PlatformAdapters, uri: str) -> tuple[str, str | None]:
+    """Keep a snapshot in the artifact store until its version is recorded: the use is written before a look."""
+    manifest = rooms.artifacts.manifest(uri)
+    with rooms.store.begin_free(()) as unit:
+        unit.touch_artifacts(sizes_of(manifest))
+    rooms.artifacts.manifest(uri)
+    return uri, manifest.parent if manifest.is_delta else None

@@ -25,6 +25,8 @@ DROPPED = (
     "sources",
     "reports",
     "profiles",
+    "snapshot_holds",
+    "labels",
     "transitions",
     "snapshots",
     "routes",
@@ -216,6 +218,7 @@ def upgrade() -> None:
         sa.Column("validated", columns.SafeText(), nullable=True),
         sa.Column("accepted", columns.SafeText(), nullable=True),
         sa.Column("former", columns.SafeText(), nullable=True),
+        sa.Column("retention", columns.SafeText(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
     )
     op.create_index("ix_models_access_bytes", "models", ["access_bytes"], unique=False)
@@ -251,7 +254,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "part", "region", "hardware", name=op.f("pk_placed_replicas")),
     )
     op.create_index("ix_placed_replicas_owner", "placed_replicas", ["owner"], unique=False)
-    op.create_index("ix_placed_replicas_units", "placed_replicas", ["region", "hardware", "count", "units", "model"], unique=False)
+    op.create_index(
+        "ix_placed_replicas_units", "placed_replicas", ["region", "hardware", "count", "units", "model"], unique=False
+    )
     op.create_table(
         "placements",
         sa.Column("model", columns.SafeText(), nullable=False),
@@ -357,7 +362,9 @@ def upgrade() -> None:
         sa.Column("created_by", columns.SafeText(), nullable=False),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_role_bindings")),
         sa.UniqueConstraint("id", name=op.f("uq_role_bindings_id")),
-        sa.UniqueConstraint("subject", "role", "owner", "region", name=op.f("uq_role_bindings_subject_role_owner_region")),
+        sa.UniqueConstraint(
+            "subject", "role", "owner", "region", name=op.f("uq_role_bindings_subject_role_owner_region")
+        ),
     )
     op.create_table(
         "schema_compat",
@@ -431,7 +438,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_deployments_models")),
         sa.PrimaryKeyConstraint("model", "part", "region", "hardware", name=op.f("pk_deployments")),
     )
-    op.create_index("ix_deployments_units", "deployments", ["region", "hardware", "replicas", "units", "model"], unique=False)
+    op.create_index(
+        "ix_deployments_units", "deployments", ["region", "hardware", "replicas", "units", "model"], unique=False
+    )
     op.create_table(
         "derivations",
         sa.Column("model", columns.SafeText(), nullable=False),
@@ -534,11 +543,42 @@ def upgrade() -> None:
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
         sa.Column("trained_at", columns.UtcDateTime(), nullable=True),
         sa.Column("collected_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("served_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("parent", columns.SafeText(), nullable=True),
+        sa.Column("is_delta", sa.Boolean(), nullable=False),
+        sa.Column("size_bytes", columns.WholeNumber(), nullable=False),
+        sa.Column("origin", columns.SafeText(), nullable=True),
         sa.Column("derived_from", columns.WholeNumber(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_snapshots_models")),
         sa.PrimaryKeyConstraint("model", "part", "number", name=op.f("pk_snapshots")),
     )
     op.create_index("ix_snapshots_digest", "snapshots", ["model", "part", "digest"], unique=False)
+    op.create_index("ix_snapshots_parent", "snapshots", ["model", "part", "parent"], unique=False)
+    op.create_index("ix_snapshots_created_at", "snapshots", ["created_at"], unique=False)
+    op.create_table(
+        "labels",
+        sa.Column("kind", columns.SafeText(), nullable=False),
+        sa.Column("name", columns.SafeText(), nullable=False),
+        sa.Column("key", columns.SafeText(), nullable=False),
+        sa.Column("value", columns.SafeText(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "name", "key", name=op.f("pk_labels")),
+    )
+    op.create_index("ix_labels_value", "labels", ["kind", "key", "value", "name"], unique=False)
+    op.create_table(
+        "snapshot_holds",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("part", columns.SafeText(), nullable=False),
+        sa.Column("number", columns.WholeNumber(), autoincrement=False, nullable=False),
+        sa.Column("reason", columns.SafeText(), nullable=False),
+        sa.Column("held_by", columns.SafeText(), nullable=False),
+        sa.Column("created_at", columns.UtcDateTime(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model", "part", "number"],
+            ["snapshots.model", "snapshots.part", "snapshots.number"],
+            name=op.f("fk_snapshot_holds_snapshots"),
+        ),
+        sa.PrimaryKeyConstraint("model", "part", "number", name=op.f("pk_snapshot_holds")),
+    )
     op.create_table(
         "transitions",
         sa.Column("ordinal", columns.WholeNumber(), autoincrement=True, nullable=False),
@@ -575,13 +615,18 @@ def upgrade() -> None:
         sa.Column("measured_at", columns.UtcDateTime(), nullable=False),
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["model", "part", "snapshot"], ["snapshots.model", "snapshots.part", "snapshots.number"], name=op.f("fk_profiles_snapshots")
+            ["model", "part", "snapshot"],
+            ["snapshots.model", "snapshots.part", "snapshots.number"],
+            name=op.f("fk_profiles_snapshots"),
         ),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_profiles")),
         sa.UniqueConstraint("id", name=op.f("uq_profiles_id")),
     )
     op.create_index(
-        "ix_profiles_architecture", "profiles", ["model", "part", "architecture", "hardware", "measured_at", "ordinal"], unique=False
+        "ix_profiles_architecture",
+        "profiles",
+        ["model", "part", "architecture", "hardware", "measured_at", "ordinal"],
+        unique=False,
     )
     op.create_index("ix_profiles_snapshot", "profiles", ["model", "part", "snapshot", "ordinal"], unique=False)
     op.create_table(
@@ -589,7 +634,9 @@ def upgrade() -> None:
         sa.Column("model", columns.SafeText(), nullable=False),
         sa.Column("generation", columns.WholeNumber(), autoincrement=False, nullable=False),
         sa.Column("report", columns.SafeText(), nullable=False),
-        sa.ForeignKeyConstraint(["model", "generation"], ["generations.model", "generations.number"], name=op.f("fk_reports_generations")),
+        sa.ForeignKeyConstraint(
+            ["model", "generation"], ["generations.model", "generations.number"], name=op.f("fk_reports_generations")
+        ),
         sa.PrimaryKeyConstraint("model", "generation", name=op.f("pk_reports")),
     )
     op.create_table(
@@ -636,9 +683,13 @@ def upgrade() -> None:
         sa.Column("message", columns.SafeText(), nullable=False),
         sa.Column("change_id", columns.SafeText(), nullable=True),
         sa.Column("ended_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("parent", columns.SafeText(), nullable=True),
+        sa.Column("listed", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_source_versions_models")),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_source_versions")),
-        sa.UniqueConstraint("model", "source", "stream", "key", name=op.f("uq_source_versions_model_source_stream_key")),
+        sa.UniqueConstraint(
+            "model", "source", "stream", "key", name=op.f("uq_source_versions_model_source_stream_key")
+        ),
     )
     op.create_index("ix_source_versions_source", "source_versions", ["model", "source", "ordinal"], unique=False)
     op.create_index("ix_source_versions_state", "source_versions", ["state", "model"], unique=False)

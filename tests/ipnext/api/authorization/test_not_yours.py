@@ -62,6 +62,7 @@ PARAMETERS = {
             ),
             *("sha256", "digest", "key_id", "binding_id", "fleetOnly", "expectedVersion", "dryRun", "Idempotency-Key"),
             *("X-MLflow-Delivery-Id", "X-MLflow-Timestamp", "X-MLflow-Signature"),
+            "label",
             *("last-event-id", "who", "action", "object", "outcome", "since", "oldestFirst", "key", "nonce"),
         ),
         OF_NOBODY,
@@ -92,6 +93,7 @@ BODIES = {
     "POST /v1/roles": lambda *_: {"subject": "user:ann", "role": "viewer"},
     "PUT /v1/fleet": lambda rooms, _: rooms.fleet_document(),
     "POST /v1/changes/{change_id}/override": lambda *_: {"reason": "now"},
+    "PUT /v1/models/{name}/snapshots/{part}/{number}/hold": lambda *_: {"reason": "an audit"},
 }
 
 FIELDS = {
@@ -324,6 +326,7 @@ PLAIN = {
         "spec.graph.nodes.name spec.graph.nodes.part spec.graph.nodes.prompt.lists.*.item "
         "spec.graph.nodes.prompt.lists.*.order spec.graph.nodes.prompt.template spec.graph.outputs.* "
         "spec.parts.adapterOf spec.parts.engine spec.parts.freshness.target spec.parts.hardware.kind spec.parts.name "
+        "spec.retention.snapshots.age "
         "spec.rollout.gate.outputs "
         "spec.split.default spec.split.parts.hardware spec.split.parts.hardware.kind spec.split.parts.modules "
         "spec.split.parts.name spec.sources.directory.path spec.sources.every spec.sources.mlflow.alias "
@@ -335,6 +338,7 @@ PLAIN = {
     **{f"POST /v1/models/{{name}}/{verb}": "reason" for verb in ("pause", "resume", "approve", "promote", "abort")},
     **{f"POST /v1/models/{{name}}/sources/{{source}}/{verb}": "reason" for verb in ("pause", "resume", "poll")},
     "POST /v1/models/{name}/sources/{source}/versions": "digest key lineage.* tags.* trainedAt uri",
+    "PUT /v1/models/{name}/snapshots/{part}/{number}/hold": "reason",
     "POST /v1/artifacts/missing": "digests",
     "PUT /v1/artifacts/blobs/{sha256}": "",
     "POST /v1/artifacts/snapshots": (

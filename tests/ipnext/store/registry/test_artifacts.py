@@ -163,62 +163,16 @@ def test_who_is_about_to_use_a_blob_waits_for_a_collection_and_finds_what_it_lef
     assert order == ["removed", "touched"]
 
 
-def unwanted(store, model="ctr"):
-    past = datetime.now(UTC) + LATER
-    with store.read() as unit:
-        return set(unit.unwanted_snapshots(model, retired_before=past, made_before=past))
-
-
-def end(store, number, state, *, served=False):
+def end(store, number, state):
     with store.begin("ctr") as unit:
-        if served:
-            unit.set_generation_state("ctr", number, GenerationState.SERVING)
         unit.set_generation_state("ctr", number, state)
-
-
-def test_only_snapshots_that_no_generation_can_serve_are_unwanted(applied, publish):
-    publish("c1", dense="a", sparse="a")
-    publish("c2", dense="b")
-    publish("c3", dense="c")
-    publish("c4", dense="d")
-    assert unwanted(applied) == set()
-    end(applied, 1, GenerationState.RETIRED, served=True)
-    end(applied, 2, GenerationState.FAILED)
-    end(applied, 3, GenerationState.FAILED, served=True)
-    end(applied, 4, GenerationState.REFUSED)
-    assert unwanted(applied) == {("dense", 2)}  # 4 is the newest of its part; 1 and 3 have served
-
-
-def test_a_young_snapshot_and_the_parent_of_a_kept_delta_are_wanted(applied, make):
-    parent = make.source("a")
-    with applied.begin("ctr") as unit:
-        unit.publish("ctr", {"dense": parent, "sparse": make.source("s")}, change_id="c1")
-        unit.publish("ctr", {"dense": make.source("b")}, change_id="c2")
-        unit.publish("ctr", {"dense": make.delta("c", parent=parent.manifest.digest)}, change_id="c3")
-    for number in (1, 2):
-        end(applied, number, GenerationState.FAILED)
-    assert unwanted(applied) == {("dense", 2)}
-    now = datetime.now(UTC)
-    with applied.read() as unit:
-        young = now - timedelta(days=1)
-        assert not unit.unwanted_snapshots("ctr", retired_before=young, made_before=young)
-
-
-def test_all_of_a_retired_model_is_unwanted_once_it_has_been_so_for_long(applied, publish):
-    publish("c1", dense="a", sparse="b")
-    with applied.begin("ctr") as unit:
-        unit.update_model("ctr", retired=True)
-    assert unwanted(applied) == {("dense", 1), ("sparse", 1)}
-    with applied.read() as unit:
-        past = datetime.now(UTC) - timedelta(days=30)
-        assert not unit.unwanted_snapshots("ctr", retired_before=past, made_before=past)
 
 
 def test_a_snapshot_that_was_given_free_names_nothing_and_is_published_again_as_itself(applied, publish, make):
     publish("c1", dense="a", sparse="b")
     end(applied, 1, GenerationState.FAILED)
     with applied.begin("ctr") as unit:
-        unit.give_free("ctr", [("dense", 1)])
+        unit.release_snapshots("ctr", [("dense", 1)])
     named = sizes_of(make.source("a").manifest)
     with applied.read() as unit:
         assert not named.keys() & set(unit.kept_artifacts())

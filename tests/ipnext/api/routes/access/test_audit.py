@@ -34,6 +34,7 @@ from ipnext.model.access.rights import Principal, Role
 from ipnext.model.api.resources import ListPage
 from ipnext.model.lifecycle.controls import ControlAnswer
 from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.registry.registry import GenerationState
 from tests.ipnext.api.routes.models.test_profiles import document as chat_document
 from tests.ipnext.api.routes.models.test_profiles import profile, source
 from tests.ipnext.api.routes.regions.test_freezes import document as freeze_document
@@ -145,6 +146,26 @@ def of_feed(action):
         body = {"digest": await w.applied.upload(b"x")} if action == "versions" else {"reason": "by hand"}
         w.mark()
         return await w.http.post(f"{path}/{action}", json=body)
+
+    return case
+
+
+def of_snapshot(action):
+    """Hold, release or delete a snapshot that was refused."""
+
+    async def case(w):
+        await w.applied.publish("a")
+        with w.rooms.store.begin("ranker") as unit:
+            unit.set_generation_state("ranker", 1, GenerationState.REFUSED)
+            unit.update_change(unit.changes("ranker")[0].id, state=ChangeState.REFUSED)
+        await w.applied.publish("b")
+        path = "/v1/models/ranker/snapshots/dense/1"
+        if action == "release":
+            (await w.http.put(f"{path}/hold", json={"reason": "by hand"})).raise_for_status()
+        w.mark()
+        if action == "hold":
+            return await w.http.put(f"{path}/hold", json={"reason": "by hand"})
+        return await w.http.delete(path if action == "delete" else f"{path}/hold")
 
     return case
 
@@ -291,6 +312,18 @@ MUTATING: dict[str, tuple[Case, tuple[str, str, str, str]]] = {
             *(("poll", "models.publish"), ("versions", "models.publish")),
         )
     },
+    "PUT /v1/models/{name}/snapshots/{part}/{number}/hold": (
+        of_snapshot("hold"),
+        ("models.steer", "Model ranker", "ranker", "done"),
+    ),
+    "DELETE /v1/models/{name}/snapshots/{part}/{number}/hold": (
+        of_snapshot("release"),
+        ("models.steer", "Model ranker", "ranker", "done"),
+    ),
+    "DELETE /v1/models/{name}/snapshots/{part}/{number}": (
+        of_snapshot("delete"),
+        ("models.publish", "Model ranker", "ranker", "done"),
+    ),
     "PUT /v1/artifacts/blobs/{sha256}": (upload, ("artifacts.upload", "Blob", "", "asked")),
     "POST /v1/artifacts/snapshots": (commit, ("artifacts.upload", "Snapshot", "", "asked")),
     "POST /v1/artifacts/collect": (
