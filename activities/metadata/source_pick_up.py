@@ -154,6 +154,7 @@ class SourcePickUpActivities:
             if version.due_at is not None and version.due_at > utc_now():
                 return None
             try:
+                self._check_denial(version)
                 content = self._read(rules, version)
                 self._signatures.check(rules.signers, content)
                 self._check_denial(version, content)
@@ -208,14 +209,10 @@ class SourcePickUpActivities:
         self._publisher.announce(owner, content.manifest)
         return content
 
-    def _check_denial(self, version: VersionRecord, content: SnapshotSource) -> None:
-        """Check the snapshot, and the image that it came in. Raises SnapshotDenied."""
+    def _check_denial(self, version: VersionRecord, content: SnapshotSource | None = None) -> None:
+        """Check the image that a version came in, and its content. Raises SnapshotDenied."""
         with self._store.read() as unit:
-            check_denial(unit, content.manifest, f"version {version.version.key}")
-            image = unit.find_digest_denial(version.version.place.removeprefix("sha256:"))
-        if image is not None:
-            msg = f"version {version.version.key}: its image can't be published: {image.text}"
-            raise SnapshotDenied(msg)
+            check_version(unit, version, content)
 
     def _unknown_parent(self, version: VersionRecord, content: SnapshotSource) -> str | None:
         """Return the digest of a delta's parent without bytes of its own; None for anything else."""
@@ -299,6 +296,8 @@ class SourcePickUpActivities:
                 (read.version.source, read.version.version.key, read.version.ordinal) for read in found.values()
             )
             change_id = f"{SOURCE_PREFIX}{digest_of([model, *map(list, keys)])[:ID_DIGITS]}"
+            for part, read in found.items():
+                check_version(unit, read.version, contents[part])
             change = self._publisher.record(unit, model, owner, contents, change_id=change_id)
             numbers = unit.generation(model, change.generation or 0).snapshots
             for part, read in found.items():
@@ -334,6 +333,17 @@ class SourcePickUpActivities:
                 unit.end_version(read.version.ordinal, VersionState.PUBLISHED, error.message)
                 unit.supersede_versions(read.version)
             unit.note_pick_up([read.version for read in found.values()])
+
+
+def check_version(unit: Repository, version: VersionRecord, content: SnapshotSource | None) -> None:
+    """Check that neither the image that a version came in nor its content is denied. Raises SnapshotDenied."""
+    named = f"version {version.version.key}"
+    image = unit.find_digest_denial(version.version.place.removeprefix("sha256:"))
+    if image is not None:
+        msg = f"{named}: its image can't be published: {image.text}"
+        raise SnapshotDenied(msg)
+    if content is not None:
+        check_denial(unit, content.manifest, named)
 
 
 def _find_waiting(unit: Repository, model: str) -> Change | None:

@@ -20,7 +20,7 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.errors import Unavailable
+from ipnext.errors import SnapshotDenied, Unavailable
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.lifecycle.messages import OptimizationResult, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
@@ -36,6 +36,7 @@ from ipnext.model.registry.registry import (
     SnapshotSource,
     SplitLayout,
 )
+from ipnext.platform.publication import check_denial
 from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -98,6 +99,8 @@ class OptimizationActivities:
             return self._refuse(stage, "optimization", error.reason, error.message, revision)
         except CutRefused as error:
             return self._refuse(stage, "split", error.reason, error.message, revision)
+        except SnapshotDenied as error:
+            return self._refuse(stage, "denied", Reason.SNAPSHOT_DENIED, error.message, revision)
 
     def _split(self, stage: StageInput, spec: ModelSpec) -> OptimizationResult:
         """Give a generation its layout."""
@@ -143,6 +146,7 @@ class OptimizationActivities:
                 msg = "segments that were cut before were collected just now; they are cut again"
                 raise Unavailable(msg)
             repository.set_layout(stage.model, stage.generation, layout)
+            _check_denials(repository, repository.generation(stage.model, stage.generation))
             derived = repository.generation(stage.model, stage.generation).derived
             if before != layout:
                 repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary or 'not cut'}")
@@ -158,6 +162,18 @@ class OptimizationActivities:
             repository.refuse_revision(stage.model, revision)
             repository.add_event(stage.model, "Split" if subject == "split" else EVENT, told)
         return OptimizationResult(refused=True, reason=reason, summary=f"{subject}: {message}")
+
+
+def _check_denials(repository: Repository, generation: Generation) -> None:
+    """Check what was made of a generation that has not served: the validation saw the published snapshots.
+
+    Raises SnapshotDenied.
+    """
+    if generation.serving_at is not None:
+        return
+    for part, number in sorted(generation.answering.items()):
+        snapshot = repository.snapshot(generation.model, part, number)
+        check_denial(repository, snapshot.manifest, f"snapshot {number} of {generation.model}.{part}")
 
 
 def _source(repository: Repository, generation: Generation) -> Snapshot:

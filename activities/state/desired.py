@@ -101,7 +101,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         unmet_rules=unmet_rules(repository, record.in_force),
         placed_units=_placed_units(repository.placement(model)),
         rolled_out=record.former.generation or None if record.former else None,
-        denied=repository.denied_snapshots(model),
+        denied=repository.denied_snapshots(model, snapshots.keys()),
     )
 
 

@@ -72,5 +72,5 @@ def check_denial(unit: Repository, manifest: SnapshotManifest, subject: str) -> 
     """Check that no digest of a snapshot is denied. Raises SnapshotDenied."""
     denial = unit.find_denial(manifest)
     if denial is not None:
-        msg = f"{subject}: snapshot {manifest.digest:.16} can't be published: {denial.text}"
+        msg = f"{subject}: snapshot {manifest.digest:.16} can't serve: {denial.text}"
         raise SnapshotDenied(msg)

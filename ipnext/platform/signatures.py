@@ -93,7 +93,7 @@ class SignatureKeeper:
                 fault = error
         if fault is not None and not found:
             raise fault
-        return tuple(one for one in found if one is not None)
+        return tuple(dict.fromkeys(one for one in found if one is not None))
 
     def _trust(self) -> "_Trust":
         policy = read_native_signers(self.native_library_keys_file)

@@ -12,6 +12,7 @@ from ipnext.cli.output import Form, Output, age, rows, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
 from ipnext.model.api.denials import DenialView
+from ipnext.model.registry.denials import LONGEST_REASON
 from ipnext.model.value import Sha256
 
 ALLOWED = "SHA-256 in 64 hexadecimal digits, or sha256:... of an image"
@@ -28,6 +29,9 @@ def deny(
     output: Output = Form.TABLE,
 ) -> None:
     """Let no model serve a digest: refuse it everywhere, and go back from generations that have it."""
+    if not 0 < len(reason.strip()) <= LONGEST_REASON:
+        msg = f"--reason: has {len(reason.strip())} characters; allowed: 1 to {LONGEST_REASON}"
+        raise InvalidInput(msg, field="reason", value=reason[:100])
     view = client_of(context).deny(read_digest(digest), reason)
     write(view, output, lambda: denial_tables(view))
 
@@ -67,7 +71,7 @@ def denial_tables(view: DenialView) -> Iterable[Table | str]:
     if not view.is_carried_out:
         yield "its snapshots are not all found yet"
     if not view.snapshots:
-        yield "no snapshot is or has it"
+        yield "no snapshot of a model that you may see is or has it"
         return
     lines = ((each.model, each.part, each.number, each.digest) for each in view.snapshots)
     yield rows("\nsnapshots", ("model", "part", "snapshot", "digest"), lines)

@@ -74,8 +74,9 @@ def _may_be_another(path: str) -> bool:
 
 
 def _repository(text: str) -> str:
-    if _REPOSITORY.fullmatch(text) is None:
-        msg = f"{text!r} is not of the form HOST[:PORT]/NAME"
+    host = text.partition("/")[0]
+    if _REPOSITORY.fullmatch(text) is None or not ({".", ":"} & set(host) or host == "localhost"):
+        msg = f"{text!r} is not of the form HOST[:PORT]/NAME, such as registry.example.com/team/model"
         raise ValueError(msg)
     return text
 

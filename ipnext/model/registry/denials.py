@@ -1,11 +1,10 @@
 """The deny-list: digests that no model may serve."""
 
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field, StringConstraints
 
-from ipnext.model.registry.registry import Snapshot
 from ipnext.model.value import Sha256, Value
 
 MOST_DENIALS: Final = 10_000
@@ -31,8 +30,10 @@ class Denial(Value):
         return f"{self.digest:.16} is denied: {self.reason}"
 
 
-class DeniedSnapshot(Value):
+class CoveredSnapshot(NamedTuple):
     """A snapshot that a denial covers."""
 
-    snapshot: Snapshot
-    denial: Denial
+    model: str
+    part: str
+    number: int
+    digest: str

@@ -44,7 +44,7 @@ class SignerPolicy(WrittenValue):
     public_keys: tuple[str, ...] = Field(min_length=1, max_length=32)
     """PEM texts of public keys (`BEGIN PUBLIC KEY`), as `ipnext keygen` writes them."""
     required: bool = True
-    """False: a snapshot without a signature passes, one with a wrong signature does not."""
+    """False: a snapshot without a signature by one of the keys passes, one with a wrong signature by them does not."""
 
     @model_validator(mode="after")
     def _are_public_keys(self) -> Self:

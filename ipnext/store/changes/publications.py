@@ -13,6 +13,7 @@ from ipnext.model.registry.optimization import Derivatives
 from ipnext.model.registry.registry import GenerationState, SnapshotSource, SplitLayout
 from ipnext.model.wire import decode
 from ipnext.store.changes.changes import Changes, _change
+from ipnext.store.registry.denials import Denials
 from ipnext.store.registry.servings import Servings
 from ipnext.store.tables.changes import ChangeRow
 from ipnext.store.tables.registry import GenerationRow, ModelRow, SnapshotRow
@@ -32,7 +33,7 @@ LOOKED_AT: Final = 50
 """Most refused generations, the newest, that a publish checks for parts that it does not bring."""
 
 
-class Publications(Servings, Changes):
+class Publications(Denials, Servings, Changes):
     """The only writer of snapshots and generations."""
 
     def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:
@@ -90,11 +91,12 @@ class Publications(Servings, Changes):
     ) -> int:
         """Return a part's newest usable snapshot.
 
-        If the part is not given, collected snapshots and those that a report names as refused are skipped.
+        If the part is not given, collected and denied snapshots, and those that a report names as refused, are skipped.
         """
         number = newest[part].number
         refused = frozenset[int]() if part in given else self._refused_snapshots(model, part)
         refused |= {n for of, n in self.collected_snapshots(model) if of == part and part not in given}
+        refused |= {n for of, n in self.denied_snapshots(model) if of == part and part not in given}
         sound = (n for n in self._published_numbers(model, part) if n not in refused)
         return next(sound, number)
 

@@ -202,7 +202,7 @@ class PagedLists(Models, Profiles, Plans):
 
     def denial_page(self, *, after: str | None = None, limit: int = 50) -> Page[Denial]:
         """Return denials, newest first."""
-        query = select(DenialRow).order_by(col(DenialRow.ordinal).desc())
+        query = select(DenialRow).where(col(DenialRow.ended_at).is_(None)).order_by(col(DenialRow.ordinal).desc())
         begin = ordinal_of(after)
         query = query if begin is None else query.where(col(DenialRow.ordinal) < begin)
         found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()

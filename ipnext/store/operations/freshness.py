@@ -46,6 +46,8 @@ _VALIDATION: Final = frozenset(
         Reason.ARTIFACT_DIGEST_MISMATCH,
         Reason.SIGNATURE_INVALID,
         Reason.SNAPSHOT_DENIED,
+        Reason.OPTIMIZATION_REFUSED,
+        Reason.ACCURACY_LOST,
         Reason.ENGINE_MISMATCH,
         Reason.UNSAFE_FORMAT,
         Reason.SCHEMA_MISMATCH,

@@ -1,30 +1,32 @@
 """The deny-list, and the snapshots that it covers."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import bindparam, delete
+from sqlalchemy import bindparam, delete, insert
 from sqlalchemy import select as sa_select
-from sqlmodel import col, func, or_, select
+from sqlmodel import col, func, or_, select, tuple_
 
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.registry.denials import MOST_DENIALS, Denial, DeniedSnapshot
-from ipnext.model.registry.registry import Snapshot, SnapshotManifest
-from ipnext.store.registry.snapshots import Snapshots, _snapshot
+from ipnext.model.registry.denials import MOST_DENIALS, CoveredSnapshot, Denial
+from ipnext.model.registry.registry import SnapshotManifest
+from ipnext.model.registry.sources import FoundVersion
+from ipnext.model.wire import decode
+from ipnext.store.registry.snapshots import Snapshots
 from ipnext.store.tables.registry import DenialRow, DeniedSnapshotRow, SnapshotRow, SourceVersionRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import batches
 
 _DENIALS = METADATA.tables[DenialRow.__tablename__]
 _DENIED = METADATA.tables[DeniedSnapshotRow.__tablename__]
+_IN_FORCE = _DENIALS.c.ended_at.is_(None)
 _OF_MODEL = (
     sa_select(_DENIED.c.part, _DENIED.c.number, _DENIALS)
     .join(_DENIALS, _DENIALS.c.ordinal == _DENIED.c.denial)
-    .where(_DENIED.c.model == bindparam("model"))
+    .where(_DENIED.c.model == bindparam("model"), _IN_FORCE)
     .order_by(_DENIALS.c.ordinal)
 )
-SEARCHED_AT_ONCE = 50
-"""Digests that one search of all manifests looks for."""
+_IMAGE: Final = "sha256:"
 
 
 class Denials(Snapshots):
@@ -33,9 +35,11 @@ class Denials(Snapshots):
     def put_denial(self, digest: str, *, reason: str, denied_by: str) -> Denial:
         """Deny a digest; one that is denied already keeps its reason. InvalidInput if the list is full."""
         self._writing(None)
-        row = self._denial_row(digest)
-        if row is not None:
+        row = self._session.exec(select(DenialRow).where(DenialRow.digest == digest)).first()
+        if row is not None and row.ended_at is None:
             return _denial(row)
+        if row is not None:  # its end is not carried out yet: the new denial covers the same snapshots
+            self._remove(row.ordinal or 0)
         if (count := self._session.exec(select(func.count()).select_from(DenialRow)).one()) >= MOST_DENIALS:
             msg = f"digest: {count} are denied; allowed: {MOST_DENIALS}; end those that nothing has any more"
             raise InvalidInput(msg, field="digest", value=digest)
@@ -43,26 +47,43 @@ class Denials(Snapshots):
         self._add(row)
         return _denial(row)
 
-    def delete_denial(self, digest: str) -> Denial:
-        """End a denial, and return it. Raises NotFound."""
+    def end_denial(self, digest: str) -> Denial:
+        """End a denial, and return it: it is in force no more. Raises NotFound."""
         self._writing(None)
         found = self.denial(digest)
-        self._write(delete(_DENIED).where(_DENIED.c.denial == found.number))
-        self._write(delete(_DENIALS).where(_DENIALS.c.ordinal == found.number))
+        row = self._get(DenialRow, found.number)
+        if row is not None:
+            row.ended_at = self._now()
+            self._add(row)
         return found
+
+    def remove_denial(self, denial: Denial) -> None:
+        """Remove an ended denial whose snapshots were all let go."""
+        self._writing(None)
+        row = self._get(DenialRow, denial.number)
+        if row is not None and row.ended_at is not None:
+            with self._bookkeeping():
+                self._remove(denial.number)
 
     def denial(self, digest: str) -> Denial:
         """Return the denial of a digest. Raises NotFound."""
-        row = self._denial_row(digest)
-        if row is None:
+        found = self.find_digest_denial(digest)
+        if found is None:
             msg = f"digest {digest!r} is not denied; `ipnext get denials` lists those that are"
             raise NotFound(msg)
-        return _denial(row)
+        return found
+
+    def find_digest_denial(self, digest: str) -> Denial | None:
+        """Return the denial of exactly this digest."""
+        return self._find({digest})
 
     def denials_to_carry_out(self) -> tuple[Denial, ...]:
         """Return denials whose snapshots were not all found yet, oldest first."""
-        query = select(DenialRow).where(col(DenialRow.is_carried_out).is_(False)).order_by(col(DenialRow.ordinal))
-        return tuple(map(_denial, self._session.exec(query)))
+        return self._those(_IN_FORCE & _DENIALS.c.is_carried_out.is_(False))
+
+    def ended_denials(self) -> tuple[Denial, ...]:
+        """Return denials that were ended and whose snapshots were not all let go yet."""
+        return self._those(_DENIALS.c.ended_at.is_not(None))
 
     def mark_carried_out(self, denial: Denial) -> None:
         """Note that all snapshots of a denial were found."""
@@ -73,90 +94,120 @@ class Denials(Snapshots):
                 row.is_carried_out = True
                 self._add(row)
 
-    def find_covered(self, denial: Denial) -> tuple[Snapshot, ...]:
-        """Return all snapshots that a denial covers, by a search of all manifests.
+    def find_covered(self, denial: Denial) -> tuple[CoveredSnapshot, ...]:
+        """Return all snapshots that a denial covers. One search reads the manifests of all snapshots.
 
         Those that are or have the digest, those that sources read from the image of that digest, and those that were
         made from such a snapshot: deltas, segments of a split, compiled and optimised ones.
         """
-        found: dict[tuple[str, str, int], Snapshot] = {}
-        new = {denial.digest, *self._read_from_image(denial.digest)}
+        named = {denial.digest, *self._read_from_image(denial.digest)}
+        rows = self._covered(
+            or_(self._among(col(SnapshotRow.digest), named), col(SnapshotRow.manifest).contains(denial.digest))
+        )
+        found, new = set(rows), {row.digest for row in rows} | named
         known = set(new)
         while new:
-            chunks = (sorted(new)[start : start + SEARCHED_AT_ONCE] for start in range(0, len(new), SEARCHED_AT_ONCE))
-            rows = [row for some in chunks for row in self._search(some)]
-            found |= {(row.model, row.part, row.number): _snapshot(row) for row in rows}
-            new = {row.digest for row in rows} - known
+            made = [row for some in batches(new) for row in self._covered(self._among(col(SnapshotRow.parent), some))]
+            found.update(made)
+            new = {row.digest for row in made} - known
             known |= new
-        return tuple(found[key] for key in sorted(found))
+        return tuple(sorted(found))
 
-    def mark_denied(self, model: str, denial: Denial, snapshots: Iterable[Snapshot]) -> None:
+    def mark_denied(self, model: str, denial: Denial, snapshots: Iterable[CoveredSnapshot]) -> None:
         """Note which snapshots of a model a denial covers; those that are noted already stay."""
         self._writing(model)
-        if self._get(DenialRow, denial.number) is None:
+        row = self._get(DenialRow, denial.number)
+        if row is None or row.ended_at is not None:
             return
-        for each in snapshots:
-            if self._get(DeniedSnapshotRow, (model, each.part, each.number, denial.number)) is None:
-                row = DeniedSnapshotRow(model=model, part=each.part, number=each.number, digest=each.digest)
-                row.denial = denial.number
-                with self._bookkeeping():
-                    self._add(row)
+        of = (_DENIED.c.model == model, _DENIED.c.denial == denial.number)
+        known = {(each.part, each.number) for each in self._run(sa_select(_DENIED.c.part, _DENIED.c.number).where(*of))}
+        new = [each for each in snapshots if (each.part, each.number) not in known]
+        if new:
+            with self._bookkeeping():
+                self._connection.execute(insert(_DENIED), [{**each._asdict(), "denial": denial.number} for each in new])
 
-    def denied_snapshots(self, model: str) -> Mapping[tuple[str, int], Denial]:
-        """Map (part, number) of a model's denied snapshots to their oldest denial."""
+    def let_go(self, model: str, denial: Denial) -> None:
+        """Forget which snapshots of a model a denial covers."""
+        self._writing(model)
+        with self._bookkeeping():
+            self._write(delete(_DENIED).where(_DENIED.c.model == model, _DENIED.c.denial == denial.number))
+
+    def denied_snapshots(
+        self, model: str, among: Collection[tuple[str, int]] | None = None
+    ) -> Mapping[tuple[str, int], Denial]:
+        """Map (part, number) of a model's denied snapshots, or of those among some, to their oldest denial."""
         found: dict[tuple[str, int], Denial] = {}
-        for row in self._run(_OF_MODEL, model=model):
-            found.setdefault((row.part, row.number), _denial(row))
+        if among is None:
+            queries = [_OF_MODEL]
+        else:
+            queries = [_OF_MODEL.where(tuple_(_DENIED.c.part, _DENIED.c.number).in_(some)) for some in batches(among)]
+        for query in queries:
+            for row in self._run(query, model=model):
+                found.setdefault((row.part, row.number), _denial(row))
         return found
 
-    def models_denied(self) -> tuple[str, ...]:
-        """Return the models that have a denied snapshot, by name."""
-        return tuple(self._session.exec(select(DeniedSnapshotRow.model).distinct().order_by(DeniedSnapshotRow.model)))
+    def models_denied(self, denial: Denial | None = None) -> tuple[str, ...]:
+        """Return the models that have a denied snapshot, or one that this denial covers, by name."""
+        query = sa_select(_DENIED.c.model).distinct().order_by(_DENIED.c.model)
+        query = query if denial is None else query.where(_DENIED.c.denial == denial.number)
+        return tuple(self._run(query).scalars())
 
-    def denied_of(self, denial: Denial, *, limit: int) -> tuple[DeniedSnapshot, ...]:
+    def covered_by(self, denial: Denial, *, limit: int) -> tuple[CoveredSnapshot, ...]:
         """Return the first snapshots that a denial covers, of visible owners."""
-        query = select(DeniedSnapshotRow).where(
-            DeniedSnapshotRow.denial == denial.number, *self._is_of_visible_owner(col(DeniedSnapshotRow.model))
+        of = _DENIED.c
+        query = sa_select(of.model, of.part, of.number, of.digest).where(
+            of.denial == denial.number, *self._is_of_visible_owner(of.model)
         )
-        keys = (col(DeniedSnapshotRow.model), col(DeniedSnapshotRow.part), col(DeniedSnapshotRow.number))
-        found = self._session.exec(query.order_by(*keys).limit(limit))
-        names = [(row.model, row.part, row.number) for row in found]
-        return tuple(DeniedSnapshot(snapshot=each, denial=denial) for each in self.snapshots_named(names))
+        rows = self._run(query.order_by(of.model, of.part, of.number).limit(limit))
+        return tuple(CoveredSnapshot(row.model, row.part, row.number, row.digest) for row in rows)
 
     def find_denial(self, manifest: SnapshotManifest) -> Denial | None:
-        """Return the denial that covers a manifest: of its digest, a file, or what it was made from."""
-        parent = manifest.parent or ""
-        named = {manifest.digest, parent, *(file.sha256 for file in manifest.files)}
-        for some in batches(named):
-            row = self._session.exec(select(DenialRow).where(self._among(col(DenialRow.digest), some))).first()
+        """Return the denial that covers a manifest: of its digest, a file, its image, or what it was made from."""
+        if self._run(sa_select(_DENIALS.c.ordinal).where(_IN_FORCE).limit(1)).first() is None:
+            return None
+        own = {manifest.digest, *((manifest.parent,) if manifest.parent else ())}
+        named = self._find({*own, *(file.sha256 for file in manifest.files), *self._images_of(own)})
+        if named is not None:
+            return named
+        query = sa_select(_DENIALS).join(_DENIED, _DENIED.c.denial == _DENIALS.c.ordinal)
+        row = self._run(query.where(_IN_FORCE, _DENIED.c.digest.in_(own)).limit(1)).first()
+        return None if row is None else _denial(row)
+
+    def _find(self, digests: Collection[str]) -> Denial | None:
+        for some in batches(digests):
+            query = sa_select(_DENIALS).where(_IN_FORCE, self._among(_DENIALS.c.digest, some))
+            row = self._run(query.order_by(_DENIALS.c.ordinal).limit(1)).first()
             if row is not None:
                 return _denial(row)
-        query = (
-            select(DenialRow)
-            .join(DeniedSnapshotRow, col(DeniedSnapshotRow.denial) == col(DenialRow.ordinal))
-            .where(col(DeniedSnapshotRow.digest).in_((manifest.digest, parent)))
-        )
-        row = self._session.exec(query).first()
-        return None if row is None else _denial(row)
+        return None
 
-    def find_digest_denial(self, digest: str) -> Denial | None:
-        """Return the denial of exactly this digest."""
-        row = self._denial_row(digest)
-        return None if row is None else _denial(row)
+    def _those(self, which: Any) -> tuple[Denial, ...]:
+        return tuple(map(_denial, self._run(sa_select(_DENIALS).where(which).order_by(_DENIALS.c.ordinal))))
 
-    def _denial_row(self, digest: str) -> DenialRow | None:
-        return self._session.exec(select(DenialRow).where(DenialRow.digest == digest)).first()
+    def _remove(self, number: int) -> None:
+        self._write(delete(_DENIED).where(_DENIED.c.denial == number))
+        self._write(delete(_DENIALS).where(_DENIALS.c.ordinal == number))
 
     def _read_from_image(self, digest: str) -> frozenset[str]:
         """Return the snapshots that sources read from the image of a digest."""
-        query = select(SourceVersionRow.digest).where(
-            col(SourceVersionRow.digest).is_not(None), col(SourceVersionRow.version).contains(f"sha256:{digest}")
+        of = SourceVersionRow
+        query = select(of.digest, of.version).where(
+            col(of.digest).is_not(None), col(of.version).contains(f"{_IMAGE}{digest}")
         )
-        return frozenset(each for each in self._session.exec(query) if each is not None)
+        place = f"{_IMAGE}{digest}"
+        found = (read for read, text in self._session.exec(query) if decode(FoundVersion, text).place == place)
+        return frozenset(read for read in found if read is not None)
 
-    def _search(self, digests: Collection[str]) -> Iterable[SnapshotRow]:
-        named = [col(SnapshotRow.manifest).contains(digest) for digest in digests]
-        return self._session.exec(select(SnapshotRow).where(or_(self._among(col(SnapshotRow.digest), digests), *named)))
+    def _images_of(self, digests: Collection[str]) -> frozenset[str]:
+        """Return the digests of the images from which sources read these snapshots."""
+        texts = self._session.exec(select(SourceVersionRow.version).where(col(SourceVersionRow.digest).in_(digests)))
+        places = (decode(FoundVersion, text).place for text in texts)
+        return frozenset(place.removeprefix(_IMAGE) for place in places if place.startswith(_IMAGE))
+
+    def _covered(self, which: Any) -> list[CoveredSnapshot]:
+        of = SnapshotRow
+        rows = self._session.exec(select(of.model, of.part, of.number, of.digest).where(which))
+        return [CoveredSnapshot(model, part, number, digest) for model, part, number, digest in rows]
 
 
 def _denial(row: Any) -> Denial:

@@ -79,6 +79,7 @@ class SnapshotRow(Row, table=True):
         Index("ix_snapshots_digest", "model", "part", "digest"),
         Index("ix_snapshots_parent", "model", "part", "parent"),
         Index("ix_snapshots_created_at", "created_at"),
+        Index("ix_snapshots_made_from", "parent"),
     )
 
     model: str = text_field(primary_key=True)
@@ -307,6 +308,7 @@ class DenialRow(Row, table=True):
     """A denied digest."""
 
     __tablename__ = "denials"
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 - as sqlalchemy reads it; a number has one denial
 
     ordinal: int | None = ordinal_field()
     digest: str = text_field(unique=True)
@@ -314,6 +316,8 @@ class DenialRow(Row, table=True):
     denied_by: str = text_field()
     denied_at: datetime = time_field()
     is_carried_out: bool = False
+    ended_at: datetime | None = time_field(default=None)
+    """When it was ended; then its snapshots are let go, and the row is removed."""
 
 
 class DeniedSnapshotRow(Row, table=True):
@@ -344,6 +348,7 @@ class SourceVersionRow(Row, table=True):
         Index("ix_source_versions_source", "model", "source", "ordinal"),
         Index("ix_source_versions_state", "state", "model"),
         Index("ix_source_versions_counts", "model", "source", "state"),
+        Index("ix_source_versions_digest", "digest"),
     )
 
     ordinal: int | None = ordinal_field()

@@ -254,3 +254,13 @@ def test_the_payload_is_an_in_toto_statement(key):
     told = json.loads(base64.b64decode(envelope.payload))
     assert told["_type"] == "https://in-toto.io/Statement/v1"
     assert told["subject"] == [{"name": "snapshot.json", "digest": {"sha256": DIGEST}}]
+
+
+def test_a_signature_by_another_key_is_none_where_none_is_required(key):
+    (_, public), (other, _) = key("owner"), key("other")
+    policy = SignerPolicy(public_keys=(public,), required=False)
+    assert "no signature is required" in check_signature(policy, DIGEST, sign_digest(DIGEST, other).content, "s")
+    wrong = sign_digest(OTHER, key("third")[0])
+    claimed = SignerPolicy(public_keys=(key("fourth")[1],), required=False)
+    with pytest.raises(SignatureInvalid):
+        check_signature(claimed, DIGEST, wrong.content, "s")

@@ -8,6 +8,7 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.stores.s3_listing import ListedObject
 from ipnext.artifacts.upload import ingest
 from ipnext.errors import ArtifactMissing, InvalidInput
+from ipnext.model.registry.sources import Listing
 from ipnext.sources import bucket
 from ipnext.sources.training_record import TrainingRecord
 
@@ -24,8 +25,8 @@ def names(listing):
 
 def test_an_empty_place_has_no_version_and_a_cursor(watched):
     first = watched.source.list_since("")
-    assert first.versions == ()
-    assert watched.source.list_since(first.cursor) == first
+    assert (first.versions, first.whole) == ((), True)
+    assert watched.source.list_since(first.cursor) == Listing(cursor=first.cursor), "there is no news"
 
 
 def test_new_snapshots_are_listed_in_the_order_of_their_arrival_and_not_again_without_news(watched):

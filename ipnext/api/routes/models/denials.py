@@ -54,7 +54,7 @@ def deny(digest: Digest, request: DenialRequest, rooms: Rooms, user: User) -> De
     found = carry_out_denials(rooms.store)
     rooms.outbox.wake()
     with rooms.store.read() as unit:
-        view = _describe(unit, unit.denial(digest), shows_all=True)
+        view = _describe(unit, unit.find_digest_denial(digest) or denial, shows_all=True)
     return view.model_copy(update={"going_back": found.going_back, "staying": found.staying})
 
 
@@ -67,18 +67,15 @@ def end_denial(
 ) -> DenialView:
     """Let a digest be published and loaded again. Generations that were left stay left."""
     with rooms.store.begin() as unit:
-        denial = unit.delete_denial(digest)
+        denial = unit.end_denial(digest)
         unit.note_audit(object=("Denial", digest), before={"digest": digest, "reason": denial.reason}, reason=reason)
         unit.add_event(None, "DenialEnded", f"{digest:.16} is not denied any more, by {user}")
+    carry_out_denials(rooms.store)
     return _view(denial, (), shows_all=True)
 
 
 def _describe(unit: Repository, denial: Denial, *, shows_all: bool) -> DenialView:
-    found = unit.denied_of(denial, limit=SHOWN)
-    snapshots = tuple(
-        DeniedSnapshotView(model=each.model, part=each.part, number=each.number, digest=each.digest)
-        for each in (one.snapshot for one in found)
-    )
+    snapshots = tuple(DeniedSnapshotView(**each._asdict()) for each in unit.covered_by(denial, limit=SHOWN))
     return _view(denial, snapshots, shows_all=shows_all)
 
 

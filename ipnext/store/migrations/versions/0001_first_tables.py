@@ -555,6 +555,7 @@ def upgrade() -> None:
     op.create_index("ix_snapshots_digest", "snapshots", ["model", "part", "digest"], unique=False)
     op.create_index("ix_snapshots_parent", "snapshots", ["model", "part", "parent"], unique=False)
     op.create_index("ix_snapshots_created_at", "snapshots", ["created_at"], unique=False)
+    op.create_index("ix_snapshots_made_from", "snapshots", ["parent"], unique=False)
     op.create_table(
         "labels",
         sa.Column("kind", columns.SafeText(), nullable=False),
@@ -694,6 +695,7 @@ def upgrade() -> None:
     op.create_index("ix_source_versions_source", "source_versions", ["model", "source", "ordinal"], unique=False)
     op.create_index("ix_source_versions_state", "source_versions", ["state", "model"], unique=False)
     op.create_index("ix_source_versions_counts", "source_versions", ["model", "source", "state"], unique=False)
+    op.create_index("ix_source_versions_digest", "source_versions", ["digest"], unique=False)
     op.create_table(
         "denials",
         sa.Column("ordinal", columns.WholeNumber(), autoincrement=True, nullable=False),
@@ -702,8 +704,10 @@ def upgrade() -> None:
         sa.Column("denied_by", columns.SafeText(), nullable=False),
         sa.Column("denied_at", columns.UtcDateTime(), nullable=False),
         sa.Column("is_carried_out", sa.Boolean(), nullable=False),
+        sa.Column("ended_at", columns.UtcDateTime(), nullable=True),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_denials")),
         sa.UniqueConstraint("digest", name=op.f("uq_denials_digest")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "denied_snapshots",

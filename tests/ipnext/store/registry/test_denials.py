@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from ipnext.errors import Conflict, InvalidInput, NotFound, SnapshotDenied
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState
@@ -101,18 +102,23 @@ def test_what_was_made_from_a_denied_snapshot_is_covered_at_any_distance(served)
         check_denial(unit, later.manifest, "parts.dense")
 
 
-def test_what_came_in_a_denied_image_is_covered(served):
-    image = "7" * 64
+def note_version(store, place, read, tags=()):
+    """A source of `ctr` that read a snapshot from a place."""
     spec = SourceSpec.model_validate({"name": "feed", "part": "dense", "oci": {"repository": "r.example.com/a"}})
     watched = WatchedSource(spec=spec, part="dense", upstream="r.example.com/a:latest", reach=Reach.SHARED)
-    with served.begin("ctr") as unit:
+    with store.begin("ctr") as unit:
         unit.put_sources("ctr", [watched])
-    with served.begin("ctr") as unit:
+    with store.begin("ctr") as unit:
         (source,) = unit.sources("ctr")
-        found = FoundVersion(key=f"1:sha256:{image}", place=f"sha256:{image}")
+        found = FoundVersion(key=f"1:{place}", place=place, tags=dict(tags))
         unit.note_listing(source, Listing(cursor="1", versions=(found,)))
         (version,) = unit.pending_versions("ctr")
-        unit.note_read(version.ordinal, digest("b"))
+        unit.note_read(version.ordinal, read)
+
+
+def test_what_came_in_a_denied_image_is_covered(served):
+    image = "7" * 64
+    note_version(served, f"sha256:{image}", digest("b"))
     deny(served, image)
     assert covered(served) == {("dense", 2): image}
 
@@ -131,7 +137,7 @@ def test_other_models_and_other_snapshots_are_not_covered(served, other):
 def test_an_admitted_manifest_is_judged_by_digest_file_and_parent(store):
     deny(store, digest("a"))
     with store.read() as unit:
-        with pytest.raises(SnapshotDenied, match=r"parts\.dense: snapshot .* can't be published"):
+        with pytest.raises(SnapshotDenied, match=r"parts\.dense: snapshot .* can't serve"):
             check_denial(unit, snapshot_source("a").manifest, "parts.dense")
         with pytest.raises(SnapshotDenied):
             check_denial(unit, delta_source("z", parent=digest("a")).manifest, "parts.dense")
@@ -144,14 +150,105 @@ def test_an_admitted_manifest_is_judged_by_digest_file_and_parent(store):
 def test_the_end_of_a_denial_lets_its_snapshots_serve_again(served):
     deny(served, digest("a"))
     with served.begin() as unit:
-        assert unit.delete_denial(digest("a")).reason == "poisoned"
+        assert unit.end_denial(digest("a")).reason == "poisoned"
+    carry_out_denials(served)
     assert covered(served) == {}
     with served.read() as unit:
         check_denial(unit, snapshot_source("a").manifest, "parts.dense")
         assert unit.models_denied() == ()
 
 
+def test_an_image_that_another_version_only_mentions_covers_nothing(served):
+    image = "7" * 64
+    note_version(served, f"sha256:{'8' * 64}", digest("b"), tags={"base": f"sha256:{image}"})
+    deny(served, image)
+    assert covered(served) == {}
+
+
+def test_a_snapshot_that_a_source_read_from_a_denied_image_can_not_be_published_by_hand(served):
+    image = "7" * 64
+    note_version(served, f"sha256:{image}", digest("q"))
+    deny(served, image)
+    with served.read() as unit, pytest.raises(SnapshotDenied):
+        check_denial(unit, snapshot_source("q").manifest, "parts.dense")
+
+
+def test_a_number_has_one_denial_even_after_its_end(store):
+    first = deny(store, "1" * 64).number
+    with store.begin() as unit:
+        unit.end_denial("1" * 64)
+    carry_out_denials(store)
+    assert deny(store, "2" * 64).number > first
+
+
+def test_a_denial_that_ended_notes_nothing_any_more(served):
+    denial = deny(served, "9" * 64)
+    with served.read() as unit:
+        late = unit.find_covered(denial.model_copy(update={"digest": digest("a")}))
+    with served.begin() as unit:
+        unit.end_denial("9" * 64)
+    with served.begin("ctr") as unit:
+        unit.mark_denied("ctr", denial, late)
+    assert covered(served) == {}
+
+
+def test_a_digest_that_is_denied_again_before_its_end_is_carried_out_stays_denied(served):
+    deny(served, digest("a"))
+    with served.begin() as unit:
+        unit.end_denial(digest("a"))
+        unit.put_denial(digest("a"), reason="still", denied_by="ann")
+    carry_out_denials(served)
+    with served.read() as unit:
+        assert unit.denial(digest("a")).reason == "still"
+    assert covered(served) == {("dense", 1): digest("a")}
+
+
+def holds(store):
+    with store.read() as unit:
+        return {held.snapshot: bool(held.denied) for each in unit.deployments("ctr") for held in each.holds}
+
+
+def test_hosts_are_told_at_once_what_they_may_not_load_and_when_they_may_again(served):
+    key = DeploymentKey(model="ctr", part="dense", region="north", hardware="cpu")
+    held = tuple(
+        AssignedSnapshot(snapshot=n, digest=digest(c), uri="u", generations=(n,)) for n, c in ((1, "a"), (2, "b"))
+    )
+    with served.begin("ctr") as unit:
+        unit.put_deployment(Deployment(key=key, replicas=1, engine="torch", units=1, qps=1, holds=held))
+    deny(served, digest("b"))
+    assert holds(served) == {1: False, 2: True}
+    with served.begin() as unit:
+        unit.end_denial(digest("b"))
+    carry_out_denials(served)
+    assert holds(served) == {1: False, 2: False}
+
+
+def test_a_part_that_a_publish_leaves_out_is_not_the_denied_one(served, publish):
+    deny(served, digest("b"))
+    with served.begin("ctr") as unit:
+        unit.update_change(rollback_id(served), state=ChangeState.DONE)
+    change = publish("c3", sparse="y")
+    with served.read() as unit:
+        assert unit.generation("ctr", change.generation).snapshots == {"dense": 1, "sparse": 2}
+
+
 # Rollbacks
+
+
+def rollback_id(store):
+    with store.read() as unit:
+        return next(each.id for each in unit.changes("ctr") if each.kind is ChangeKind.ROLLBACK)
+
+
+def test_a_rollback_to_what_is_denied_meanwhile_is_followed_by_another_one(served, publish):
+    publish("c3", dense="c")
+    serve(served, "c3", 3)
+    deny(served, digest("c"))
+    assert rollbacks(served) == [(2, "recorded")]
+    with served.begin("ctr") as unit:
+        unit.update_change(rollback_id(served), state=ChangeState.RUNNING)
+    deny(served, digest("b"))
+    assert rollbacks(served) == [(2, "running"), (1, "recorded")]
 
 
 def test_a_denied_snapshot_that_serves_starts_one_rollback(served):
