@@ -257,6 +257,14 @@ def batches(values: Collection[Key]) -> Iterator[list[Key]]:
         yield found[start : start + BATCH]
 
 
+def read_fields(kind: type[BaseModel], row: Any, *, but: Collection[str] = ()) -> dict[str, Any]:
+    """Return the fields of a value that a row has, except `but`.
+
+    A field that another build added, and of which the table has no column, is left out.
+    """
+    return {name: getattr(row, name) for name in kind.model_fields if name not in but and hasattr(row, name)}
+
+
 def format_known(names: list[str], count: int | None = None) -> str:
     """Return `known: a, b` for an error's text, at most five; `count` is the total if `names` are only the first."""
     if not names:

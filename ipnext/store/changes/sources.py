@@ -17,7 +17,7 @@ from ipnext.store.paging import Page, clamp_limit, no_cursor, ordinal_of, page_o
 from ipnext.store.records import SourceRecord, VersionRecord
 from ipnext.store.registry.models import Models
 from ipnext.store.tables.registry import ModelRow, SourceRow, SourceVersionRow
-from ipnext.store.unit_of_work import batches, document
+from ipnext.store.unit_of_work import batches, document, read_fields
 
 STREAM_DIGITS: Final = 16
 
@@ -512,10 +512,10 @@ def _set(row: SourceRow, values: Mapping[str, Any]) -> None:
 
 
 def _source(row: SourceRow, owner: str) -> SourceRecord:
-    given = {name: getattr(row, name) for name in SourceRecord.model_fields if name not in {"owner", "spec"}}
+    given = read_fields(SourceRecord, row, but={"owner", "spec"})
     return SourceRecord(**given, owner=owner, spec=decode(SourceSpec, row.spec))
 
 
 def _version(row: SourceVersionRow) -> VersionRecord:
-    given = {name: getattr(row, name) for name in VersionRecord.model_fields if name not in {"version", "state"}}
+    given = read_fields(VersionRecord, row, but={"version", "state"})
     return VersionRecord(**given, version=decode(FoundVersion, row.version), state=VersionState(row.state))

@@ -22,7 +22,7 @@ from ipnext.model.wire import decode_frozen
 from ipnext.store.tables.changes import ConditionRow
 from ipnext.store.tables.registry import FirstServingRow, GenerationRow, ModelRow, ServingSnapshotRow, SnapshotRow
 from ipnext.store.tables.row import METADATA
-from ipnext.store.unit_of_work import UnitOfWork, batches, document, plain
+from ipnext.store.unit_of_work import UnitOfWork, batches, document, plain, read_fields
 
 KEPT_SERVINGS: Final = 20
 """Snapshots, the newest, of each part and region of which the first serving is kept."""
@@ -325,5 +325,4 @@ def _serving(row: Any) -> ServingSnapshot | None:
     if row.number is None:
         return None
     window = tuple(HourShare(hour, seen, late) for hour, seen, late, *_ in plain(row.window))
-    given = {name: getattr(row, name) for name in ServingSnapshot.model_fields if name != "window"}
-    return ServingSnapshot(**given, window=window)
+    return ServingSnapshot(**read_fields(ServingSnapshot, row, but={"window"}), window=window)
