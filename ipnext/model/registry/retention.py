@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 Key = tuple[str, int]
@@ -41,6 +42,8 @@ class SnapshotLine(NamedTuple):
     created_at: datetime
     served_at: datetime | None
     size_bytes: int
+    is_derived: bool = False
+    """Whether the platform derived it: a publish of another part takes the newest published one."""
 
     @property
     def key(self) -> Key:
@@ -107,7 +110,9 @@ class SnapshotRule(NamedTuple):
         return needs.named.get(line.key) or needs.digests.get(line.digest)
 
     def _choose_of_part(self, newest_first: Sequence[SnapshotLine], needs: SnapshotNeeds) -> Iterable[Unneeded]:
-        reasons = [self._reason(line, rank, needs) for rank, line in enumerate(newest_first)]
+        published = accumulate((not line.is_derived for line in newest_first), initial=0)
+        ranks = (max(rank, line.is_derived) for line, rank in zip(newest_first, published, strict=False))
+        reasons = [self._reason(line, rank, needs) for line, rank in zip(newest_first, ranks, strict=True)]
         judged = tuple(zip(newest_first, reasons, strict=True))
         kept = [line for line, reason in judged if reason is None or self.explain_need(line, needs) is not None]
         parents = _close((line.parent for line in kept), {line.digest: line.parent for line in newest_first})

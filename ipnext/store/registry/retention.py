@@ -77,6 +77,7 @@ _LINE = (
     SNAPSHOTS.c.created_at,
     SNAPSHOTS.c.served_at,
     SNAPSHOTS.c.size_bytes,
+    SNAPSHOTS.c.derived_from.is_not(None).label("is_derived"),
 )
 _KEPT = SNAPSHOTS.c.collected_at.is_(None)
 _PLACE = tuple_(SNAPSHOTS.c.model, SNAPSHOTS.c.part, SNAPSHOTS.c.number)
@@ -289,8 +290,9 @@ class Retention(Artifacts):
             found |= more
 
     def _newest_of(self, parts: Collection[tuple[str, str]]) -> Iterator[Place]:
-        """Yield the newest snapshot with its bytes of each of these parts."""
-        number = select(SNAPSHOTS.c.number).where(_KEPT).order_by(SNAPSHOTS.c.number.desc()).limit(1)
+        """Yield the newest published snapshot with its bytes of each of these parts."""
+        published = SNAPSHOTS.c.derived_from.is_(None)
+        number = select(SNAPSHOTS.c.number).where(_KEPT, published).order_by(SNAPSHOTS.c.number.desc()).limit(1)
         number = number.where(SNAPSHOTS.c.model == bindparam("of_model"), SNAPSHOTS.c.part == bindparam("of_part"))
         for model, part in sorted(parts):
             newest = self._run(number, of_model=model, of_part=part).scalar()

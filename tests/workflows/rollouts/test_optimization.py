@@ -1,6 +1,6 @@
 """A model whose manifest has a pipeline: derived at its publish, served by what each generation was derived to."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -10,6 +10,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState
+from ipnext.model.registry.retention import Keep, SnapshotKeep, SnapshotRule
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -122,7 +123,7 @@ async def test_a_derived_snapshot_whose_bytes_were_collected_is_derived_again(
     house.apply(model, optimization=[])
     assert (await publish(2)).state is ChangeState.DONE
     with house.store.begin(model) as repository:
-        repository.give_free(model, [("sparse", 2)])
+        repository.release_snapshots(model, [("sparse", 2)])
     house.apply(model, optimization=[INT8])
     change = await publish(1, "again")
     assert change.state is ChangeState.DONE, change.message
@@ -224,6 +225,8 @@ async def test_a_delta_of_a_derived_snapshot_is_refused_at_once(derived, house, 
 
 async def test_what_serves_and_what_it_was_derived_from_are_not_collected(derived, house, model, publish):
     assert (await publish(2)).state is ChangeState.DONE
-    now = datetime.now(UTC)
-    with house.store.begin(model) as repository:
-        assert repository.unwanted_snapshots(model, retired_before=now, made_before=now) == {}
+    rule = SnapshotRule(datetime.now(UTC) + timedelta(days=400), timedelta(days=7), timedelta(days=30))
+    with house.store.read() as repository:
+        found = repository.unneeded_snapshots([model], rule, SnapshotKeep(Keep(1, timedelta(days=30)), 1))
+    kept = {("sparse", 3), ("sparse", 4)}
+    assert not {one.line.key for each in found.values() for one in each.found} & kept

@@ -135,7 +135,7 @@ async def test_pieces_whose_bytes_were_collected_are_cut_again(
 ):
     collected = generation(1).layout.segments[0]
     with house.store.begin(model) as repository:
-        repository.give_free(model, [(collected.name, collected.snapshot)])
+        repository.release_snapshots(model, [(collected.name, collected.snapshot)])
     house.apply_split(model, kit.BY_TABLE)
     change = await carried_out(house.publish_whole(model, 1, change_id=f"{model}-3"))
 

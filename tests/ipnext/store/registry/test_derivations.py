@@ -1,13 +1,12 @@
 """Derived snapshots and finished steps, on both engines."""
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.optimization import AccuracyReport, Derivatives, Measured, ReplayReport
 from ipnext.model.registry.registry import GenerationState
+from tests.ipnext.store.registry.test_retention import unneeded
 
 RECIPE, OTHER = "1" * 64, "2" * 64
 INT8 = {"quantize": {"part": "dense", "embeddings": "int8"}}
@@ -92,7 +91,7 @@ def test_a_broken_limit_is_stored_too(store, source):
 def test_a_step_whose_result_was_collected_is_not_finished(derive, store, source):
     made = derive()
     with store.begin("ctr") as unit:
-        unit.give_free("ctr", [("dense", made.number)])
+        unit.release_snapshots("ctr", [("dense", made.number)])
     with store.read() as unit:
         assert unit.derivation("ctr", "dense", source.digest, RECIPE) is None
     again = derive("again")
@@ -121,9 +120,7 @@ def test_both_snapshots_of_a_generation_that_served_are_kept(derive, publish, st
         unit.set_derived("ctr", 1, Derivatives(steps=RECIPE, parts={"dense": made.number}))
         unit.set_generation_state("ctr", 1, GenerationState.SERVING)
     derive("never used", OTHER)
-    later = datetime.now(UTC) + timedelta(days=1)
-    with store.begin("ctr") as unit:
-        assert set(unit.unwanted_snapshots("ctr", retired_before=later, made_before=later)) == {("dense", 3)}
+    assert unneeded(store) == {("dense", 3)}
 
 
 def piped(make, *steps):

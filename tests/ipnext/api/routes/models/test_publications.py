@@ -272,7 +272,7 @@ async def test_a_rollback_does_not_reach_a_generation_whose_bytes_were_collected
     for salt in "abc":
         applied.rooms.serve(applied.rooms.publish_directly("ranker", salt))
     with applied.rooms.store.begin("ranker") as unit:
-        unit.give_free("ranker", [("dense", 2)])
+        unit.release_snapshots("ranker", [("dense", 2)])
     refused = await applied.http.post("/v1/models/ranker/rollback", json={"generation": 2})
     assert (refused.status_code, refused.json()["allowed"]) == (400, ["1"])
     answer = await applied.http.post("/v1/models/ranker/rollback", json={})
