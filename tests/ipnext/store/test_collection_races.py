@@ -1,6 +1,7 @@
 """Two collectors, publishes and deletions at once, on both engines: nothing that a kept snapshot names is lost."""
 
 import hashlib
+import itertools
 import os
 import random
 import time
@@ -25,7 +26,9 @@ from ipnext.store.tables.row import METADATA
 from tests.ipnext.store.conftest import model_manifest
 from tests.waiting import PATIENCE_SECONDS
 
-PUBLISHES, MOST_PUBLISHES = 40, 4000
+PUBLISHES, MOST_PUBLISHES = 1000
+PAUSE_SECONDS = 0.1
+"""Between publishes, while no collector has removed anything yet: collectors may be slower than clients."""
 CONTENTS = 6
 """Contents that are published in turns, so that released ones come back."""
 SHARED = b"a tokenizer that all snapshots have"
@@ -107,9 +110,10 @@ class Clients:
     def run(self, over: Event, raced: Event) -> None:
         """Publish until collectors have released and removed something in between."""
         try:
-            for number in range(MOST_PUBLISHES):
-                if number >= PUBLISHES and raced.is_set():
+            for number in itertools.count():
+                if number >= PUBLISHES and raced.wait(PAUSE_SECONDS):
                     break
+                assert number < MOST_PUBLISHES, "no collector removed anything"
                 self.publish(number)
         finally:
             over.set()

@@ -7,6 +7,7 @@ from ipnext.model.lifecycle.messages import ChangeKind
 
 MADE = {
     "again_id": names.again_id("ranker", 3),
+    "denial_rollback_id": names.denial_rollback_id("ranker", 2, 1),
     "apply_id": names.apply_id("ranker", 2),
     "marked_apply_id": names.marked_apply_id("ranker", 2, "7"),
     "repair_id": names.repair_id("ranker", 4),
