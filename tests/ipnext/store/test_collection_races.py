@@ -26,7 +26,7 @@ from ipnext.store.tables.row import METADATA
 from tests.ipnext.store.conftest import model_manifest
 from tests.waiting import PATIENCE_SECONDS
 
-PUBLISHES, MOST_PUBLISHES = 1000
+PUBLISHES, MOST_PUBLISHES = 40, 1000
 PAUSE_SECONDS = 0.1
 """Between publishes, while no collector has removed anything yet: collectors may be slower than clients."""
 CONTENTS = 6

@@ -376,7 +376,7 @@ async def test_nobody_commits_for_a_model_of_an_owner_that_is_not_theirs(world):
 
 async def apply_model(world, *, name="ranker", text="", query="", owner="search"):
     document = world.rooms.model_document(name)
-    document["metadata"] |= {"owner": owner, "labels": {"text": text}}
+    document["metadata"] |= {"owner": owner, "annotations": {"text": text}}
     return await world.http.put(f"/v1/models/{name}{query}", json=document)
 
 

@@ -72,8 +72,8 @@ async def test_lineage_leads_from_the_training_run_to_the_generations(served):
         unit.set_origin("ranker", "dense", 3, canonical_json(origin))
         first = unit.snapshot("ranker", "dense", 1)
         trained = first.manifest.model_copy(update={"parent": first.digest, "producer": {"more": "1"}})
-        source = {"manifest": SnapshotManifest.model_validate(trained.model_dump()), "uri": first.uri}
-        unit._add_snapshot("ranker", "dense", type("Source", (), source), number=4)
+        source = SnapshotSource(manifest=SnapshotManifest.model_validate(trained.model_dump()), uri=first.uri)
+        unit._add_snapshot("ranker", "dense", source, number=4)
     page = (await served.http.get("/v1/models/ranker/lineage", params={"part": "dense", "limit": 2})).json()
     assert [item["number"] for item in page["items"]] == [4, 3]
     rest = (await served.http.get("/v1/models/ranker/lineage", params={"part": "dense", "after": page["next"]})).json()
