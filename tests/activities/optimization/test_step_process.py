@@ -15,6 +15,7 @@ from serving.snapshots.directory import verify_manifest
 from tests.processes import gone
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.serving.optimizing.models import export, load, step, write_replay
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
 
@@ -95,6 +96,7 @@ def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
     seen = []
 
     def cancelled(_):
+        until(processes, why=lambda: "the process has not begun its program yet")
         seen.extend(processes())
         raise KeyboardInterrupt
 

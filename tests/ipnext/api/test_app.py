@@ -423,7 +423,7 @@ async def test_the_schema_and_its_page_are_made_once(world, monkeypatch):
         (
             "GET",
             "/v1/models?Limit=1",
-            "Limit: no parameter of the query of GET /v1/models; allowed: owner, ready, search, after, limit",
+            "Limit: no parameter of the query of GET /v1/models; allowed: owner, ready, search, after, limit, label",
         ),
         (
             "DELETE",
