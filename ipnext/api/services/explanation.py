@@ -332,7 +332,9 @@ def _stuck(facts: ModelFacts) -> Change | None:
 def _at_rest(
     facts: ModelFacts, ready: Condition | None, fresh: Condition | None, *, is_ready: bool
 ) -> tuple[Reason, str]:
-    """Return the reason while nothing runs and nothing is wrong."""
+    """Return the reason while nothing runs and nothing is wrong, but what serves may be denied or old."""
+    if is_ready and (denied := _describe_denied(facts)):
+        return Reason.SNAPSHOT_DENIED, denied
     if is_ready and fresh is not None and fresh.status == "False":
         return fresh.reason, fresh.message
     if is_ready:
@@ -342,6 +344,19 @@ def _at_rest(
     if ready is not None:
         return ready.reason, ready.message
     return Reason.PENDING, "no run has reported yet"
+
+
+def _describe_denied(facts: ModelFacts) -> str:
+    """Describe a denied snapshot that serves; empty without one. A model with a generation to go back to leaves it."""
+    serving = facts.record.serving_generation
+    for wanted in facts.deployments:
+        for held in wanted.holds:
+            if held.denied and serving in held.generations:
+                return (
+                    f"generation {serving} serves with snapshot {held.snapshot} of {held.part or wanted.key.part} "
+                    f"although {held.denied}; no host may load it again"
+                )
+    return ""
 
 
 def _progress(conditions: Mapping[ConditionType, Condition], change: Change) -> str:

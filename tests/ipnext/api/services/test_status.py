@@ -646,3 +646,19 @@ async def test_a_fresh_model_has_no_link_of_freshness(applied):
     found, steps = await explained(applied)
     assert found["reason"] == "Serving"
     assert "freshness" not in steps
+
+
+@pytest.mark.trust
+async def test_a_denied_snapshot_that_serves_on_is_what_is_wrong_until_its_denial_ends(applied):
+    await serving(applied)
+    with applied.rooms.store.read() as unit:
+        digest = unit.snapshot("ranker", "dense", 1).digest
+    shown = (await applied.http.put(f"/v1/denials/{digest}", json={"reason": "poisoned"})).json()
+    assert shown["staying"] == ["ranker"]
+    found, steps = await explained(applied)
+    assert (found["ready"], found["reason"]) == (True, "SnapshotDenied")
+    assert "although" in steps["cause"]["message"]
+    assert "is denied: poisoned" in steps["cause"]["message"]
+    (await applied.http.delete(f"/v1/denials/{digest}")).raise_for_status()
+    found, _ = await explained(applied)
+    assert found["reason"] == "Serving"
