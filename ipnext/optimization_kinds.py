@@ -6,17 +6,18 @@ its name, and no other one with it. The built-in kinds are in `serving.optimizin
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, Protocol
-
-import structlog
 
 from ipnext import names
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.optimization import OptimizationStep
+from ipnext.plugins import load_kind
 
 BUILT_IN: Final = ("quantize",)
+METHODS: Final = ("check", "versions", "derive")
+"""Of a kind."""
 
 
 class OptimizationKind(Protocol):
@@ -45,7 +46,7 @@ class OptimizationKinds:
         found: dict[str, OptimizationKind] = {}
         points = entry_points(group=names.OPTIMIZATION_GROUP)
         for point in sorted(points, key=lambda point: (point.name, point.value)):
-            kind = _load(point, (*BUILT_IN, *found))
+            kind = load_kind(point, taken=(*BUILT_IN, *found), methods=METHODS, what="optimization")
             if kind is not None:
                 found[point.name] = kind
         return found
@@ -75,20 +76,3 @@ class OptimizationKinds:
         except ValueError as error:
             msg = f"{place}: {error}"
             raise InvalidInput(msg, field=place) from error
-
-
-def _load(point: EntryPoint, taken: Iterable[str]) -> OptimizationKind | None:
-    try:
-        if point.name in taken:
-            msg = f"the name {point.name!r} is taken"
-            raise ValueError(msg)  # noqa: TRY301 - one way to refuse
-        kind: OptimizationKind = point.load()()
-        lacking = [name for name in ("check", "versions", "derive") if not callable(getattr(kind, name, None))]
-        if lacking:
-            msg = f"it has no {' and no '.join(lacking)}"
-            raise TypeError(msg)  # noqa: TRY301
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
-        reason = f"{type(error).__name__}: {error}"
-        structlog.get_logger().error("optimization kind refused", kind=point.name, source=point.value, reason=reason)
-        return None
-    return kind

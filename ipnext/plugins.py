@@ -106,3 +106,24 @@ def _refuse(name: str, source: str, reason: str) -> FoundValidator:
 def _source(point: EntryPoint) -> str:
     distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "unknown distribution"
     return f"{distribution} ({point.value})"
+
+
+def load_kind(point: EntryPoint, *, taken: Iterable[str], methods: Iterable[str], what: str) -> Any:
+    """Return an object of the class that an entry point names; None if it can't be loaded, and the log has the reason.
+
+    `taken` are names that it may not have, `methods` those that the object needs, `what` it is a kind of.
+    """
+    try:
+        if point.name in taken:
+            msg = f"the name {point.name!r} is taken"
+            raise ValueError(msg)  # noqa: TRY301 - one way to refuse
+        kind = point.load()()
+        lacking = [name for name in methods if not callable(getattr(kind, name, None))]
+        if lacking:
+            msg = f"it has no {' and no '.join(lacking)}"
+            raise TypeError(msg)  # noqa: TRY301
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
+        reason = f"{type(error).__name__}: {error}"
+        structlog.get_logger().error(f"{what} kind refused", kind=point.name, source=point.value, reason=reason)
+        return None
+    return kind

@@ -100,7 +100,7 @@ def signers(envelope: SignatureEnvelope, digest: str, allowed: "Iterable[SSlibKe
 def find_cosigner(proof: CosignProof, sig: str, digest: str, keys: "Iterable[SSlibKey]") -> EnvelopeSignature | None:
     """Return cosign's signature of the snapshot `digest`, with the key's id; None if it is by none of the keys.
 
-    Raises SignatureInvalid if it is no signature of the snapshot, whoever made it.
+    Raises SignatureInvalid if it is no signature of the snapshot, by any key.
     """
     one = EnvelopeSignature(keyid="", sig=sig, cosign=proof)
     content = signed_bytes(proof, digest)

@@ -1,14 +1,13 @@
 """Kinds of sources: the built-in ones, and those of other distributions. A broken one is refused by its name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Final
-
-import structlog
 
 from ipnext import names
 from ipnext.errors import InvalidInput
+from ipnext.plugins import load_kind
 from ipnext.sources.bucket import BucketKind
 from ipnext.sources.directory import DirectoryKind
 from ipnext.sources.mlflow import MlflowKind
@@ -17,6 +16,8 @@ from ipnext.sources.port import SourceKind
 from ipnext.sources.pushed import PushKind
 
 BUILT_IN: Final[tuple[SourceKind, ...]] = (DirectoryKind(), BucketKind(), MlflowKind(), OciKind(), PushKind())
+METHODS: Final = ("upstream", "check", "connect")
+"""Of a kind."""
 
 
 class SourceKinds:
@@ -27,7 +28,7 @@ class SourceKinds:
         """Name -> kind. A plug-in with the name of a built-in kind is refused."""
         found = {kind.name: kind for kind in BUILT_IN}
         for point in sorted(entry_points(group=names.SOURCE_GROUP), key=lambda point: (point.name, point.value)):
-            kind = _load(point, found)
+            kind = load_kind(point, taken=found, methods=METHODS, what="source")
             if kind is not None:
                 found[point.name] = kind
         return found
@@ -40,20 +41,3 @@ class SourceKinds:
             msg = f"{name!r} is no kind of source here; allowed: {', '.join(known)}"
             raise InvalidInput(msg, field="plugin.kind", value=name, allowed=known)
         return kind
-
-
-def _load(point: EntryPoint, taken: Iterable[str]) -> SourceKind | None:
-    try:
-        if point.name in taken:
-            msg = f"the name {point.name!r} is taken"
-            raise ValueError(msg)  # noqa: TRY301 - one way to refuse
-        kind: SourceKind = point.load()()
-        lacking = [name for name in ("upstream", "check", "connect") if not callable(getattr(kind, name, None))]
-        if lacking:
-            msg = f"it has no {' and no '.join(lacking)}"
-            raise TypeError(msg)  # noqa: TRY301
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
-        reason = f"{type(error).__name__}: {error}"
-        structlog.get_logger().error("source kind refused", kind=point.name, source=point.value, reason=reason)
-        return None
-    return kind

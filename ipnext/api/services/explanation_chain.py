@@ -110,11 +110,11 @@ def cause_steps(cause: Cause | None) -> tuple[ExplanationStep, ...]:
     return tuple(steps)
 
 
-def freshness_steps(fresh: Condition | None, told: Reason) -> tuple[ExplanationStep, ...]:
-    """Return the stage that is late, if a part breaches its freshness; with its message unless the cause has it."""
+def freshness_steps(fresh: Condition | None, reason: Reason) -> tuple[ExplanationStep, ...]:
+    """Return the stage that is late, if a part breaches its freshness; with its message unless `reason` is the same."""
     if fresh is None or fresh.status != "False":
         return ()
-    message = "" if fresh.reason is told else fresh.message
+    message = "" if fresh.reason is reason else fresh.message
     subject = LATE.get(fresh.reason, str(fresh.reason))
     return (ExplanationStep(level="freshness", subject=subject, state="Fresh=False", message=message),)
 

@@ -35,7 +35,8 @@ def lineage_table(found: Iterable[SnapshotLineage]) -> Table:
 
 def lineage_tables(one: SnapshotLineage) -> Iterable[Table | str]:
     """All of one snapshot's lineage."""
-    yield f"{one.model}/{one.part}, snapshot {one.number}: {one.size_bytes:,} bytes, SHA-256 {one.digest}, {_kept(one)}"
+    kept = _describe_retention(one)
+    yield f"{one.model}/{one.part}, snapshot {one.number}: {one.size_bytes:,} bytes, SHA-256 {one.digest}, {kept}"
     if one.training_run is not None:
         yield from _run_tables(one.training_run)
     else:
@@ -77,7 +78,7 @@ def _line(one: SnapshotLineage) -> tuple[object, ...]:
         derived,
         generations,
         placed,
-        _kept(one),
+        _describe_retention(one),
     )
 
 
@@ -91,7 +92,7 @@ def _name(related: RelatedSnapshot) -> str:
     return f"{related.part}/{related.number}" if related.number else f"{related.part}, {related.digest[:DIGITS]}"
 
 
-def _kept(one: SnapshotLineage) -> str:
+def _describe_retention(one: SnapshotLineage) -> str:
     if one.collected_at is not None:
         return f"released {age(one.collected_at)} ago"
     return "kept" if one.held is None else f"held by {one.held.held_by}: {one.held.reason}"

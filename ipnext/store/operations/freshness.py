@@ -31,7 +31,7 @@ LATE: Final[Mapping[Reason, str]] = {
     Reason.SUPPLY_LATE: "supply is late",
     Reason.GATE_LATE: "a gate holds it back",
 }
-"""Reason of the condition `Fresh` -> what is told of the stage that is late."""
+"""Reason of the condition `Fresh` -> description of the stage that is late."""
 
 _OF_STEPS: Final[Mapping[ConditionType, Reason]] = {
     ConditionType.RESOLVED: Reason.VALIDATION_LATE,

@@ -81,6 +81,6 @@ async def test_a_connection_waits_for_headers_until_they_are_whole_and_after_eac
     made.data_received(HEAD[20:])
     assert _phase_of(made._inner) is Phase.ANSWER
     made.data_received(BODY)
-    while _phase_of(made._inner) is Phase.ANSWER:  # noqa: ASYNC110 - it tells nobody when it changes
+    while _phase_of(made._inner) is Phase.ANSWER:  # noqa: ASYNC110 - there is no event of its changes
         await asyncio.sleep(0)
     assert transport.written.startswith(b"HTTP/1.1 200")
