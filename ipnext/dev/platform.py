@@ -200,7 +200,8 @@ class DevPlatform:
         preload(["ipnext.infra.agent.__main__"])
         self._family.start(*(self._agent(region) for region in self._regions))
         preload(["ipnext.dev.temporal_ui", "ipnext.api.__main__", "workflows.worker"])
-        self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
+        temporal = self._ports["temporal"]
+        self._family.wait_until(lambda: _listens(HOST, temporal), what="Temporal", limit_seconds=START_LIMIT_SECONDS)
         log.info("starting API and worker")
         self._family.start(self._program("api", "ipnext.api"), self._worker(first), self._ui_proxy())
         with contextlib.closing(AgentClients(self._agent_urls, self._certificates.control_plane())) as agents:
@@ -209,6 +210,7 @@ class DevPlatform:
                     self._places.ready(first).exists()
                     and _answers(self._url("api") + "/readyz")
                     and all(self._agent_answers(agents, region) for region in self._regions)
+                    and all(map(self._gateway_listens, self._regions))
                 ),
                 what="the platform",
                 limit_seconds=START_LIMIT_SECONDS,
@@ -280,6 +282,9 @@ class DevPlatform:
             return False
         return found.status == httpx.codes.OK
 
+    def _gateway_listens(self, region: str) -> bool:
+        return _listens(public_listener(AgentSettings()).local_host, self._ports[f"gateway {region}"])
+
     def _environment(self) -> Mapping[str, str]:
         given = {**self._config.worker_settings(), **self._config.agent_settings()}
         settings = {name: os.environ.get(name, value) for name, value in given.items()}
@@ -349,13 +354,6 @@ class DevPlatform:
         self._agents[region] = agent
         return agent
 
-    def _temporal_listens(self) -> bool:
-        try:
-            with socket.create_connection((HOST, self._ports["temporal"]), timeout=0.2):
-                return True
-        except OSError:
-            return False
-
 
 def ending_seconds(directory: Path) -> float:
     """Return the longest end of the agent with this state directory: its longest drain, and the rest of its end."""
@@ -377,6 +375,14 @@ def let_hosts_in(places: StatePaths, regions: tuple[str, ...]) -> None:
         first = places.region(regions[0])
         first.mkdir(parents=True, exist_ok=True)
         host_user(AgentSettings().host_user, state=first, above=(places.state, first.parent))
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def _answers(url: str) -> bool:

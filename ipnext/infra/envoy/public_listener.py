@@ -28,11 +28,16 @@ class PublicListener:
         if self.url is not None:
             return self.url
         scheme = "http" if self.certificate is None else "https"
+        host = f"[{self.local_host}]" if isinstance(ip_address(self.host), IPv6Address) else self.local_host
+        return f"{scheme}://{host}:{port}"
+
+    @property
+    def local_host(self) -> str:
+        """The address at which this machine reaches it: a loopback address if it listens on all addresses."""
         address = ip_address(self.host)
-        host = LOOPBACK if address.is_unspecified else self.host
-        return (
-            f"{scheme}://[{host}]:{port}" if isinstance(ip_address(host), IPv6Address) else f"{scheme}://{host}:{port}"
-        )
+        if not address.is_unspecified:
+            return self.host
+        return "::1" if isinstance(address, IPv6Address) else LOOPBACK
 
     @property
     def mark(self) -> str:

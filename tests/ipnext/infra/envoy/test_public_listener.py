@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 
 from ipnext.errors import InvalidInput
-from ipnext.infra.envoy.public_listener import public_listener
+from ipnext.infra.envoy.public_listener import PublicListener, public_listener
 from ipnext.infra.settings import AgentSettings
 
 
@@ -50,6 +50,13 @@ def settings(**given):
 def test_a_loopback_address_needs_nothing():
     assert public_listener(settings()).url_at(80) == "http://127.0.0.1:80"
     assert public_listener(settings(gateway_host="::1")).url_at(80) == "http://[::1]:80"
+
+
+@pytest.mark.parametrize(
+    ("host", "local"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1"), ("127.0.0.2", "127.0.0.2")]
+)
+def test_this_machine_reaches_a_listener_on_all_addresses_by_loopback(host: str, local: str) -> None:
+    assert PublicListener(host=host).local_host == local
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::"])
