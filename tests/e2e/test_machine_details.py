@@ -71,6 +71,7 @@ def paths(platform: Any) -> list[str]:
         "name": "pair", "part": "first", "source": UNKNOWN, "number": "1", "generation": "1", "region": "us-east",
         "owner": "tests",
         "change_id": change.id, "plan_id": plan["id"], "replan_id": UNKNOWN, "key_id": UNKNOWN, "binding_id": UNKNOWN,
+        "digest": "0" * 64,
     }  # fmt: skip
     schema = client._http.get("/openapi.json").json()
     found = [path for path, operations in schema["paths"].items() if "get" in operations]
