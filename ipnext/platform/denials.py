@@ -3,17 +3,18 @@
 Called by the API after a denial and by the reconciler, in its passes: whatever ended in between is repeated.
 """
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
 from enum import Enum, auto
 from itertools import count, groupby, islice
 from typing import Final, NamedTuple
 
 from ipnext.errors import NotFound
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
-from ipnext.model.registry.denials import Denial
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.registry.denials import CoveredSnapshot, Denial
 from ipnext.names import denial_rollback_id
+from ipnext.store.changes.denied_uses import DeniedUse
 from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.operations.rollback_targets import denied_generations, former_generations, kept_generations
 from ipnext.store.repository import Repository
@@ -24,17 +25,23 @@ RETRY_AFTER: Final = timedelta(minutes=5)
 """From the end of a rollback that failed to the next one from the same denied snapshot."""
 NOTED_AT_ONCE: Final = 200
 """Snapshots that one unit of work notes as denied."""
+VISITED_AT_ONCE: Final = 2_000
+"""Models that one pass writes to, of each kind of work."""
 _BRINGS: Final = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.ROLLBACK})
 _LEAVES: Final = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE})
 
 
 class Departures(NamedTuple):
-    """Models that serve, or begin to serve, a denied snapshot, by name."""
+    """Models that serve, or begin to serve, a denied snapshot, by name; those that this pass came to."""
 
     going_back: tuple[str, ...]
     """Those whose rollback was recorded now."""
     staying: tuple[str, ...]
     """Those without a former generation to go back to."""
+
+    def among(self, models: Collection[str]) -> "Departures":
+        """Return those of these models."""
+        return Departures(*(tuple(model for model in of if model in models) for of in self))
 
 
 class _Departure(Enum):
@@ -43,135 +50,148 @@ class _Departure(Enum):
     NOWHERE = auto()
 
 
-def carry_out_denials(store: Store) -> Departures:
-    """Note the snapshots of new denials, let go those of ended ones, and record the rollbacks that are due."""
+def carry_out_denials(store: Store, *, most: int = VISITED_AT_ONCE) -> Departures:
+    """Note the snapshots of new denials, let go those of ended ones, and record the rollbacks that are due.
+
+    Of each it does so for `most` models at once; the next call goes on.
+    """
     with store.read() as unit:
         pending, ended = unit.denials_to_carry_out(), unit.ended_denials()
     for denial in ended:
-        _let_go(store, denial)
-    new = {model for denial in pending for model in _note_covered(store, denial)}
-    with store.read() as unit:
-        models = unit.models_denied()
-    found = {model: _leave_denied(store, model, is_new=model in new) for model in models}
+        _let_go(store, denial, most)
+    new, covered = set[str](), dict[Denial, frozenset[str]]()
     for denial in pending:
-        with store.begin() as unit:
-            unit.mark_carried_out(denial)
-    going_back = tuple(model for model, departure in found.items() if departure is _Departure.BACK)
-    return Departures(going_back, tuple(model for model in found if found[model] is _Departure.NOWHERE))
-
-
-def _note_covered(store: Store, denial: Denial) -> set[str]:
-    """Note the snapshots that a denial covers, few in each unit of work; return their models."""
+        noted = _note_covered(store, denial, most - len(new))
+        new |= noted.new
+        if noted.is_whole:
+            covered[denial] = noted.models
     with store.read() as unit:
-        covered = unit.find_covered(denial)
-    for model, snapshots in groupby(covered, key=lambda each: each.model):
+        due = {use.model: left for use in unit.denied_uses() if (left := _find_left(use)) is not None}
+        chosen = _choose(due, new, most)
+        old = (model for model in chosen if model not in new and due[model].is_serving)
+        stay = {model for model in old if _find_target(unit, model) is None}
+    found = dict.fromkeys(stay, _Departure.NOWHERE)
+    found.update({model: _leave_denied(store, model, is_new=model in new) for model in chosen if model not in stay})
+    missed = due.keys() - found.keys()
+    for denial, models in covered.items():
+        if not missed & models:
+            with store.begin() as unit:
+                unit.mark_carried_out(denial)
+    ends = (tuple(model for model in chosen if found[model] is end) for end in (_Departure.BACK, _Departure.NOWHERE))
+    return Departures(*ends)
+
+
+def _choose(due: Collection[str], new: Collection[str], most: int) -> list[str]:
+    """Choose the models to come to, by name: those of new denials first.
+
+    The others by chance, so that models which stay for want of a former generation keep no other one waiting.
+    """
+    order = random.sample(sorted(due), len(due))
+    return sorted(sorted(order, key=lambda model: model not in new)[:most])
+
+
+class _Noted(NamedTuple):
+    """What is noted of a denial."""
+
+    models: frozenset[str]
+    """All that it covers snapshots of."""
+    new: frozenset[str]
+    """Those whose snapshots were noted now."""
+    is_whole: bool
+
+
+def _note_covered(store: Store, denial: Denial, most: int) -> _Noted:
+    """Note the snapshots that a denial covers, of at most so many models, few snapshots in each unit of work."""
+    with store.read() as unit:
+        covered, known = unit.find_covered(denial), unit.noted_snapshots(denial)
+    lacking = {model: [each for each in of if each[:3] not in known] for model, of in _by_model(covered)}
+    models = [model for model, snapshots in lacking.items() if snapshots]
+    for model in models[:most]:
+        snapshots = iter(lacking[model])
         while some := tuple(islice(snapshots, NOTED_AT_ONCE)):
             with store.begin(model) as unit:
                 unit.mark_denied(model, denial, some)
-    return {each.model for each in covered}
+                unit.tell_denials(model)
+    return _Noted(frozenset(lacking), frozenset(models[:most]), len(models) <= most)
 
 
-def _let_go(store: Store, denial: Denial) -> None:
+def _by_model(covered: Iterable[CoveredSnapshot]) -> Iterator[tuple[str, Iterator[CoveredSnapshot]]]:
+    return groupby(covered, key=lambda each: each.model)
+
+
+def _let_go(store: Store, denial: Denial, most: int) -> None:
     """Let hosts load the snapshots of an ended denial again."""
     with store.read() as unit:
         models = unit.models_denied(denial)
-    for model in models:
+    for model in models[:most]:
         with store.begin(model) as unit:
             unit.let_go(model, denial)
-            _tell_hosts(unit, model)
-    with store.begin() as unit:
-        unit.remove_denial(denial)
-
-
-def _tell_hosts(unit: Repository, model: str) -> None:
-    """Write into the desired replica sets which snapshots no host may load: regions follow in the next pass."""
-    denied = unit.denied_snapshots(model)
-    for wanted, holds in _holds_to_tell(unit, model, denied):
-        unit.put_deployment(wanted.model_copy(update={"holds": holds}))
-
-
-def _holds_to_tell(
-    unit: Repository, model: str, denied: Mapping[tuple[str, int], Denial]
-) -> Iterator[tuple[Deployment, tuple[AssignedSnapshot, ...]]]:
-    """Yield replica sets that do not say what is denied, with what they have to say."""
-    for wanted in unit.deployments(model):
-        found = (denied.get((held.part or wanted.key.part, held.snapshot)) for held in wanted.holds)
-        texts = ("" if denial is None else denial.text for denial in found)
-        holds = tuple(held.model_copy(update={"denied": text}) for held, text in zip(wanted.holds, texts, strict=True))
-        if holds != wanted.holds:
-            yield wanted, holds
+            unit.tell_denials(model)
+    if len(models) <= most:
+        with store.begin() as unit:
+            unit.remove_denial(denial)
 
 
 def _leave_denied(store: Store, model: str, *, is_new: bool) -> _Departure:
-    """Record a rollback if a model serves, or begins to serve, a denied snapshot. `is_new`: of a new denial."""
-    with store.read() as unit:
-        told = next(_holds_to_tell(unit, model, unit.denied_snapshots(model)), None) is None
-        if told and _find_denied(unit, model) is None:
-            return _Departure.NONE
+    """Record a rollback if a model serves, or begins to serve, a denied snapshot. `is_new`: noted in this pass."""
     with store.begin(model) as unit:
-        _tell_hosts(unit, model)
-        found = _find_denied(unit, model)
-        if found is None:
+        left = next(filter(None, map(_find_left, unit.denied_uses([model]))), None)
+        if left is None:
             return _Departure.NONE
-        number, denial, is_serving = found
-        record, kept = unit.model(model), kept_generations(unit, model)
-        denied = denied_generations(unit, model, kept)
-        former = [each for each in former_generations(kept, record.serving_generation) if each not in denied]
-        target = (former[0] if former else None) if is_serving else record.serving_generation
+        target = _find_target(unit, model) if left.is_serving else unit.model(model).serving_generation
         if target is None:
             if is_new:
-                unit.add_event(model, "DeniedServes", _describe_lack(number, denial, is_serving=is_serving))
+                unit.add_event(model, "DeniedServes", _describe_lack(left))
             return _Departure.NOWHERE
-        change_id = _next_id(unit, model, denial)
+        change_id = _next_id(unit, model, left.denial)
         if change_id is None:
             return _Departure.NONE
         change = unit.add_change(model, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
         note_waiting(unit, change)
-        text = f"from generation {number} back to {target}: {denial.text}"
+        text = f"from generation {left.generation} back to {target}: {left.denial.text}"
         unit.add_event(model, "DeniedRollback", text)
     return _Departure.BACK
 
 
-def _describe_lack(number: int, denial: Denial, *, is_serving: bool) -> str:
-    does = "serves" if is_serving else "rolls out"
-    return f"generation {number} {does} although {denial.text}; there is no former generation to go back to"
+def _find_target(unit: Repository, model: str) -> int | None:
+    """Return the newest former generation without a denied snapshot."""
+    kept = kept_generations(unit, model)
+    denied = denied_generations(unit, model, kept)
+    former = former_generations(kept, unit.model(model).serving_generation)
+    return next((number for number in former if number not in denied), None)
 
 
-def _find_denied(unit: Repository, model: str) -> tuple[int, Denial, bool] | None:
-    """Return a generation with a denied snapshot that is to be left, its denial, and whether the serving one has one.
+class _Left(NamedTuple):
+    """A generation that is to be left."""
 
-    None if there is none, or if a change that leaves it for one without is open.
+    generation: int
+    denial: Denial
+    is_serving: bool
+    """Whether the serving generation is to be left."""
+
+
+def _find_left(use: DeniedUse) -> _Left | None:
+    """Return the generation that is to be left.
+
+    None if there is none, or if a change that leaves it for one without a denied snapshot is open.
     """
-    record, denied = unit.model(model), unit.denied_snapshots(model)
-    if record.retired or not denied:
+    if any(each.kind in _LEAVES and each.denial is None for each in use.changes):
         return None
-    changes = tuple(unit.changes_named(unit.open_kinds(model).values()).values())
-    denials = {each.id: _denial_of(unit, model, each.generation, denied) for each in changes}
-    if any(each.kind in _LEAVES and denials[each.id] is None for each in changes):
-        return None
-    serving = _denial_of(unit, model, record.serving_generation, denied)
-    for each in changes:
-        denial = denials[each.id]
-        if denial is not None and each.kind is ChangeKind.ROLLBACK:
-            return each.generation or 0, denial, serving is not None
-    if record.serving_generation is not None and serving is not None:
-        return record.serving_generation, serving, True
-    found = ((each.generation or 0, denials[each.id]) for each in changes if _rolls_out(each))
-    return next(((number, denial, False) for number, denial in found if denial is not None), None)
+    for each in use.changes:
+        if each.denial is not None and each.kind is ChangeKind.ROLLBACK:
+            return _Left(each.generation or 0, each.denial, use.denial is not None)
+    if use.serving is not None and use.denial is not None:
+        return _Left(use.serving, use.denial, is_serving=True)
+    rolled_out = (each for each in use.changes if each.kind in _BRINGS and each.state is ChangeState.RUNNING)
+    found = (_Left(each.generation or 0, each.denial, is_serving=False) for each in rolled_out if each.denial)
+    return next(found, None)
 
 
-def _rolls_out(change: Change) -> bool:
-    return change.kind in _BRINGS and change.state is ChangeState.RUNNING
-
-
-def _denial_of(
-    unit: Repository, model: str, number: int | None, denied: Mapping[tuple[str, int], Denial]
-) -> Denial | None:
-    if number is None:
-        return None
-    generation = unit.generation(model, number)
-    named = (*generation.snapshots.items(), *generation.answering.items())
-    return next((denied[key] for key in named if key in denied), None)
+def _describe_lack(left: _Left) -> str:
+    does = "serves" if left.is_serving else "rolls out"
+    return (
+        f"generation {left.generation} {does} although {left.denial.text}; there is no former generation to go back to"
+    )
 
 
 def _next_id(unit: Repository, model: str, denial: Denial) -> str | None:

@@ -5,6 +5,7 @@ from ipnext.store.access.audit import Audit
 from ipnext.store.access.keys import Keys
 from ipnext.store.access.owners import Owners
 from ipnext.store.access.role_bindings import RoleBindings
+from ipnext.store.changes.denied_uses import DeniedUses
 from ipnext.store.changes.deployments import Deployments
 from ipnext.store.changes.drains import Drains
 from ipnext.store.changes.events import Journal
@@ -19,14 +20,13 @@ from ipnext.store.lists.lineages import Lineages
 from ipnext.store.lists.overviews import Overviews
 from ipnext.store.lists.pages import PagedLists
 from ipnext.store.planning.replans import Replans
-from ipnext.store.registry.denials import Denials
 from ipnext.store.registry.retention import Retention
 
 
 class Repository(
     PagedLists,
     Publications,
-    Denials,
+    DeniedUses,
     Sources,
     Replans,
     Transitions,

@@ -69,7 +69,7 @@ def denial_tables(view: DenialView) -> Iterable[Table | str]:
     by = f" by {view.denied_by}" if view.denied_by else ""
     yield f"{view.digest} is denied{by}: {view.reason}"
     if not view.is_carried_out:
-        yield "its snapshots are not all found yet"
+        yield "it is not carried out for all models yet: the reconciler goes on"
     if not view.snapshots:
         yield "no snapshot of a model that you may see is or has it"
         return

@@ -35,6 +35,6 @@ class DenialView(WrittenValue):
     snapshots: tuple[DeniedSnapshotView, ...] = ()
     """The first ones that it covers, of visible models; not in lists."""
     going_back: tuple[Name, ...] = ()
-    """Answer of `PUT`: models that go back to a former generation now, by this denial or an earlier one."""
+    """Answer of `PUT`: models with its snapshots that go back to a former generation now; of many, the first ones."""
     staying: tuple[Name, ...] = ()
-    """Answer of `PUT`: models that serve a denied snapshot and have no former generation to go back to."""
+    """Answer of `PUT`: those that serve a denied snapshot and have no former generation to go back to."""

@@ -11,7 +11,9 @@ from sqlmodel import col, delete, func, select, tuple_
 
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.registry.denials import Denial
 from ipnext.model.wire import decode_frozen
+from ipnext.store.registry.denials import Denials
 from ipnext.store.registry.servings import Servings
 from ipnext.store.tables.changes import DeploymentRow, RouteRow, RouteShareRow
 from ipnext.store.tables.registry import ModelRow
@@ -38,12 +40,16 @@ _NEW_SHARES = insert(SHARES)
 _ROUTES_OF = _ROUTES.where(ROUTES.c.model == bindparam("model"))
 
 
-class Deployments(Servings):
+class Deployments(Servings, Denials):
     """The desired state: written before it is sent to the infrastructure, so that it can be sent again."""
 
     def put_deployment(self, deployment: Deployment) -> Deployment:
-        """Create or replace the desired state of one replica set. NotFound if the model is unknown."""
+        """Create or replace the desired state of one replica set. NotFound if the model is unknown.
+
+        It is stored, and returned, with the denials of this moment: facts that it was built from may be older.
+        """
         self._writing(deployment.key.model)
+        deployment = with_denials(deployment, self.denied_snapshots(deployment.key.model))
         key = dict(deployment.key)
         of = {f"of_{name}": value for name, value in key.items()}
         said = {"replicas": deployment.replicas, "units": deployment.units, "deployment": document(deployment)}
@@ -51,6 +57,13 @@ class Deployments(Servings):
             self._check_known(deployment.key.model)
             self._write(_NEW_DEPLOYMENT, **key, **said)
         return deployment
+
+    def tell_denials(self, model: str) -> None:
+        """Write into a model's replica sets which snapshots no host may load: regions follow in the next pass."""
+        denied = self.denied_snapshots(model)
+        for wanted in self.deployments(model):
+            if with_denials(wanted, denied) != wanted:
+                self.put_deployment(wanted)
 
     def delete_deployment(self, key: DeploymentKey) -> None:
         """Delete a replica set; a missing one is no error."""
@@ -264,3 +277,13 @@ def _share_rows(table: RouteTable) -> list[dict[str, Any]]:
         {**named, "to": to, "generation": generation, "fraction": fraction}
         for (to, generation), fraction in sorted(fractions.items())
     ]
+
+
+def with_denials(deployment: Deployment, denied: Mapping[tuple[str, int], Denial]) -> Deployment:
+    """Return a replica set that says which of its snapshots are denied, by (part, number)."""
+    found = (denied.get((held.part or deployment.key.part, held.snapshot)) for held in deployment.holds)
+    texts = tuple("" if denial is None else denial.text for denial in found)
+    if texts == tuple(held.denied for held in deployment.holds):
+        return deployment
+    holds = (held.model_copy(update={"denied": text}) for held, text in zip(deployment.holds, texts, strict=True))
+    return deployment.model_copy(update={"holds": tuple(holds)})

@@ -33,7 +33,7 @@ LOOKED_AT: Final = 50
 """Most refused generations, the newest, that a publish checks for parts that it does not bring."""
 
 
-class Publications(Denials, Servings, Changes):
+class Publications(Servings, Denials, Changes):
     """The only writer of snapshots and generations."""
 
     def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:

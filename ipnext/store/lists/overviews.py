@@ -20,7 +20,7 @@ from ipnext.store.changes.transitions import _transition
 from ipnext.store.paging import clamp_limit
 from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.registry.models import _model
-from ipnext.store.registry.snapshots import _generation
+from ipnext.store.registry.snapshots import read_generation
 from ipnext.store.tables.changes import DeploymentRow, RouteRow
 from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
 from ipnext.store.tables.registry import ModelRow
@@ -108,7 +108,7 @@ class Overviews(UnitOfWork):
     def recent_generations(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Generation, ...]]:
         """Map each model to its newest generations, newest first, without their layouts and hosting."""
         found = self._newest(models, sa_select(*_UNCUT), GENERATIONS.c.number, limit)
-        return _newest_first(found, "number", lambda row: _generation(row, cut=False))
+        return _newest_first(found, "number", lambda row: read_generation(row, cut=False))
 
     def newest_transitions(self, models: Collection[str]) -> Mapping[str, TransitionRecord]:
         """Map each model to its newest transition."""

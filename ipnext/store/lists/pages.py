@@ -24,11 +24,11 @@ from ipnext.store.planning.plans import _LINE, Plans
 from ipnext.store.planning.plans import _entry as _plan_entry
 from ipnext.store.planning.replans import _replan
 from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, SnapshotHold, TransitionRecord
-from ipnext.store.registry.denials import _denial
+from ipnext.store.registry.denials import read_denial
 from ipnext.store.registry.models import Models, _model
 from ipnext.store.registry.profiles import Profiles, _profile
 from ipnext.store.registry.retention import _hold
-from ipnext.store.registry.snapshots import _generation, _snapshot
+from ipnext.store.registry.snapshots import _snapshot, read_generation
 from ipnext.store.tables.changes import ChangeRow, DrainRow, EventRow, FreezeRow, TransitionRow
 from ipnext.store.tables.planning import PlanRow, ReplanRow
 from ipnext.store.tables.registry import (
@@ -113,7 +113,7 @@ class PagedLists(Models, Profiles, Plans):
         query, number = select(GenerationRow).where(GenerationRow.model == model), ordinal_of(after)
         query = query if number is None else query.where(col(GenerationRow.number) < number)
         found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(clamp_limit(limit) + 1)).all()
-        return page_of(found, clamp_limit(limit), key=lambda row: row.number, value=_generation)
+        return page_of(found, clamp_limit(limit), key=lambda row: row.number, value=read_generation)
 
     def snapshot_page(
         self, model: str, *, part: str | None = None, after: str | None = None, limit: int = 50
@@ -206,7 +206,7 @@ class PagedLists(Models, Profiles, Plans):
         begin = ordinal_of(after)
         query = query if begin is None else query.where(col(DenialRow.ordinal) < begin)
         found = self._session.exec(query.limit(clamp_limit(limit) + 1)).all()
-        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_denial)
+        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=read_denial)
 
     def change_counts(self, since: datetime) -> Mapping[ChangeState, int]:
         """Count changes by state: all that are open, and those of the ended ones that were recorded after `since`."""

@@ -17,14 +17,14 @@ from ipnext.store.tables.registry import DenialRow, DeniedSnapshotRow, SnapshotR
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import batches
 
-_DENIALS = METADATA.tables[DenialRow.__tablename__]
-_DENIED = METADATA.tables[DeniedSnapshotRow.__tablename__]
-_IN_FORCE = _DENIALS.c.ended_at.is_(None)
+DENIALS = METADATA.tables[DenialRow.__tablename__]
+DENIED = METADATA.tables[DeniedSnapshotRow.__tablename__]
+IN_FORCE = DENIALS.c.ended_at.is_(None)
 _OF_MODEL = (
-    sa_select(_DENIED.c.part, _DENIED.c.number, _DENIALS)
-    .join(_DENIALS, _DENIALS.c.ordinal == _DENIED.c.denial)
-    .where(_DENIED.c.model == bindparam("model"), _IN_FORCE)
-    .order_by(_DENIALS.c.ordinal)
+    sa_select(DENIED.c.part, DENIED.c.number, DENIALS)
+    .join(DENIALS, DENIALS.c.ordinal == DENIED.c.denial)
+    .where(DENIED.c.model == bindparam("model"), IN_FORCE)
+    .order_by(DENIALS.c.ordinal)
 )
 _IMAGE: Final = "sha256:"
 
@@ -37,7 +37,7 @@ class Denials(Snapshots):
         self._writing(None)
         row = self._session.exec(select(DenialRow).where(DenialRow.digest == digest)).first()
         if row is not None and row.ended_at is None:
-            return _denial(row)
+            return read_denial(row)
         if row is not None:  # its end is not carried out yet: the new denial covers the same snapshots
             self._remove(row.ordinal or 0)
         if (count := self._session.exec(select(func.count()).select_from(DenialRow)).one()) >= MOST_DENIALS:
@@ -45,7 +45,7 @@ class Denials(Snapshots):
             raise InvalidInput(msg, field="digest", value=digest)
         row = DenialRow(digest=digest, reason=reason, denied_by=denied_by, denied_at=self._now())
         self._add(row)
-        return _denial(row)
+        return read_denial(row)
 
     def end_denial(self, digest: str) -> Denial:
         """End a denial, and return it: it is in force no more. Raises NotFound."""
@@ -79,11 +79,11 @@ class Denials(Snapshots):
 
     def denials_to_carry_out(self) -> tuple[Denial, ...]:
         """Return denials whose snapshots were not all found yet, oldest first."""
-        return self._those(_IN_FORCE & _DENIALS.c.is_carried_out.is_(False))
+        return self._those(IN_FORCE & DENIALS.c.is_carried_out.is_(False))
 
     def ended_denials(self) -> tuple[Denial, ...]:
         """Return denials that were ended and whose snapshots were not all let go yet."""
-        return self._those(_DENIALS.c.ended_at.is_not(None))
+        return self._those(DENIALS.c.ended_at.is_not(None))
 
     def mark_carried_out(self, denial: Denial) -> None:
         """Note that all snapshots of a denial were found."""
@@ -113,24 +113,31 @@ class Denials(Snapshots):
             known |= new
         return tuple(sorted(found))
 
+    def noted_snapshots(self, denial: Denial) -> frozenset[tuple[str, str, int]]:
+        """Return model, part and number of the snapshots that are noted as covered."""
+        of = DENIED.c
+        return frozenset(
+            map(tuple, self._run(sa_select(of.model, of.part, of.number).where(of.denial == denial.number)))
+        )
+
     def mark_denied(self, model: str, denial: Denial, snapshots: Iterable[CoveredSnapshot]) -> None:
         """Note which snapshots of a model a denial covers; those that are noted already stay."""
         self._writing(model)
         row = self._get(DenialRow, denial.number)
         if row is None or row.ended_at is not None:
             return
-        of = (_DENIED.c.model == model, _DENIED.c.denial == denial.number)
-        known = {(each.part, each.number) for each in self._run(sa_select(_DENIED.c.part, _DENIED.c.number).where(*of))}
+        of = (DENIED.c.model == model, DENIED.c.denial == denial.number)
+        known = {(each.part, each.number) for each in self._run(sa_select(DENIED.c.part, DENIED.c.number).where(*of))}
         new = [each for each in snapshots if (each.part, each.number) not in known]
         if new:
             with self._bookkeeping():
-                self._connection.execute(insert(_DENIED), [{**each._asdict(), "denial": denial.number} for each in new])
+                self._connection.execute(insert(DENIED), [{**each._asdict(), "denial": denial.number} for each in new])
 
     def let_go(self, model: str, denial: Denial) -> None:
         """Forget which snapshots of a model a denial covers."""
         self._writing(model)
         with self._bookkeeping():
-            self._write(delete(_DENIED).where(_DENIED.c.model == model, _DENIED.c.denial == denial.number))
+            self._write(delete(DENIED).where(DENIED.c.model == model, DENIED.c.denial == denial.number))
 
     def denied_snapshots(
         self, model: str, among: Collection[tuple[str, int]] | None = None
@@ -140,21 +147,21 @@ class Denials(Snapshots):
         if among is None:
             queries = [_OF_MODEL]
         else:
-            queries = [_OF_MODEL.where(tuple_(_DENIED.c.part, _DENIED.c.number).in_(some)) for some in batches(among)]
+            queries = [_OF_MODEL.where(tuple_(DENIED.c.part, DENIED.c.number).in_(some)) for some in batches(among)]
         for query in queries:
             for row in self._run(query, model=model):
-                found.setdefault((row.part, row.number), _denial(row))
+                found.setdefault((row.part, row.number), read_denial(row))
         return found
 
     def models_denied(self, denial: Denial | None = None) -> tuple[str, ...]:
         """Return the models that have a denied snapshot, or one that this denial covers, by name."""
-        query = sa_select(_DENIED.c.model).distinct().order_by(_DENIED.c.model)
-        query = query if denial is None else query.where(_DENIED.c.denial == denial.number)
+        query = sa_select(DENIED.c.model).distinct().order_by(DENIED.c.model)
+        query = query if denial is None else query.where(DENIED.c.denial == denial.number)
         return tuple(self._run(query).scalars())
 
     def covered_by(self, denial: Denial, *, limit: int) -> tuple[CoveredSnapshot, ...]:
         """Return the first snapshots that a denial covers, of visible owners."""
-        of = _DENIED.c
+        of = DENIED.c
         query = sa_select(of.model, of.part, of.number, of.digest).where(
             of.denial == denial.number, *self._is_of_visible_owner(of.model)
         )
@@ -163,30 +170,30 @@ class Denials(Snapshots):
 
     def find_denial(self, manifest: SnapshotManifest) -> Denial | None:
         """Return the denial that covers a manifest: of its digest, a file, its image, or what it was made from."""
-        if self._run(sa_select(_DENIALS.c.ordinal).where(_IN_FORCE).limit(1)).first() is None:
+        if self._run(sa_select(DENIALS.c.ordinal).where(IN_FORCE).limit(1)).first() is None:
             return None
         own = {manifest.digest, *((manifest.parent,) if manifest.parent else ())}
         named = self._find({*own, *(file.sha256 for file in manifest.files), *self._images_of(own)})
         if named is not None:
             return named
-        query = sa_select(_DENIALS).join(_DENIED, _DENIED.c.denial == _DENIALS.c.ordinal)
-        row = self._run(query.where(_IN_FORCE, _DENIED.c.digest.in_(own)).limit(1)).first()
-        return None if row is None else _denial(row)
+        query = sa_select(DENIALS).join(DENIED, DENIED.c.denial == DENIALS.c.ordinal)
+        row = self._run(query.where(IN_FORCE, DENIED.c.digest.in_(own)).limit(1)).first()
+        return None if row is None else read_denial(row)
 
     def _find(self, digests: Collection[str]) -> Denial | None:
         for some in batches(digests):
-            query = sa_select(_DENIALS).where(_IN_FORCE, self._among(_DENIALS.c.digest, some))
-            row = self._run(query.order_by(_DENIALS.c.ordinal).limit(1)).first()
+            query = sa_select(DENIALS).where(IN_FORCE, self._among(DENIALS.c.digest, some))
+            row = self._run(query.order_by(DENIALS.c.ordinal).limit(1)).first()
             if row is not None:
-                return _denial(row)
+                return read_denial(row)
         return None
 
     def _those(self, which: Any) -> tuple[Denial, ...]:
-        return tuple(map(_denial, self._run(sa_select(_DENIALS).where(which).order_by(_DENIALS.c.ordinal))))
+        return tuple(map(read_denial, self._run(sa_select(DENIALS).where(which).order_by(DENIALS.c.ordinal))))
 
     def _remove(self, number: int) -> None:
-        self._write(delete(_DENIED).where(_DENIED.c.denial == number))
-        self._write(delete(_DENIALS).where(_DENIALS.c.ordinal == number))
+        self._write(delete(DENIED).where(DENIED.c.denial == number))
+        self._write(delete(DENIALS).where(DENIALS.c.ordinal == number))
 
     def _read_from_image(self, digest: str) -> frozenset[str]:
         """Return the snapshots that sources read from the image of a digest."""
@@ -210,7 +217,8 @@ class Denials(Snapshots):
         return [CoveredSnapshot(model, part, number, digest) for model, part, number, digest in rows]
 
 
-def _denial(row: Any) -> Denial:
+def read_denial(row: Any) -> Denial:
+    """Return the denial of a row."""
     return Denial(
         number=row.ordinal or 0,
         digest=row.digest,

@@ -188,13 +188,13 @@ class Snapshots(UnitOfWork):
 
     def _read_generation(self, model: str, number: int) -> Generation:
         row = self._run(_ONE, model=model, number=number).first()
-        return _generation(self._generation_row(model, number) if row is None else row)
+        return read_generation(self._generation_row(model, number) if row is None else row)
 
     def generations(self, model: str) -> tuple[Generation, ...]:
         """Return all generations of a model, newest first. Raises NotFound."""
         self._model_row(model)
         query = select(GenerationRow).where(GenerationRow.model == model).order_by(col(GenerationRow.number).desc())
-        return tuple(_generation(row) for row in self._session.exec(query))
+        return tuple(read_generation(row) for row in self._session.exec(query))
 
     def have_served(self, model: str, numbers: Collection[int]) -> frozenset[int]:
         """Return those of the generations that serve or have served."""
@@ -205,13 +205,13 @@ class Snapshots(UnitOfWork):
         rows = [row for some in batches(numbers) for row in self._run(_NUMBERED, model=model, numbers=some)]
         if former:
             rows += self._run(_FORMER, model=model, numbers=tuple(numbers), limit=former)
-        return tuple(_generation(row) for row in sorted(rows, key=lambda row: row.number))
+        return tuple(read_generation(row) for row in sorted(rows, key=lambda row: row.number))
 
     def generations_named(self, names: Collection[tuple[str, int]]) -> tuple[Generation, ...]:
         """Return those of these generations (model, number) that exist, by model and number."""
         key = tuple_(col(GenerationRow.model), col(GenerationRow.number))
         found = [
-            _generation(row)
+            read_generation(row)
             for some in batches(names)
             for row in self._session.exec(select(GenerationRow).where(key.in_(some)))
         ]
@@ -267,7 +267,7 @@ class Snapshots(UnitOfWork):
         """Return the newest generations of a model that are cut, the newest first, at most `limit`."""
         query = select(GenerationRow).where(GenerationRow.model == model, col(GenerationRow.layout).is_not(None))
         found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(limit))
-        return tuple(map(_generation, found))
+        return tuple(map(read_generation, found))
 
     def set_layout(self, model: str, number: int, layout: SplitLayout | None) -> Generation:
         """Store the layout of a generation, before it first serves: Conflict later. Raises NotFound."""
@@ -279,7 +279,7 @@ class Snapshots(UnitOfWork):
             raise Conflict(msg)
         row.layout = text
         self._add(row)
-        return _generation(row)
+        return read_generation(row)
 
     def set_graph(self, model: str, number: int, graph: PartGraph | None) -> None:
         """Store the graph by which a generation serves. Raises NotFound."""
@@ -366,7 +366,7 @@ class Snapshots(UnitOfWork):
             raise Conflict(msg)
         row.derived = text
         self._add(row)
-        return _generation(row)
+        return read_generation(row)
 
     def _next_snapshot(self, model: str, part: str) -> int:
         """Return the number of a part's next snapshot, published or derived."""
@@ -508,7 +508,8 @@ def _snapshot(row: Any) -> Snapshot:
     )
 
 
-def _generation(row: Any, *, cut: bool = True) -> Generation:
+def read_generation(row: Any, *, cut: bool = True) -> Generation:
+    """Return the generation of a row; `cut=False` leaves out its layout and hosting."""
     return Generation(
         model=row.model,
         number=row.number,

@@ -19,6 +19,8 @@ router = APIRouter(prefix="/v1/denials", tags=["denials"], route_class=GuardedRo
 
 SHOWN = 50
 """Snapshots of one denial."""
+AT_ONCE = 50
+"""Models that a request writes to; the reconciler goes on with the others."""
 
 Digest = Annotated[Sha256, Path(description="SHA-256 of a snapshot, a file, or an image.")]
 
@@ -51,10 +53,11 @@ def deny(digest: Digest, request: DenialRequest, rooms: Rooms, user: User) -> De
         if before is None:
             unit.note_audit(object=("Denial", digest), after={"digest": digest}, reason=request.reason)
             unit.add_event(None, "Denied", f"{denial.text} (by {user})")
-    found = carry_out_denials(rooms.store)
+    found = carry_out_denials(rooms.store, most=AT_ONCE)
     rooms.outbox.wake()
     with rooms.store.read() as unit:
         view = _describe(unit, unit.find_digest_denial(digest) or denial, shows_all=True)
+        found = found.among(unit.models_denied(denial))
     return view.model_copy(update={"going_back": found.going_back, "staying": found.staying})
 
 
@@ -70,7 +73,7 @@ def end_denial(
         denial = unit.end_denial(digest)
         unit.note_audit(object=("Denial", digest), before={"digest": digest, "reason": denial.reason}, reason=reason)
         unit.add_event(None, "DenialEnded", f"{digest:.16} is not denied any more, by {user}")
-    carry_out_denials(rooms.store)
+    carry_out_denials(rooms.store, most=AT_ONCE)
     return _view(denial, (), shows_all=True)
 
 

@@ -223,6 +223,15 @@ def test_hosts_are_told_at_once_what_they_may_not_load_and_when_they_may_again(s
     assert holds(served) == {1: False, 2: False}
 
 
+def test_replica_sets_of_older_facts_are_stored_with_the_denials_of_the_moment(served):
+    key = DeploymentKey(model="ctr", part="dense", region="north", hardware="cpu")
+    older = AssignedSnapshot(snapshot=2, digest=digest("b"), uri="u", generations=(2,))
+    deny(served, digest("b"))
+    with served.begin("ctr") as unit:
+        unit.put_deployment(Deployment(key=key, replicas=1, engine="torch", units=1, qps=1, holds=(older,)))
+    assert holds(served) == {2: True}
+
+
 def test_a_part_that_a_publish_leaves_out_is_not_the_denied_one(served, publish):
     deny(served, digest("b"))
     with served.begin("ctr") as unit:
@@ -292,6 +301,61 @@ def test_without_a_clean_generation_it_is_said_once_and_nothing_changes(applied,
     with applied.read() as unit:
         (told,) = [each.message for each in unit.events("ctr") if each.kind == "DeniedServes"]
     assert "generation 1 serves although" in told
+
+
+def serving_alike(store, models, contents):
+    """Models that published the same contents, each in its turn; the last one serves."""
+    for model in models:
+        with store.begin() as unit:
+            unit.put_model(model_manifest(model, parts=("dense",)), expected_version=None)
+        for number, content in enumerate(contents, start=1):
+            with store.begin(model) as unit:
+                change = unit.publish(model, {"dense": snapshot_source(content)}, change_id=f"{model}-{number}")
+                unit.update_change(change.id, state=ChangeState.DONE)
+                unit.set_generation_state(model, number, GenerationState.SERVING)
+                unit.update_model(model, serving_generation=number, target_generation=number)
+
+
+def test_a_pass_writes_to_few_models_and_the_next_one_goes_on(store):
+    models = [f"m{number}" for number in range(4)]
+    serving_alike(store, models, ["a", "b"])
+    with store.begin() as unit:
+        denial = unit.put_denial(digest("b"), reason="poisoned", denied_by="ann")
+    found, carried_out = list[str](), list[bool]()
+    while not (carried_out and carried_out[-1]):
+        assert len(carried_out) < 10
+        found += carry_out_denials(store, most=2).going_back
+        with store.read() as unit:
+            carried_out.append(unit.denial(denial.digest).is_carried_out)
+    assert sorted(found) == models
+    with store.begin() as unit:
+        unit.end_denial(denial.digest)
+    for lacking in (2, 0):
+        carry_out_denials(store, most=2)
+        with store.read() as unit:
+            assert len(unit.models_denied()) == lacking
+            assert len(unit.ended_denials()) == (1 if lacking else 0)
+
+
+def test_each_model_that_stays_says_so_once_in_whichever_pass(store):
+    models = [f"m{number}" for number in range(3)]
+    serving_alike(store, models, ["b"])
+    with store.begin() as unit:
+        unit.put_denial(digest("b"), reason="poisoned", denied_by="ann")
+    for _ in range(10):
+        carry_out_denials(store, most=1)
+    with store.read() as unit:
+        told = [[each for each in unit.events(model) if each.kind == "DeniedServes"] for model in models]
+        assert list(map(len, told)) == [1, 1, 1]
+
+
+def test_models_that_stay_keep_no_other_one_waiting(store):
+    serving_alike(store, [f"a{number}" for number in range(5)], ["b"])
+    serving_alike(store, ["z"], ["a", "b"])
+    with store.begin() as unit:
+        unit.put_denial(digest("b"), reason="poisoned", denied_by="ann")
+    passes = (carry_out_denials(store, most=2) for _ in range(400))
+    assert next(found for found in passes if found.going_back).going_back == ("z",)
 
 
 def test_a_rollback_that_failed_is_repeated_after_a_pause(served, monkeypatch):
