@@ -15,7 +15,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.manifest.optimization import OptimizationStep
 from ipnext.plugins import load_kind
 
-BUILT_IN: Final = ("quantize",)
+BUILT_IN: Final = ("quantize", "compile")
 METHODS: Final = ("check", "versions", "derive")
 """Of a kind."""
 

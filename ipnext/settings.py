@@ -143,6 +143,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """The artifact store: file:///DIR or s3://BUCKET/PREFIX."""
     s3_endpoint_url: str | None = None
     """For an S3 server other than AWS; credentials come from boto3's own chain."""
+    native_library_signing_key_file: Path | None = None
+    """Of workers: a private key (PEM) that signs what the optimization step `compile` derives. Its public key has to be
+    in `native_library_keys_file`. None: a pipeline with that step is refused. Read again for each snapshot."""
     artifact_roots: tuple[Path, ...] = ()
     """Directories below which a publish by file:// may read on the server. `{owner}` in one is the owner of the
     published model; those without it are for principals that publish for all owners. None: only uploads."""

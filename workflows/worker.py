@@ -64,7 +64,7 @@ from activities.transition.takeover import IsOpen, TakeoverActivities
 from activities.validation.activities import ValidationActivities
 from activities.validation.validator import Validator, discover_validators
 from ipnext import names
-from ipnext.artifacts.native_code import read_native_signers
+from ipnext.artifacts.native_code import LibrarySigner, library_signer, read_native_signers
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.components.private_files import keep_new_files_private
@@ -151,6 +151,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     deriver: Deriver = derive_in_process,
     confinement: Confinement = Confinement.AVAILABLE,
     native_library_keys_file: Path | None = None,
+    library_signer: LibrarySigner | None = None,
     solver: Solver | None = None,
     policy: PlanningPolicy | None = None,
     retention: Retention = DEFAULT_RETENTION,
@@ -177,7 +178,9 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     return (
         *metadata.all(),
         *validation.all(),
-        *OptimizationActivities(store, artifacts, cutter=cutter, deriver=deriver, shares=shares).all(),
+        *OptimizationActivities(
+            store, artifacts, cutter=cutter, deriver=deriver, signer=library_signer, shares=shares
+        ).all(),
         *freezes.all(),
         *transition.all(),
         *PreparationActivities(metadata, validation, freezes, placing, transition, prefetching).all(),
@@ -341,6 +344,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             deriver=partial(derive_in_process, confinement=Confinement(settings.worker_confinement)),
             confinement=Confinement(settings.worker_confinement),
             native_library_keys_file=settings.native_library_keys_file,
+            library_signer=_library_signer(settings),
             solver=solver,
             policy=PlanningPolicy.of(settings),
             retention=Retention.of(settings),
@@ -411,6 +415,10 @@ def _belong(store: Store, namespace: WorkflowNamespace) -> None:
         repository.belong_to(namespace)
 
 
+def _library_signer(settings: PlatformSettings) -> LibrarySigner | None:
+    return library_signer(settings.native_library_signing_key_file, settings.native_library_keys_file)
+
+
 def main() -> int:
     """Run the process. Exit status 0 after a signal, that of the error if it can't start."""
     read_no_arguments("workflows.worker", "Serve the task queues of IPnext's workflows until SIGTERM or SIGINT.")
@@ -420,6 +428,7 @@ def main() -> int:
         check_neighbours()
         settings = platform_settings()
         read_native_signers(settings.native_library_keys_file)  # now, and not at the first validation
+        _library_signer(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_signalled(settings))
     except IPnextError as error:

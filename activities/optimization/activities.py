@@ -18,6 +18,7 @@ from activities.optimization.step_process import Deriver, derive_in_process
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
+from ipnext.artifacts.native_code import LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import SnapshotDenied, Unavailable
@@ -50,10 +51,10 @@ class OptimizationActivities:
     """Optimization activities, on the store and the artifact store.
 
     `cutter` replaces the process that splits, `deriver` that of a step; `tools` returns the versions of its tools.
-    `shares`: of the slots that owners' work holds.
+    `signer` signs what the step `compile` derives. `shares`: of the slots that owners' work holds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each port
         self,
         store: Store,
         artifacts: ArtifactStore,
@@ -61,12 +62,13 @@ class OptimizationActivities:
         cutter: Cutter = cut_in_process,
         deriver: Deriver = derive_in_process,
         tools: Tools = tools_of_kind,
+        signer: LibrarySigner | None = None,
         shares: OwnerShares | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._cutter = cutter
-        self._pipeline = Pipeline(store, artifacts, deriver, tools)
+        self._pipeline = Pipeline(store, artifacts, deriver, tools, signer)
         self._shares = shares or OwnerShares()
 
     def all(self) -> Sequence[Callable[..., Any]]:

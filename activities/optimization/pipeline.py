@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from activities.optimization.step_process import Deriver, StepRefused, StepSource
 from activities.runtime.deadline import beat
 from ipnext import __version__
+from ipnext.artifacts.native_code import SIGNING_SETTING, LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
@@ -29,6 +31,7 @@ from ipnext.model.value import digest_of
 from ipnext.optimization_kinds import OptimizationKinds
 from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.store import Store
+from serving.compiling.compiler import compiler_version
 
 EVENT = "Optimized"
 """Kind of the event of a finished step."""
@@ -73,11 +76,19 @@ class StepPlace:
 class Pipeline:
     """Derives the snapshots of generations."""
 
-    def __init__(self, store: Store, artifacts: ArtifactStore, deriver: Deriver, tools: Tools) -> None:
+    def __init__(
+        self,
+        store: Store,
+        artifacts: ArtifactStore,
+        deriver: Deriver,
+        tools: Tools,
+        signer: LibrarySigner | None = None,
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._deriver = deriver
         self._tools = tools
+        self._signer = signer
 
     def run(self, stage: StageInput, spec: ModelSpec, generation: Generation) -> Derivatives | None:
         """Run all steps, and store the derived snapshots with the generation. None without a pipeline.
@@ -107,9 +118,7 @@ class Pipeline:
 
     def _derive(self, stage: StageInput, place: StepPlace, source: Snapshot) -> Snapshot | None:
         """Return the snapshot that a step derives; None if it broke a limit and keeps what it was given."""
-        recipe = digest_of(
-            {"step": place.step.model_dump(mode="json", by_alias=True), "tools": self._tools(place.step.kind)}
-        )
+        recipe = self._recipe(place.step)
         with self._store.read() as repository:
             known = repository.derivation(source.model, source.part, source.digest, recipe)
         if known is None:
@@ -126,6 +135,19 @@ class Pipeline:
             raise LimitBroken(msg)
         return made
 
+    def _recipe(self, step: OptimizationStep) -> str:
+        """Return the digest of all that determines what a step derives. NotDerivable if no key signs a library."""
+        parts: dict[str, Any] = {
+            "step": step.model_dump(mode="json", by_alias=True),
+            "tools": self._tools(step.kind),
+        }
+        if step.compile is not None:
+            if self._signer is None:
+                msg = f"compile: hosts run signed libraries only, and workers have no key: {SIGNING_SETTING} is not set"
+                raise NotDerivable(msg)
+            parts["signer"] = self._signer.key_id
+        return digest_of(parts)
+
     def _perform(
         self, stage: StageInput, place: StepPlace, source: Snapshot, recipe: str
     ) -> tuple[AccuracyReport, Snapshot | None]:
@@ -138,6 +160,8 @@ class Pipeline:
                 raise NotDerivable(msg) from error
             beat(f"{place.name}: storing")
             made = None if report.broken else ingest_directory(self._artifacts, out, announce=self._touch)
+            if made is not None and place.step.compile is not None and self._signer is not None:
+                self._artifacts.put_signature(made.manifest.digest, self._signer.sign(made.manifest.digest))
         if any(line.startswith(BY_CHANCE) for line in report.broken):
             return report, None
         with self._store.begin(stage.model) as repository:
@@ -176,4 +200,6 @@ def tools_of_kind(name: str) -> Mapping[str, str]:
     torch = {"torch": version("torch")}
     if name == "quantize":
         return {"ipnext": __version__, "quantize": str(FORM_OF_QUANTIZED), **torch}
+    if name == "compile":
+        return {"ipnext": __version__, "compiler": compiler_version(), **torch}
     return {"ipnext": __version__, **torch, **OptimizationKinds().get(name).versions()}

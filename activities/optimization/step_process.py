@@ -79,6 +79,7 @@ def derive_in_process(
         readable=[source.snapshot, *([] if source.replay is None else [source.replay.parent])],
         workspace=workspace,
         confinement=confinement,
+        runs_programs=step.compile is not None,
     )
     report = _report(ran, step.kind)
     if not report.broken:

@@ -57,7 +57,7 @@ class ToolRun:
         return ToolEnded(f"{doing} ended with status {self.status}: {self.errors[-LAST_WORDS:] or 'it said nothing'}")
 
 
-def run_tool(
+def run_tool(  # noqa: PLR0913 - the rights of the process are named one by one
     module: str,
     arguments: Sequence[str],
     beat: Callable[[float], None],
@@ -65,14 +65,18 @@ def run_tool(
     readable: Sequence[Path],
     workspace: Path,
     confinement: Confinement,
+    runs_programs: bool = False,
 ) -> ToolRun:
     """Run the function `main` of `module` in a process of its own, which writes `workspace` only.
 
     Standard output and errors go to files next to `workspace`. `beat` is called with the seconds since the start.
+    `runs_programs`: it may start those of the system and of this environment, such as a compiler, which have its limits
+    and no rights beyond its own.
     """
     size = sum(file.stat().st_size for place in readable for file in place.rglob("*"))
     limit = LEAST_MEMORY_BYTES + MEMORY_SHARE * size
-    rights = [str(os.getpid()), str(limit), confinement, os.pathsep.join(map(str, readable)), str(workspace)]
+    programs = "programs" if runs_programs else "none"
+    rights = [str(os.getpid()), str(limit), confinement, programs, os.pathsep.join(map(str, readable)), str(workspace)]
     command = [sys.executable, "-m", module, *rights, *arguments]
     answer, errors = workspace.parent / "answer.json", workspace.parent / "errors.txt"
     own = {name: str(workspace) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
@@ -84,11 +88,12 @@ def run_tool(
 
 def enter(arguments: Sequence[str]) -> Sequence[str]:
     """Confine this process, and return the arguments of its tool. The tool is imported afterwards."""
-    parent, memory, confinement, readable, workspace, *command = arguments
+    parent, memory, confinement, programs, readable, workspace, *command = arguments
     begin_child(int(parent))
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
     places = [Path(place) for place in readable.split(os.pathsep)]
-    confine_child(Confinement(confinement), readable=places, writable=[Path(workspace)])
+    runs = programs == "programs"
+    confine_child(Confinement(confinement), readable=places, writable=[Path(workspace)], runs_programs=runs)
     return command
 
 

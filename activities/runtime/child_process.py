@@ -80,12 +80,17 @@ def begin_child(parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_bytes(FIRST_TO_GO)
 
 
-def confine_child(mode: Confinement, *, readable: Iterable[Path] = (), writable: Iterable[Path] = ()) -> None:
-    """Confine this process to these paths and its code. It exits with an error if that is required and can't be."""
+def confine_child(
+    mode: Confinement, *, readable: Iterable[Path] = (), writable: Iterable[Path] = (), runs_programs: bool = False
+) -> None:
+    """Confine this process to these paths and its code. It exits with an error if that is required and can't be.
+
+    `runs_programs`: see `serving.confinement.landlock.confine`.
+    """
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is for the answer
     if mode is not Confinement.OFF:
         drop_capabilities()
     try:
-        confine(mode, readable=readable, writable=writable)
+        confine(mode, readable=readable, writable=writable, runs_programs=runs_programs)
     except IPnextError as error:
         sys.exit(f"error: {error.message}")

@@ -5,17 +5,21 @@ who may apply a manifest chooses them.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from ipnext.artifacts.signing import check_keys, check_signature, signature_in
+from ipnext.artifacts.signing import check_keys, check_signature, sign_digest, signature_in
 from ipnext.errors import InvalidInput, SignatureInvalid
 from ipnext.model.registry.registry import SnapshotManifest
-from ipnext.model.registry.signing import SignerPolicy
+from ipnext.model.registry.signing import SignatureEnvelope, SignerPolicy
 
 SETTING = "IPNEXT_NATIVE_LIBRARY_KEYS_FILE"
 
+SIGNING_SETTING = "IPNEXT_NATIVE_LIBRARY_SIGNING_KEY_FILE"
+
+_SAMPLE = "0" * 64
 _KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
 
@@ -40,3 +44,46 @@ def read_native_signers(file: Path | None) -> SignerPolicy | None:
 def check_native_signature(policy: SignerPolicy, manifest: SnapshotManifest, directory: Path) -> str:
     """Return which of those keys signed the snapshot in `directory`, as text. SignatureInvalid if none did."""
     return check_signature(policy, manifest.digest, signature_in(directory), "the compiled snapshot", keys=SETTING)
+
+
+@dataclass(frozen=True, slots=True)
+class LibrarySigner:
+    """Signs the snapshots that the platform compiles, with a private key that the operator gives to workers."""
+
+    key: Path
+    """A PEM file, read again for each snapshot."""
+    trusted: Path | None
+    """The file of the setting IPNEXT_NATIVE_LIBRARY_KEYS_FILE."""
+
+    @property
+    def key_id(self) -> str:
+        """Identifies the key. InvalidInput as for `sign`."""
+        return self.sign(_SAMPLE).signatures[0].keyid
+
+    def sign(self, digest: str) -> SignatureEnvelope:
+        """Sign a snapshot. InvalidInput if the file holds no private key, or one that hosts do not trust."""
+        allowed = f"a private key whose public key is in the file of {SETTING}"
+        try:
+            envelope = sign_digest(digest, self.key)
+        except InvalidInput as error:
+            msg = f"{SIGNING_SETTING}: {self.key} holds no private key that can be read; allowed: {allowed}"
+            raise InvalidInput(msg, field=SIGNING_SETTING, value=str(self.key)) from error
+        try:
+            policy = read_native_signers(self.trusted)
+            if policy is None:
+                msg = f"{SIGNING_SETTING}: {SETTING} is not set, so hosts run no library; allowed: {allowed}"
+                raise InvalidInput(msg, field=SIGNING_SETTING, value=str(self.key))
+            check_signature(policy, digest, envelope.content, "a compiled snapshot", keys=SETTING)
+        except SignatureInvalid as error:
+            msg = f"{SIGNING_SETTING}: {self.key}: hosts do not trust its key; allowed: {allowed}"
+            raise InvalidInput(msg, field=SIGNING_SETTING, value=str(self.key)) from error
+        return envelope
+
+
+def library_signer(key: Path | None, trusted: Path | None) -> LibrarySigner | None:
+    """Return the signer of a key file, tried once; None without a file. InvalidInput as for `LibrarySigner.sign`."""
+    if key is None:
+        return None
+    signer = LibrarySigner(key, trusted)
+    signer.sign(_SAMPLE)
+    return signer

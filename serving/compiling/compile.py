@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Final
 
 from ipnext import __version__
-from ipnext.errors import InvalidInput, IPnextError
+from ipnext.errors import InvalidInput, IPnextError, UnsupportedModel
 from ipnext.model.registry.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.value import canonical_json
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.compiling.accuracy import measure_differences
+from serving.compiling.compiler import compiler_version
 from serving.compiling.cpu_levels import level_for, needed_flags
-from serving.compiling.library_cache import Recipe, build_library, compiler_version, default_cache, torch_version
+from serving.compiling.library_cache import Recipe, build_library, default_cache, torch_version
 from serving.compiling.report import CompileReport, is_within
 from serving.engines.base import LoadedPart
 from serving.engines.torch.compiled import CALLS_FILE, COMPILED_FILE, CompiledDocument, LibraryDeviation
 from serving.engines.torch.cpu_flags import machine_flags
 from serving.engines.torch.engine import TorchEngine
-from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
+from serving.engines.torch.guards import GUARDED
+from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, read_document
 from serving.snapshots.directory import artifact_file, check_directory, write_last
 from serving.splitting.check.comparison import Drawn
 from serving.splitting.check.ranges import ranges_of
@@ -62,11 +64,9 @@ def compile_snapshot(
     library, known = build_library(recipe, directory, cache or default_cache())
     seconds = time.monotonic() - began
     with _draft(out) as draft:
-        _assemble(directory, library, draft)
-        _write_about(draft, recipe, tolerance, ())
-        found = _differences(directory, draft, source, examples)
-        about = _write_about(draft, recipe, tolerance, found)
-        manifest = _finish_snapshot(draft, source, about, out) if is_within(found, tolerance) else None
+        about = _write_files(directory, source, library, draft, recipe, tolerance, examples)
+        is_near = is_within(about.differences, tolerance)
+        manifest = _finish_snapshot(draft, source, about, out) if is_near else None
     return CompileReport(
         snapshot=source.digest,
         compiled=manifest and manifest.digest,
@@ -75,6 +75,52 @@ def compile_snapshot(
         seconds=seconds,
         **about.model_dump(include={"torch", "compiler", "level", "flags", "tolerance", "differences"}),
     )
+
+
+def write_compiled(directory: Path, draft: Path, *, tolerance: float, cpu: str) -> CompiledDocument:
+    """Write the files of the compiled snapshot of `directory`, all but its manifest, into the directory `draft`.
+
+    Nothing is taken from a cache. InvalidInput if answers differ by more than the tolerance, if the program cannot be
+    compiled, or if it has operators whose arguments hosts check on each call: a library would not.
+    """
+    source = read_manifest(directory)
+    _refuse_guarded(directory)
+    recipe = _recipe(source, cpu)
+    with tempfile.TemporaryDirectory(prefix="ipnext-library-") as cache:
+        try:
+            library, _ = build_library(recipe, directory, Path(cache))
+        except UnsupportedModel as error:
+            msg = f"compile: {error.message}"
+            raise InvalidInput(msg, field="compile") from error
+        about = _write_files(directory, source, library, draft, recipe, tolerance, None)
+    if not is_within(about.differences, tolerance):
+        worst = max(difference.relative for difference in about.differences)
+        msg = f"compile.tolerance: answers differ by {worst:.2g} of the largest figure; allowed: {tolerance:g}"
+        raise InvalidInput(msg, field="compile.tolerance", value=tolerance)
+    return about
+
+
+def _refuse_guarded(directory: Path) -> None:
+    nodes = read_document(directory / PROGRAM_FILE)["program"]["graph_module"]["graph"]["nodes"]
+    guarded = {f"torch.ops.{operator}" for operator in GUARDED}
+    if found := sorted({node["target"] for node in nodes} & guarded):
+        msg = f"compile: {found[0]} is checked by hosts on each call, which a library would not do; leave the step out"
+        raise InvalidInput(msg, field="compile", value=found[0])
+
+
+def _write_files(  # noqa: PLR0913, PLR0917 - what makes up a compiled snapshot
+    directory: Path,
+    source: SnapshotManifest,
+    library: Path,
+    draft: Path,
+    recipe: Recipe,
+    tolerance: float,
+    examples: Path | None,
+) -> CompiledDocument:
+    """Write program, weights, library and what is known of it, its differences included."""
+    _assemble(directory, library, draft)
+    _write_about(draft, recipe, tolerance, ())
+    return _write_about(draft, recipe, tolerance, _differences(directory, draft, source, examples))
 
 
 def _check_tolerance(tolerance: float) -> None:

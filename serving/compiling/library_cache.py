@@ -17,7 +17,7 @@ import torch
 from platformdirs import user_cache_path
 
 from ipnext import __version__
-from ipnext.errors import InvalidInput, UnsupportedModel
+from ipnext.errors import UnsupportedModel
 from ipnext.model.value import digest_of
 from ipnext.names import LIBRARY_FILE
 from serving.engines.torch.compiled import CALLS_FILE
@@ -48,17 +48,6 @@ class Recipe:
 def default_cache() -> Path:
     """Return the library cache of this user."""
     return user_cache_path("ipnext") / "compiled"
-
-
-def compiler_version() -> str:
-    """Return the version line of the C++ compiler that torch would use. InvalidInput if there is none."""
-    name = os.environ.get("CXX", "g++")
-    found = shutil.which(name)
-    if found is None:
-        msg = f"compiler: {name!r} is not installed; install gcc and g++, or name another in the variable CXX"
-        raise InvalidInput(msg, field="compiler", value=name)
-    done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)  # noqa: S603  # the user's own compiler
-    return done.stdout.partition("\n")[0].strip() or name
 
 
 def build_library(recipe: Recipe, snapshot: Path, cache: Path) -> tuple[Path, bool]:

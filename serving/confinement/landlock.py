@@ -121,16 +121,24 @@ def prepare() -> None:
 
 
 def confine(
-    mode: Confinement, *, readable: Iterable[Path], writable: Iterable[Path] = (), connects: bool = False
+    mode: Confinement,
+    *,
+    readable: Iterable[Path],
+    writable: Iterable[Path] = (),
+    connects: bool = False,
+    runs_programs: bool = False,
 ) -> bool:
     """Confine this process, a torch host; return whether it is confined. Otherwise as `restrict`.
 
     `readable` and `writable` are in addition to the code and the system's libraries. `connects`: whether it opens TCP
-    connections.
+    connections. `runs_programs`: whether it starts programs of the system and of its environment; they are confined as
+    it is.
     """
     tempfile.gettempdir()  # torch needs its name on import, and determining it writes a file there
+    system = (*own_code(), *SYSTEM)
     allowed = LandlockRights(
-        reads=(*own_code(), *SYSTEM, *_KERNEL, *readable),
+        reads=(*system, *_KERNEL, *readable),
+        runs=system if runs_programs else (),
         writes=(Path(os.devnull), *writable),
         connects=None if connects else (),
     )

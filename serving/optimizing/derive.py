@@ -122,7 +122,7 @@ def _manifest(
         producer={**tools, "step": step.kind},
         parent=source.digest,
     )
-    if any(file.path == LIBRARY_FILE for file in manifest.files):
+    if step.compile is None and any(file.path == LIBRARY_FILE for file in manifest.files):
         msg = (
             f"{step.kind}: it wrote {LIBRARY_FILE}; the platform runs native code only with a signature by a key of "
             "its operator: compile and sign the snapshot before it is published (`ipnext compile`, `ipnext sign`)"

@@ -12,8 +12,10 @@ from ipnext.errors import InvalidInput
 from ipnext.model.manifest.optimization import StepSpec
 from ipnext.model.registry.optimization import AccuracyReport, LatencyPair, Measured, ReplayReport
 from ipnext.model.registry.registry import Signature, SnapshotManifest
+from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.compiling.accuracy import differences
 from serving.engines.base import LoadedPart, find_engine
+from serving.engines.torch.engine import TorchEngine
 from serving.optimizing.ranking import auc, log_loss, normalized_entropy, top_k_overlap
 from serving.optimizing.replay import Replay, draw_replay, read_replay
 from serving.protocol.tensors import FLOATS, Array, bf16_to_float32
@@ -46,7 +48,7 @@ def judge(
 
     InvalidInput if the replay set or the output does not fit the model.
     """
-    old, new = _load(*before), _load(*after)
+    old, new = find_engine(before[1].engine).load(*before, {}), _load_derived(*after)
     requests = draw_replay(before[0], old) if replay is None else read_replay(replay, old.signature)
     old.warm_up()
     new.warm_up()
@@ -82,8 +84,11 @@ def _judgement(
     )
 
 
-def _load(directory: Path, manifest: SnapshotManifest) -> LoadedPart:
-    return find_engine(manifest.engine).load(directory, manifest, {})
+def _load_derived(directory: Path, manifest: SnapshotManifest) -> LoadedPart:
+    """Load what a step wrote: its library, if it compiled one, was made by this process."""
+    if all(file.path != LIBRARY_FILE for file in manifest.files):
+        return find_engine(manifest.engine).load(directory, manifest, {})
+    return TorchEngine(trusts_libraries=True).load(directory, manifest, {COMPILE_SETTING: True})
 
 
 def _ranked_output(signature: Signature, asked: str | None, requests: Replay) -> str | None:

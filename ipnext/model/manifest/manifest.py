@@ -25,6 +25,7 @@ from ipnext.model.settings.engine import vllm_settings
 from ipnext.model.settings.kv_transfer import Handoff
 from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Throughput, Unit
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, Name, WrittenValue
+from ipnext.names import COMPILE_SETTING
 
 MOST_PARTS: Final = 256
 """Adapters included, which no plan has. The limit of other parts is MOST_HOSTED_PARTS."""
@@ -220,7 +221,13 @@ class ModelSpec(WrittenValue):
 
     @model_validator(mode="after")
     def _steps_have_parts(self) -> Self:
-        check_steps(self.optimization, {part.name: part.engine for part in self.parts if part.adapter_of is None})
+        hosted = self.hosted_parts
+        compiled = [part.name for part in hosted if part.settings.get(COMPILE_SETTING, False) is not False]
+        check_steps(self.optimization, {part.name: part.engine for part in hosted}, compiled)
+        index = next((i for i, step in enumerate(self.optimization) if step.compile is not None), None)
+        if index is not None and self.split is not None:
+            msg = f"optimization.{index}.compile: a library can't be split; allowed: compile in a model without split"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

@@ -3,12 +3,13 @@
 Each step derives a snapshot from the published one, or from that of the step before it, and is judged against it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from ipnext.model.value import LARGEST_FIGURE, EngineName, Name, WrittenValue, digest_of
+from ipnext.names import COMPILE_SETTING
 
 MOST_STEPS: Final = 16
 """Steps of one pipeline."""
@@ -62,6 +63,15 @@ class QuantizeStep(StepSpec):
     """Patterns over the paths of tables, as in `spec.split`."""
 
 
+class CompileStep(StepSpec):
+    """Compiles the program to a native library, which hosts of that processor level run in place of the program."""
+
+    cpu: Literal["x86-64-v3", "x86-64-v4", "native"] = "x86-64-v3"
+    """Processor level; `native`: that of the machine that compiles."""
+    tolerance: float = Field(default=1e-5, ge=0, le=1)
+    """Largest difference of the library's answers from the program's, against the largest figure of an output."""
+
+
 class PluginStep(StepSpec):
     """A step of a kind that another distribution registers (entry points `ipnext.optimizations`)."""
 
@@ -73,6 +83,7 @@ class OptimizationStep(WrittenValue):
     """One step. Exactly one of the kinds is given."""
 
     quantize: QuantizeStep | None = None
+    compile: CompileStep | None = None
     plugin: PluginStep | None = None
 
     @model_validator(mode="after")
@@ -87,13 +98,17 @@ class OptimizationStep(WrittenValue):
     @property
     def kind(self) -> str:
         """The kind of the step: a built-in one, or the name of a plug-in."""
-        return self.plugin.kind if self.plugin is not None else "quantize"
+        return self.plugin.kind if self.plugin is not None else self._given
 
     @property
     def spec(self) -> StepSpec:
         """The step's settings."""
-        found: StepSpec = self.plugin or self.quantize  # type: ignore[assignment]  # one is given
+        found: StepSpec = getattr(self, self._given)
         return found
+
+    @property
+    def _given(self) -> str:
+        return next(name for name in _KINDS if getattr(self, name) is not None)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -142,11 +157,29 @@ def part_of(step: OptimizationStep, parts: Mapping[str, str]) -> str:
     return named
 
 
-def check_steps(steps: Sequence[OptimizationStep], parts: Mapping[str, str]) -> None:
-    """Check that each step has a part. `parts`: name -> engine. Raises ValueError."""
+def check_steps(steps: Sequence[OptimizationStep], parts: Mapping[str, str], compiled: Collection[str]) -> None:
+    """Check that each step has a part, and takes effect. Raises ValueError.
+
+    `parts`: name -> engine. `compiled`: the parts whose settings let hosts run a library.
+    """
+    libraries: dict[str, int] = {}
     for index, step in enumerate(steps):
         try:
-            part_of(step, parts)
+            part = part_of(step, parts)
         except ValueError as error:
             msg = f"optimization.{index}.{error}"
             raise ValueError(msg) from error
+        if part in libraries:
+            msg = (
+                f"optimization.{index}.{step.kind}: comes after the step {libraries[part]}, compile, of part {part}; "
+                "allowed: before it, since the library is that of the program that it was compiled from"
+            )
+            raise ValueError(msg)
+        if step.compile is not None:
+            libraries[part] = index
+            if part not in compiled:
+                msg = (
+                    f"optimization.{index}.compile: hosts of part {part} would not run the library; "
+                    f"allowed: for parts with settings.{COMPILE_SETTING}, such as {{{COMPILE_SETTING}: true}}"
+                )
+                raise ValueError(msg)

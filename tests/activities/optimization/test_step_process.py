@@ -4,6 +4,8 @@ import signal
 
 import psutil
 import pytest
+import torch
+from torch import nn
 
 from activities.optimization import tool_process
 from activities.optimization.step_process import StepRefused, StepSource, derive_in_process
@@ -11,6 +13,8 @@ from activities.optimization.tool_process import ToolEnded
 from ipnext.model.manifest.optimization import OptimizationStep
 from ipnext.model.registry.optimization import AccuracyReport
 from serving.confinement.landlock import Confinement
+from serving.engines.torch.compiled import CompiledProgram
+from serving.engines.torch.engine import TorchEngine
 from serving.snapshots.directory import verify_manifest
 from tests.processes import gone
 from tests.serving.confinement.test_landlock import needs_landlock
@@ -25,6 +29,15 @@ def whole(tmp_path_factory):
     directory = tmp_path_factory.mktemp("step") / "whole"
     export(directory)
     return directory
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(2, 2, batch_first=True)
+
+    def forward(self, x):
+        return {"y": self.cell(x)[0]}
 
 
 def processes():
@@ -47,6 +60,31 @@ def test_the_derived_snapshot_lies_in_the_directory_with_its_report(whole, tmp_p
     written = (tmp_path / "scratch" / "out" / "optimization.json").read_bytes()
     assert AccuracyReport.model_validate_json(written) == report
     assert words[0] == "quantize for 0 s"
+
+
+@needs_landlock
+def test_a_compilation_is_judged_by_its_library_and_may_start_no_more_than_the_compiler(tmp_path):
+    export(tmp_path / "whole", nn.Linear(2, 1), {"input": torch.zeros(2, 2)})
+    given = OptimizationStep.model_validate({"compile": {"maxError": 1e-6}})
+    (tmp_path / "scratch").mkdir()
+    out = tmp_path / "scratch" / "out"
+    report = derive_in_process(
+        StepSource(tmp_path / "whole"), given, out, lambda _: None, confinement=Confinement.REQUIRED
+    )
+    manifest = verify_manifest(out)
+    assert (report.kind, report.details["level"], report.broken) == ("compile", "x86-64-v3", ())
+    assert {"library.so", "program.json", "optimization.json"} <= {file.path for file in manifest.files}
+    assert manifest.parent == verify_manifest(tmp_path / "whole").digest
+    part = TorchEngine(trusts_libraries=True).load(out, manifest, {"compile": True})
+    assert isinstance(part._program, CompiledProgram)
+
+
+def test_a_program_whose_calls_hosts_check_is_not_compiled(tmp_path):
+    export(tmp_path / "whole", Recurrent(), {"x": torch.zeros(2, 3, 2)})
+    given = OptimizationStep.model_validate({"compile": {}})
+    with pytest.raises(StepRefused) as refused:
+        derive_in_process(StepSource(tmp_path / "whole"), given, tmp_path / "out", lambda _: None)
+    assert "torch.ops.aten.lstm.input is checked by hosts on each call" in refused.value.message
 
 
 def test_a_broken_limit_is_reported_and_nothing_is_written(whole, tmp_path):

@@ -322,7 +322,6 @@ def test_a_program_that_the_compiler_refuses_leaves_nothing(place, tmp_path, mon
         return subprocess.CompletedProcess([], 1, "", "a warning\nerror: it has an operator without a kernel\n")
 
     monkeypatch.setattr(library_cache.subprocess, "run", refuse)
-    monkeypatch.setattr(library_cache, "compiler_version", lambda: "g++ 1")
     monkeypatch.setattr(compiling, "compiler_version", lambda: "g++ 1")
     result = CliRunner().invoke(
         app, ["compile", str(place / "one"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]

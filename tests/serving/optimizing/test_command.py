@@ -55,7 +55,7 @@ def test_a_broken_limit_is_exit_status_1_and_writes_nothing(whole, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{prune: {}}", "step 0: prune: unknown field; allowed here: plugin, quantize"),
+        ("{prune: {}}", "step 0: prune: unknown field; allowed here: compile, plugin, quantize"),
         ("{quantize: {embeddings: int3}}", "step 0: quantize.embeddings"),
         ("{quantize", "step 0: '{quantize' cannot be read as YAML"),
     ],

@@ -46,7 +46,7 @@ def test_settings_of_a_kind_have_no_field_that_every_step_has():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({}, "exactly one of quantize, plugin; got none"),
+        ({}, "exactly one of quantize, compile, plugin; got none"),
         ({**INT8, "plugin": {"kind": "x"}}, "got quantize and plugin"),
         ({"quantize": {}}, "quantize.embeddings"),
         ({"quantize": {"embeddings": "int3"}}, "'int8' or 'int4'"),
@@ -57,6 +57,9 @@ def test_settings_of_a_kind_have_no_field_that_every_step_has():
         ({"quantize": {"embeddings": "int8", "onRefusal": "serve"}}, "'refuse' or 'keep'"),
         ({"quantize": {"embeddings": "int8", "tables": []}}, "at least 1 item"),
         ({"quantize": {"embeddings": "int8", "bits": 8}}, "Extra inputs are not permitted"),
+        ({"compile": {"cpu": "avx2"}}, "'x86-64-v3', 'x86-64-v4' or 'native'"),
+        ({"compile": {"tolerance": -1}}, "greater than or equal to 0"),
+        ({"compile": {}, **INT8}, "got quantize and compile"),
         ({"prune": {}}, "Extra inputs are not permitted"),
     ],
 )
@@ -68,7 +71,9 @@ def test_what_is_wrong_is_named(given, told):
 
 def test_an_unknown_kind_is_refused_with_those_that_there_are():
     document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "m"}, "spec": spec({"prune": {}})}
-    with pytest.raises(InvalidInput, match=r"optimization.0.prune: unknown field; allowed here: plugin, quantize"):
+    with pytest.raises(
+        InvalidInput, match=r"optimization.0.prune: unknown field; allowed here: compile, plugin, quantize"
+    ):
         parse_manifest(document)
 
 
@@ -96,3 +101,34 @@ def test_pipelines_differ_by_their_digest():
     int8, int4 = step(INT8), step({"quantize": {"embeddings": "int4"}})
     assert len({steps_digest(each) for each in ((), (int8,), (int4,), (int8, int4))}) == 4
     assert steps_digest((int8,)) == steps_digest((step(INT8),))
+
+
+def compiling(*steps, setting=True):
+    document = spec(*steps)
+    document["parts"][0]["settings"] = {"compile": setting}
+    return document
+
+
+def test_a_compilation_is_the_last_step_of_a_part_whose_hosts_run_libraries():
+    found = ModelSpec.model_validate(compiling(INT8, {"compile": {"maxLatencyRatio": 0.9}})).optimization[1]
+    assert (found.kind, found.settings) == ("compile", {"cpu": "x86-64-v3", "tolerance": 1e-5})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (spec({"compile": {}}), r"optimization.0.compile: hosts of part ranker would not run the library"),
+        (compiling({"compile": {}}, setting=False), r"settings.compile, such as \{compile: true\}"),
+        (compiling({"compile": {}}, INT8), r"optimization.1.quantize: comes after the step 0, compile, of part ranker"),
+        (compiling({"compile": {}}, {"compile": {}}), r"optimization.1.compile: comes after the step 0"),
+    ],
+)
+def test_a_compilation_without_effect_is_refused(given, told):
+    with pytest.raises(ValidationError, match=told):
+        ModelSpec.model_validate(given)
+
+
+def test_a_model_that_is_split_is_not_compiled():
+    split = {"parts": [{"name": "sparse", "modules": ["tables"]}], "default": "dense"}
+    with pytest.raises(ValidationError, match="a library can't be split"):
+        ModelSpec.model_validate({**compiling({"compile": {}}), "graph": None, "split": split})
