@@ -5,6 +5,8 @@ lease and writes nothing more (`activities.runtime.lease`).
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from inspect import iscoroutinefunction
 from typing import Any
 
 from temporalio import activity
@@ -58,6 +60,7 @@ class _BeatingActivity(ActivityInboundInterceptor):
         self.next.init(self._words)
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        send = activity.heartbeat if is_asynchronous(input.fn) else _from_thread
         limit = activity.info().heartbeat_timeout
         seconds = limit.total_seconds() if limit else float("inf")
         pulse = ActivityHeartbeats(seconds)
@@ -66,7 +69,7 @@ class _BeatingActivity(ActivityInboundInterceptor):
 
         def begin() -> None:
             nonlocal beating
-            beating = asyncio.create_task(self._beat(pulse, every_seconds))
+            beating = asyncio.create_task(self._beat(pulse, every_seconds, send))
 
         first = asyncio.get_running_loop().call_later(every_seconds, begin)  # most activities end before it
         try:
@@ -78,12 +81,20 @@ class _BeatingActivity(ActivityInboundInterceptor):
                 beating.cancel()
                 await asyncio.gather(beating, return_exceptions=True)
 
-    async def _beat(self, pulse: ActivityHeartbeats, every_seconds: float) -> None:
-        """Send heartbeats from a thread.
-
-        While a synchronous activity runs, its heartbeat waits for this very event loop.
-        """
+    async def _beat(self, pulse: ActivityHeartbeats, every_seconds: float, send: Callable[..., Any]) -> None:
         while True:
             pulse.beat()
-            await asyncio.to_thread(activity.heartbeat, *(self._words.said if self._words else ()))
+            sent = send(*(self._words.said if self._words else ()))
+            if sent is not None:
+                await sent
             await asyncio.sleep(every_seconds)
+
+
+def _from_thread(*details: Any) -> Awaitable[None]:
+    """Send a heartbeat of a synchronous activity: it waits for the event loop, so it can't be sent from there."""
+    return asyncio.to_thread(activity.heartbeat, *details)
+
+
+def is_asynchronous(function: Callable[..., Any]) -> bool:
+    """Check whether an activity runs in the worker's event loop, as some of other distributions do."""
+    return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not whether it can be called
