@@ -18,7 +18,7 @@ from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from ipnext.errors import Conflict, IPnextError
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
-from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult, StageName
+from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult
 
 VALIDATED_BYTES = 64 * 2**20
 """Of snapshots that are validated here: larger ones take longer than the round trips that are saved."""
@@ -56,7 +56,7 @@ class PreparationActivities:
 
         A permanent error is raised, as by the stage's separate activity.
         """
-        of: dict[StageName, Stage] = {
+        of: dict[str, Stage] = {
             "metadata": self._resolve,
             "validation": self._validate,
             "optimization": self._optimize,

@@ -162,6 +162,7 @@ ENGINE_GROUP: Final = "ipnext.engines"
 SNAPSHOT_FILES_GROUP: Final = "ipnext.snapshot_files"
 SOURCE_GROUP: Final = "ipnext.sources"
 OPTIMIZATION_GROUP: Final = "ipnext.optimizations"
+STAGE_GROUP: Final = "ipnext.stages"
 
 # native code in a snapshot
 LIBRARY_FILE: Final = "library.so"
@@ -184,6 +185,11 @@ def model_workflow_id(model: str) -> str:
 def lifecycle_workflow_id(model: str, change_id: str) -> str:
     """Return the id of the run of one change of one model."""
     return f"lifecycle/{model}/{change_id}"
+
+
+def stage_workflow_id(model: str, change_id: str, stage: str) -> str:
+    """Return the id of the run of a stage that is a workflow of another distribution."""
+    return f"stage/{model}/{change_id}/{stage}"
 
 
 def transition_workflow_id(transition_id: str) -> str:

@@ -69,7 +69,9 @@ def _file_set(point: EntryPoint) -> FileSet | None:
         return MappingProxyType(TypeAdapter(dict[str, PositiveInt]).validate_python(dict(point.load())))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
         reason = f"{type(error).__name__}: {error}"
-        structlog.get_logger().error("snapshot files refused", engine=point.name, source=_source(point), reason=reason)
+        structlog.get_logger().error(
+            "snapshot files refused", engine=point.name, source=source_of(point), reason=reason
+        )
         return None
 
 
@@ -87,7 +89,7 @@ def _validators(points: Iterable[EntryPoint]) -> Iterator[FoundValidator]:
 
 
 def _validator(point: EntryPoint) -> FoundValidator:
-    source = _source(point)
+    source = source_of(point)
     try:
         value = point.load()
         name, required, check = value.name, value.required, value.check
@@ -103,7 +105,8 @@ def _refuse(name: str, source: str, reason: str) -> FoundValidator:
     return FoundValidator(ValidatorView(name=name, source=source, state="refused", reason=reason))
 
 
-def _source(point: EntryPoint) -> str:
+def source_of(point: EntryPoint) -> str:
+    """Return the distribution of an entry point, with its version and value."""
     distribution = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "unknown distribution"
     return f"{distribution} ({point.value})"
 

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput
+from ipnext.model.manifest.stages import MOST_ENTRIES, PlatformStageEntry
 from ipnext.temporal_access import TemporalSettings
 from ipnext.timing import Timing
 
@@ -322,6 +323,9 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """Of each source, the newest versions whose rows are kept."""
     retention_version_days: float = Field(default=90.0, ge=1, le=36_500)
     """Rows of versions are kept for this time after their end."""
+    lifecycle: tuple[PlatformStageEntry, ...] = Field(default=(), max_length=MOST_ENTRIES)
+    """JSON list of entries as in `spec.lifecycle`, for every model, before those of its manifest; workers and API need
+    the same. With `"required": false` a manifest may leave the stage out, or replace it."""
     artifact_collection_hours: float = Field(default=6.0, gt=0)
     """Interval of the collection schedule at its creation."""
     metrics_models: int = Field(default=500, ge=0, le=100_000)

@@ -1,12 +1,13 @@
 """Workflow `lifecycle`: executes one change of one model through its stages. Child of the model's entity.
 
-    publish   metadata, validation, optimization if the manifest has a pipeline or a split, freeze, planning, transition
-    rollback  metadata, transition (a generation that has served is not validated again); planning between them if the
-              generation was split into other parts than those in place
-    apply     as publish
-    move      freeze, transition (to the plan that the change names)
-    retire    freeze, removal from the gateways, then the end of all replicas
-    repair    transition
+The order of the stages is data: `DEFAULT_STAGES` of the kind of change, or that of `begin_change`'s answer, which may
+have stages of other distributions (`workflows.stages.plugged`). It is decided once, so that a run keeps it.
+
+    optimization  only if the manifest has a pipeline or a split
+    planning      of a rollback: only if the generation was split into other parts than those in place; a generation
+                  that has served is not validated again
+    transition    of a move: to the plan that the change names
+    withdrawal    removal from the gateways, then the end of all replicas
 
 The stage `freeze` waits while a freeze calendar blocks such changes of the model, before any supply is taken. Whatever
 the outcome, the end is recorded: the serving generation, the reason, and the state of the change.
@@ -35,7 +36,9 @@ with workflow.unsafe.imports_passed_through():
         StageInput,
         TransitionPlanned,
     )
-    from ipnext.model.lifecycle.preparation import PreparationResult, StageName
+    from ipnext.model.lifecycle.preparation import PreparationResult
+    from ipnext.model.lifecycle.stage_order import ComposedStage, StageCall
+    from ipnext.model.lifecycle.stages import DEFAULT_STAGES
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.manifest.freeze import Frozen
     from ipnext.model.value import Value
@@ -52,6 +55,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.policies import perform
     from workflows.stages.freeze_wait import Thaw
+    from workflows.stages.plugged import Superseded, record_lacking, run_stage
     from workflows.stages.preparation import is_done, prepare
     from workflows.stages.retirement import release
     from workflows.stages.transition_run import TransitionRun, lasting_attributes
@@ -64,8 +68,6 @@ GENERATION = SearchAttributeKey.for_int(names.GENERATION_ATTRIBUTE)
 
 Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
 """Executes a stage. None if the next one follows; a result ends the run."""
-
-NamedStage = tuple[StageName, Stage]
 
 COMPLETED = frozenset({"transition", "withdrawal"})
 """Stages whose success ends the change as done although it was cancelled during them."""
@@ -93,6 +95,15 @@ class LifecycleWorkflow(TransitionRun):
         """The stage that the Web UI shows."""
         self._thaw = Thaw(lambda: self._newer is not None, lambda: self._urgent)
         self._prepared = PreparationResult()
+        self._carriers: Mapping[str, Stage] = {
+            "metadata": self._resolve,
+            "validation": self._validate,
+            "optimization": self._optimize,
+            "freeze": self._freeze,
+            "planning": self._place,
+            "transition": self._move,
+            "withdrawal": self._withdraw,
+        }
 
     @workflow.run
     async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
@@ -169,49 +180,73 @@ class LifecycleWorkflow(TransitionRun):
         if begun.generation is None and kind is not ChangeKind.RETIRE:
             message = "nothing is published yet: there is nothing to do"
             return LifecycleResult(state=ChangeState.DONE, reason=Reason.NOT_PUBLISHED, message=message)
-        stages = self._stages(kind)
-        self._prepared = await self._prepare(self._stage(begun), [name for name, _ in stages])
-        for name, carry_out in stages:
-            if not self._applies(name):
-                continue
-            if not is_done(self._prepared, name):
-                if name == "planning" and (stop := await self._unheld(begun)) is not None:
-                    return stop
-                self._enter(name, begun.generation)
-            result = await carry_out(self._stage(begun))
+        stages = begun.stages or tuple(ComposedStage(name=name) for name in DEFAULT_STAGES[kind])
+        if (refused := await self._refuse_order(begun, stages)) is not None:
+            return refused
+        self._prepared = await self._prepare(self._stage(begun), stages)
+        for index, each in enumerate(stages):
+            if each.call is not None:
+                result = await self._plugged(begun, each.name, each.call, before=stages[:index])
+            else:
+                result = await self._built_in(begun, each.name)
             if result is not None:
                 return result
-            if workflow.cancellation_reason() is not None and name not in COMPLETED:
+            if workflow.cancellation_reason() is not None and each.name not in COMPLETED:
                 return self._make_stopped(begun)
         generation = None if kind is ChangeKind.RETIRE else begun.generation
         return LifecycleResult(state=ChangeState.DONE, generation=generation, message=self._note)
 
-    async def _prepare(self, stage: StageInput, stages: Sequence[StageName]) -> PreparationResult:
-        """Run the short stages in one activity.
+    async def _refuse_order(self, begun: ChangeBegun, stages: Sequence[ComposedStage]) -> LifecycleResult | None:
+        """Refuse a change whose order can't be carried out, before its first stage; None if it can."""
+        if begun.misfit:
+            return self._make_result(begun.generation, Reason.STAGE_FAILED, begun.misfit)
+        lacking = next((each for each in stages if each.lacking), None)
+        if lacking is None:
+            return None
+        judged = await record_lacking(self._stage(begun), lacking)
+        return self._make_result(begun.generation, judged.reason, judged.message)
+
+    async def _built_in(self, begun: ChangeBegun, name: str) -> LifecycleResult | None:
+        if not self._applies(name):
+            return None
+        if not is_done(self._prepared, name):
+            if name == "planning" and (stop := await self._unheld(begun)) is not None:
+                return stop
+            self._enter(name, begun.generation)
+        return await self._carriers[name](self._stage(begun))
+
+    async def _plugged(
+        self, begun: ChangeBegun, name: str, call: StageCall, *, before: Sequence[ComposedStage]
+    ) -> LifecycleResult | None:
+        """Run a stage of another distribution. It may take long: a freeze that began in that time is waited for."""
+        if (stop := await self._unheld(begun)) is not None:
+            return stop
+        self._enter(name, begun.generation)
+        try:
+            judged = await run_stage(self._stage(begun), name, call, lambda: self._gives_way)
+        except Superseded:
+            return self._make_superseded(begun, self._newer) if self._newer is not None else None
+        if not judged.passed:
+            return self._make_result(begun.generation, judged.reason, judged.message)
+        if any(each.name == "freeze" for each in before):
+            return await self._wait_thaw(self._stage(begun))
+        return None
+
+    @property
+    def _gives_way(self) -> bool:
+        """True if a newer publish or apply ends a stage that runs: a few times in a row, so that one finally serves."""
+        return self._newer is not None and self._newer.may_turn
+
+    async def _prepare(self, stage: StageInput, stages: Sequence[ComposedStage]) -> PreparationResult:
+        """Run the short stages in one activity, up to the first one of another distribution.
 
         A run that is paused, or retires the model, stops before the stages that wait.
         """
         held = self._held is not None and stage.kind not in PASSES_PAUSE
         ends = {"withdrawal", "planning"} if held else {"withdrawal"}
         self._enter("preparation", stage.generation or None)
-        return await prepare(stage, tuple(takewhile(lambda name: name not in ends, stages)), urgent=self._urgent)
-
-    def _stages(self, kind: ChangeKind) -> tuple[NamedStage, ...]:
-        metadata: NamedStage = ("metadata", self._resolve)
-        validation: NamedStage = ("validation", self._validate)
-        optimization: NamedStage = ("optimization", self._optimize)
-        freeze: NamedStage = ("freeze", self._freeze)
-        planning: NamedStage = ("planning", self._place)
-        transition: NamedStage = ("transition", self._move)
-        stages: Mapping[ChangeKind, tuple[NamedStage, ...]] = {
-            ChangeKind.PUBLISH: (metadata, validation, optimization, freeze, planning, transition),
-            ChangeKind.ROLLBACK: (metadata, planning, transition),
-            ChangeKind.APPLY: (metadata, validation, optimization, freeze, planning, transition),
-            ChangeKind.MOVE: (freeze, transition),
-            ChangeKind.RETIRE: (freeze, ("withdrawal", self._withdraw)),
-            ChangeKind.REPAIR: (transition,),
-        }
-        return stages[kind]
+        short = takewhile(lambda each: each.call is None and each.name not in ends, stages)
+        return await prepare(stage, tuple(each.name for each in short), urgent=self._urgent)
 
     def _applies(self, stage: str) -> bool:
         """Check whether the run executes a stage, by the answer of `resolve_snapshots`."""

@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
     from ipnext.model.lifecycle.replan_moves import MoveTurnResult
     from ipnext.model.lifecycle.sources import PickUpResult, PollResult
+    from ipnext.model.lifecycle.stages import StageJudged, StageRequest
     from ipnext.model.lifecycle.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
     from ipnext.model.manifest.freeze import FreezeAnswer
     from ipnext.model.value import Value
@@ -292,6 +293,8 @@ VALIDATE_GENERATION = ActivityStep(
 OPTIMIZE_GENERATION = ActivityStep(
     "optimize_generation", wire.OptimizationResult, OPTIMIZATION_LIMIT, busy=True, total=STEP_PATIENCE
 )
+BEGIN_STAGE = ActivityStep("begin_stage", StageRequest, total=STEP_PATIENCE)
+RECORD_STAGE = ActivityStep("record_stage", StageJudged, total=STEP_PATIENCE)
 FREEZE_OF = ActivityStep("freeze_of", FreezeAnswer, total=STEP_PATIENCE)
 PLACE_MODEL = ActivityStep(
     "place_model",
@@ -381,6 +384,8 @@ STEPS: tuple[ActivityStep[Any], ...] = (
     RESOLVE_SNAPSHOTS,
     VALIDATE_GENERATION,
     OPTIMIZE_GENERATION,
+    BEGIN_STAGE,
+    RECORD_STAGE,
     FREEZE_OF,
     PLACE_MODEL,
     PLAN_TRANSITION,

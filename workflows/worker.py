@@ -59,6 +59,7 @@ from activities.runtime.errors import TypedFailures
 from activities.runtime.heartbeat import Alive
 from activities.runtime.lease import SENT_LATE_SECONDS
 from activities.runtime.owner_turns import OwnerShares
+from activities.stages.activities import StageActivities
 from activities.transition.activities import TransitionActivities
 from activities.transition.takeover import IsOpen, TakeoverActivities
 from activities.validation.activities import ValidationActivities
@@ -85,6 +86,7 @@ from ipnext.process.garbage_collection import collect_rarely
 from ipnext.process.settings_only import read_no_arguments
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.sources.kinds import SourceKinds
+from ipnext.stages.kinds import StageKinds
 from ipnext.store.store import Store
 from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
 from ipnext.temporal_access import read_access
@@ -96,7 +98,7 @@ from workflows.drain import DrainWorkflow
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
 from workflows.pick_up import PickUpWorkflow
-from workflows.policies import BUILD_ID
+from workflows.policies import BUILD_ID, ONE_RUN
 from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
 from workflows.runtime.build_routing import claim_runs, succeed_unversioned
@@ -156,14 +158,16 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     policy: PlanningPolicy | None = None,
     retention: Retention = DEFAULT_RETENTION,
     shares: OwnerShares | None = None,
+    stages: StageKinds | None = None,
 ) -> Activities:
     """Return the activities of the lifecycle and of the urgent queue.
 
     `pause` replaces `time.sleep` between two polls of regions. `confinement`: of processes that run programs of
     snapshots, besides those of `cutter` and `deriver`. `solver`: for replans of the fleet; default: threads. `shares`:
-    of the slots that one owner's work holds; default: any.
+    of the slots that one owner's work holds; default: any. `stages`: of other distributions.
     """
-    metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
+    known = stages or StageKinds()
+    metadata, freezes = MetadataActivities(store, artifacts, known), FreezeActivities(store)
     validation = ValidationActivities(
         store,
         artifacts,
@@ -181,6 +185,8 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *OptimizationActivities(
             store, artifacts, cutter=cutter, deriver=deriver, signer=library_signer, shares=shares
         ).all(),
+        *StageActivities(store).all(),
+        *known.activities,
         *freezes.all(),
         *transition.all(),
         *PreparationActivities(metadata, validation, freezes, placing, transition, prefetching).all(),
@@ -253,7 +259,11 @@ def build_versioning() -> WorkerDeploymentConfig | None:
     if BUILD_ID is None:
         return None
     version = WorkerDeploymentVersion(deployment_name=names.WORKER_DEPLOYMENT, build_id=BUILD_ID)
-    return WorkerDeploymentConfig(version=version, use_worker_versioning=True)
+    return WorkerDeploymentConfig(
+        version=version,
+        use_worker_versioning=True,
+        default_versioning_behavior=ONE_RUN,  # of stages of other distributions
+    )
 
 
 def worker_of(
@@ -263,12 +273,16 @@ def worker_of(
     timing: Timing,
     *,
     interceptors: Sequence[Interceptor] = (),
+    workflows: Sequence[type] = (),
 ) -> Worker:
-    """Build a worker for one task queue. Workflows run if the group has slots for them."""
+    """Build a worker for one task queue.
+
+    Workflows run if the group has slots for them, also those of other distributions (`workflows`).
+    """
     deployment = build_versioning()
     more: dict[str, Any] = {} if deployment else {"build_id": UNVERSIONED}
     if group.workflow_slots:
-        more |= {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
+        more |= {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": (*WORKFLOWS, *workflows)}
         more["workflow_runner"] = UnsandboxedWorkflowRunner()
         more["workflow_task_poller_behavior"] = PollerBehaviorAutoscaling()
     return Worker(
@@ -334,6 +348,8 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
         groups, timing = queue_groups(settings), settings.timing
         solver = solver_of(groups[-1], settings)
         shares = OwnerShares({group.queue: group.activity_slots for group in groups})
+        stages = StageKinds(settings.lifecycle)
+        stages.log_refused()
         ours = lifecycle_activities(
             store,
             artifacts,
@@ -349,6 +365,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             policy=PlanningPolicy.of(settings),
             retention=Retention.of(settings),
             shares=shares,
+            stages=stages,
         )
         ours = (*ours, *source_activities(store, artifacts, settings, shares=shares))
         loads = {group.queue: ActivityLoad(group) for group in groups}
@@ -357,7 +374,9 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             started = []
             for group, activities in zip(groups, (ours, ours, theirs), strict=True):
                 more = (*interceptors, loads[group.queue])
-                started.append(worker_of(client, group, activities, timing, interceptors=more))
+                started.append(
+                    worker_of(client, group, activities, timing, interceptors=more, workflows=stages.workflows)
+                )
                 await workers.enter_async_context(started[-1])
             await workers.enter_async_context(keeping_schedules(current.get, schedules_of(settings)))
             with announce_ready(settings.worker_ready_file):

@@ -9,7 +9,7 @@ from activities.planning.drift import record_repair
 from activities.runtime.failed_attempts import of_a_step
 from activities.state.drained_fleet import leaves_loss
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
+from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput, Unavailable
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
 from ipnext.model.lifecycle.messages import (
     Change,
@@ -22,14 +22,19 @@ from ipnext.model.lifecycle.messages import (
     StageInput,
     SupersededInput,
 )
+from ipnext.model.lifecycle.stage_order import ComposedStage
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.optimization import steps_digest
 from ipnext.model.registry.registry import Generation, GenerationState, Snapshot
+from ipnext.stages.kinds import StageKinds
 from ipnext.store.operations.change_end import BRINGS_NEW, ROLLS_OUT, judge_again
 from ipnext.store.records import ModelPlacement, ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
+
+LACKING_ATTEMPTS = 5
+"""Attempts to begin a change until a worker that has all of its stages takes it: some three seconds."""
 
 NAMED = 10
 """Generations that an error names at most: the ones that served last."""
@@ -38,9 +43,10 @@ NAMED = 10
 class MetadataActivities:
     """Metadata activities, on the store and the artifact store."""
 
-    def __init__(self, store: Store, artifacts: ArtifactStore) -> None:
+    def __init__(self, store: Store, artifacts: ArtifactStore, stages: StageKinds | None = None) -> None:
         self._store = store
         self._artifacts = artifacts
+        self._stages = stages or StageKinds()
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -67,8 +73,11 @@ class MetadataActivities:
             repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
             _write_beginning(repository, change, record, generation, progress.run_id)
             urgent = leaves_loss(repository, change)
-        manifest = record.manifest if change.kind in ROLLS_OUT else record.in_force
+            manifest = record.manifest if change.kind in ROLLS_OUT else record.in_force
+            stages, misfit = (None, "") if urgent else self._order(change.kind, manifest.spec)
         return ChangeBegun(
+            stages=stages,
+            misfit=misfit,
             generation=generation,
             revision=record.generation,
             supply_patience_seconds=manifest.spec.rollout.wait_seconds,
@@ -76,6 +85,21 @@ class MetadataActivities:
             owner=manifest.metadata.owner or "",
             regions=tuple(sorted({item.region for item in manifest.spec.demand})),
         )
+
+    def _order(self, kind: ChangeKind, spec: ModelSpec) -> tuple[tuple[ComposedStage, ...] | None, str]:
+        """Return the stages of a change, and why they can't be composed.
+
+        Raises Unavailable if this worker lacks a stage, for the first attempts: another worker may have it.
+        """
+        try:
+            stages = self._stages.composed(kind, spec)
+        except InvalidInput as error:
+            return None, error.message
+        lacking = [stage.lacking for stage in stages or () if stage.lacking]
+        if lacking and activity.in_activity() and activity.info().attempt < LACKING_ATTEMPTS:
+            msg = "; ".join(lacking)
+            raise Unavailable(msg)
+        return stages, ""
 
     @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
     @of_a_step

@@ -61,7 +61,7 @@ _ALL: Final = (
     Action("artifacts.upload", _P, "Fleet", "upload blobs and snapshots"),
     Action("denials.change", _A, "Platform", "deny digests, and end denials"),
     Action("artifacts.collect", _A, "Platform", "collect what retention lets go"),
-    Action("fleet.read", _V, "Fleet", "read regions, supply, freezes, denials, replans and validators"),
+    Action("fleet.read", _V, "Fleet", "read regions, supply, freezes, denials, replans, validators and stages"),
     Action("fleet.apply", _O, "Fleet", "apply the fleet's manifest"),
     Action("owners.read", _V, "Owner", "read owners, their members, quotas and usage; other owners are left out"),
     Action("owners.manage", _A, "Owner", "apply and delete owners"),

@@ -37,6 +37,7 @@ from ipnext.api.routes.models import (
     repairs,
     snapshots,
     sources,
+    stages,
     validators,
     webhooks,
 )
@@ -56,6 +57,7 @@ from ipnext.platform.access_settings import read_access_settings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.sources.kinds import SourceKinds
+from ipnext.stages.kinds import StageKinds
 from ipnext.store.store import Store
 
 DESCRIPTION = """Registry, lifecycle, plans and serving metadata of IPnext.
@@ -122,6 +124,7 @@ def create_app(
         source_wakes,
         SourceKinds(),
         OptimizationKinds(),
+        StageKinds(settings.lifecycle),
     )
     install_error_handlers(app)
     app.state.requests = Turns(AT_ONCE)
@@ -157,6 +160,7 @@ def create_app(
         drains,
         overview,
         validators,
+        stages,
         denials,
         keys,
         roles,

@@ -26,6 +26,7 @@ from ipnext.platform.signatures import SignatureKeeper
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.sources.kinds import SourceKinds
+from ipnext.stages.kinds import StageKinds
 from ipnext.store.paging import Item, Page
 from ipnext.store.store import Store
 
@@ -50,6 +51,7 @@ class PlatformAdapters:
     source_wakes: SourceWakes
     source_kinds: SourceKinds
     optimization_kinds: OptimizationKinds
+    stage_kinds: StageKinds
 
     @property
     def publisher(self) -> Publisher:

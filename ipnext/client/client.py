@@ -18,7 +18,7 @@ from ipnext.client.calls.regions import RegionCalls
 from ipnext.client.calls.snapshots import SnapshotCalls
 from ipnext.client.calls.sources import SourceCalls
 from ipnext.model.access.owner import OwnerManifest, OwnerView
-from ipnext.model.api.plugins import ValidatorView
+from ipnext.model.api.plugins import StageView, ValidatorView
 from ipnext.model.api.resources import FleetView, ModelApplied, Readiness
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest.freeze import FreezeManifest, FreezeView
@@ -66,6 +66,10 @@ class Client(
     def validators(self) -> tuple[ValidatorView, ...]:
         """Return the built-in validators and plug-ins, refused ones included."""
         return self._get("/v1/validators", tuple[ValidatorView, ...])
+
+    def stages(self) -> tuple[StageView, ...]:
+        """Return the built-in stages of changes and those of other distributions, refused ones included."""
+        return self._get("/v1/stages", tuple[StageView, ...])
 
     def readiness(self) -> Readiness:
         """Return whether the API is up, and the state of its dependencies."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from activities.planning.policy import PlanningPolicy
 from activities.planning.solver import Solver, ThreadSolver
 from activities.runtime.deadline import LOOK_SECONDS, Deadline
 from activities.transition import activities as transition
+from activities.validation.validator import Validator
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable
@@ -31,6 +32,7 @@ from ipnext.infra.process.ports import free_port
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.reconciliation import ReconcileInput
 from ipnext.settings import PlatformSettings
+from ipnext.stages.kinds import StageKinds
 from ipnext.store.schema import migration
 from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -226,7 +228,12 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
     """Workers of both queues for as long as the context is open."""
 
     @contextlib.asynccontextmanager
-    async def serve(solver: Solver | None = None, policy: PlanningPolicy | None = None) -> AsyncIterator[None]:
+    async def serve(
+        solver: Solver | None = None,
+        policy: PlanningPolicy | None = None,
+        stages: StageKinds | None = None,
+        validators: Sequence[Validator] = (),
+    ) -> AsyncIterator[None]:
         devfile = read_devfile()
         engine = engine_of(lambda: client, asyncio.get_running_loop())
         ours = lifecycle_activities(
@@ -239,12 +246,15 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
             deriver=house.deriver,
             solver=solver,
             policy=policy,
+            stages=stages,
+            validators=validators,
         )
+        plugged = stages.workflows if stages else ()
         settings = PlatformSettings(artifact_roots=(house.root,))
         ours = (*ours, *source_activities(house.store, house.artifacts, settings))
         theirs = planner_activities(house.store, solver or ThreadSolver(), policy)
         async with (
-            worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),
+            worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing, workflows=plugged),
             worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
             worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs, devfile.timing),
         ):

@@ -8,7 +8,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from ipnext.errors import IPnextError
     from ipnext.model.lifecycle.messages import StageInput
-    from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult, StageName
+    from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult
     from workflows import policies
     from workflows.policies import perform
 
@@ -16,7 +16,7 @@ FEWEST = 2
 """Least number of stages that make the activity worthwhile."""
 
 
-async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: bool) -> PreparationResult:
+async def prepare(stage: StageInput, stages: Sequence[str], *, urgent: bool) -> PreparationResult:
     """Return the answers of the completed stages.
 
     None if the activity fails by a bug or a time-out: each stage then runs alone. Raises ActivityError if a stage is

@@ -8,14 +8,21 @@ from collections.abc import Mapping
 from ipnext.api.services.model_facts import ModelFacts
 from ipnext.api.services.status import Trouble
 from ipnext.model.api.resources import ExplanationStep
+from ipnext.model.echoes import cut_text
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause
-from ipnext.model.lifecycle.messages import Change, ChangeState, ValidationReport
+from ipnext.model.lifecycle.messages import Change, ChangeState, CheckResult, ValidationReport
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.planning.transition import TransitionState
 from ipnext.model.planning.wave_progress import arrived_words, measure_arrival
+from ipnext.model.value import canonical_json
 from ipnext.store.operations.freshness import LATE
 from ipnext.store.records import TransitionRecord
+
+LONGEST_EVIDENCE = 400
+"""Characters of evidence in an explanation; the report has all of it."""
+
+_OF_STAGES = frozenset({Reason.STAGE_REFUSED, Reason.STAGE_FAILED})
 
 UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
 """Ends of a change that need an explanation."""
@@ -84,6 +91,8 @@ def refusal_steps(report: ValidationReport | None, spec: ModelSpec) -> tuple[Exp
     refused = report.refusal if report is not None else None
     if refused is None:
         return ()
+    if refused.reason in _OF_STAGES:
+        return _evidence_steps(refused)
     subject, _, path = refused.subject.partition("/")
     nodes = {node.name: node.part for node in spec.wiring.nodes} if spec.wiring else {}
     target = subject.rpartition(" -> ")[2].partition(".")[0]
@@ -91,6 +100,14 @@ def refusal_steps(report: ValidationReport | None, spec: ModelSpec) -> tuple[Exp
     message = f"check {refused.check}" + (f" of {path}" if path else "")
     state = (refused.reason or Reason.INTERNAL_ERROR).value
     return (ExplanationStep(level="part", subject=part, state=state, message=message),)
+
+
+def _evidence_steps(refused: CheckResult) -> tuple[ExplanationStep, ...]:
+    """Return the evidence of a stage of another distribution; the stage itself is the step that failed."""
+    if not refused.evidence:
+        return ()
+    message = cut_text(canonical_json(refused.evidence), LONGEST_EVIDENCE)
+    return (ExplanationStep(level="step", subject="evidence", state=refused.reason.value, message=message),)
 
 
 def cause_steps(cause: Cause | None) -> tuple[ExplanationStep, ...]:

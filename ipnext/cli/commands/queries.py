@@ -21,10 +21,11 @@ from ipnext.cli.tables.lineage import holds_table, snapshots_table
 from ipnext.cli.tables.owners import owner_tables, owners_table
 from ipnext.cli.tables.profiles import profile_tables
 from ipnext.cli.tables.sources import source_tables, sources_table
+from ipnext.cli.tables.stages import stage_results_table, stages_table
 from ipnext.cli.tables.validators import validators_table
 from ipnext.client import Client
 from ipnext.client.lists import Listing
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.api.generation_stats import GenerationAnswers
 from ipnext.model.api.resources import (
     ChangeView,
@@ -37,7 +38,8 @@ from ipnext.model.api.resources import (
     TransitionView,
 )
 from ipnext.model.lifecycle.drain import DrainState, DrainView
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.messages import Change, CheckResult
+from ipnext.model.lifecycle.stages import activity_name
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.transition import TransitionState
@@ -74,6 +76,7 @@ class Kind(StrEnum):
     OWNERS = "owners"
     SNAPSHOTS = "snapshots"
     SOURCES = "sources"
+    STAGES = "stages"
     VALIDATORS = "validators"
 
 
@@ -110,6 +113,10 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     if kind is Kind.VALIDATORS:
         validators = client.validators()
         write(validators, output, lambda: validators_table(validators))
+        return
+    if kind is Kind.STAGES:
+        stages = client.stages()
+        write(stages, output, lambda: stages_table(stages))
         return
     if kind is Kind.FLEET:
         fleet = client.fleet()
@@ -196,10 +203,23 @@ def describe(
     view, changes = client.model(model), client.changes(model, limit=10)
     generations = client.generations(model, limit=SHOWN_GENERATIONS)
     running = [t for t in client.transitions(model, limit=1) if t.state is TransitionState.RUNNING]
+    stages = _stage_results(client, model, view.status.target_generation)
     if picture is not None:
         _draw(view, picture)
     whole = plain(view) | {"generations": plain(generations), "changes": plain(changes), "running": plain(running)}
-    write(whole, output, lambda: model_tables(view, generations, changes, running))
+    whole |= {"stages": plain(stages)}
+    write(whole, output, lambda: model_tables(view, generations, changes, running, stages))
+
+
+def _stage_results(client: Client, model: str, generation: int | None) -> tuple[CheckResult, ...]:
+    """Return the results of stages of other distributions for the wanted generation."""
+    if generation is None:
+        return ()
+    try:
+        report = client.report(model, generation)
+    except NotFound:
+        return ()
+    return tuple(check for check in report.checks if check.check.startswith(activity_name("")))
 
 
 def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[SnapshotView, Sequence[ProfileView]]:
@@ -293,8 +313,12 @@ def model_tables(
     generations: Iterable[Generation],
     changes: Iterable[ChangeView],
     running: Iterable[TransitionView] = (),
+    stages: Sequence[CheckResult] = (),
 ) -> Iterable[Table | str]:
-    """All of one model; `running`: the transition that moves its traffic."""
+    """All of one model.
+
+    `running`: the transition that moves its traffic. `stages`: results of stages for the wanted generation.
+    """
     status, spec = view.status, view.manifest.spec
     yield (
         f"{status.model}: {spec.task}, {spec.sync.policy}, owner {view.manifest.metadata.owner}, version {view.version}"
@@ -315,6 +339,8 @@ def model_tables(
     )
     yield rows("\ntraffic", ("users in", "served in", "generation", "share"), shares)
     yield from map(waves_table, running)
+    if stages:
+        yield stage_results_table(stages, status.target_generation or 0)
     if view.freshness:
         yield freshness_table(view.freshness)
     if view.throughput:

@@ -1,9 +1,10 @@
-"""Validators and engines by name: the built-in ones, and the description of plug-ins."""
+"""Validators, engines and stages by name: the built-in ones, and the description of plug-ins."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Literal
 
+from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.value import Value
 
 BUILT_IN_ENGINES: Final = ("torch", "vllm")
@@ -36,3 +37,28 @@ class ValidatorView(Value):
     def skippable(self) -> bool:
         """Whether a manifest may name it in `validation.skip`."""
         return self.state == "active" and not self.required
+
+
+class StageView(Value):
+    """A stage of changes, or a plug-in that was refused as one."""
+
+    name: str
+    source: str
+    """`built-in`, or the distribution that brings it, with its version and entry point."""
+    changes: tuple[ChangeKind, ...] = ()
+    """Kinds of change that have it by default: in the default order, or by the platform's setting."""
+    may_be_left_out: bool = False
+    """Whether a manifest may leave it out, or replace it."""
+    runs: Literal["built-in", "activity", "workflow"] = "built-in"
+    queue: str | None = None
+    """Its task queue; None: it is built in, and its steps have theirs."""
+    schedule_to_close_seconds: float | None = None
+    """All attempts together."""
+    start_to_close_seconds: float | None = None
+    """One attempt; None: no limit of its own."""
+    heartbeat_seconds: float | None = None
+    """None: the worker's."""
+    attempts: int | None = None
+    state: Literal["active", "refused"] = "active"
+    reason: str | None = None
+    """Why it was refused."""

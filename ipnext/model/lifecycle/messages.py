@@ -3,9 +3,10 @@
 Plans, route tables and transitions are passed by id; their content is in the store.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +15,7 @@ from ipnext.model.gate.gate import GateWindow, RegionTraffic
 from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.replan_moves import MoverState, ReplanProgress
+from ipnext.model.lifecycle.stage_order import ComposedStage
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value
 
@@ -198,6 +200,10 @@ class ChangeBegun(Value):
     """The manifest's owner, for searches of runs."""
     regions: tuple[Name, ...] = ()
     """Regions whose users the model serves, for the same purpose."""
+    stages: tuple[ComposedStage, ...] | None = None
+    """Its stages in their order; None: the default order of its kind."""
+    misfit: str = ""
+    """Why the entries that change the order do not fit each other: the change is refused."""
     final: ChangeState | None = None
     """Set if an earlier run has already ended this change: nothing is left to do."""
 
@@ -235,6 +241,11 @@ class CheckResult(Value):
     passed: bool
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
+    evidence: Mapping[str, Any] = Field(default_factory=dict)
+    """The figures that decided, as JSON."""
+    duration_seconds: float | None = None
+    source: str = "built-in"
+    """The distribution of a plug-in, with its version and entry point."""
 
 
 class ValidationReport(Value):

@@ -3,8 +3,6 @@
 It ends at the first stage that has to wait.
 """
 
-from typing import Literal
-
 from ipnext.model.lifecycle.messages import (
     PlanningResult,
     ResolutionResult,
@@ -15,15 +13,12 @@ from ipnext.model.lifecycle.messages import (
 from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.value import Value
 
-StageName = Literal["metadata", "validation", "optimization", "freeze", "planning", "transition", "withdrawal"]
-"""A stage of a lifecycle run, as the run shows it."""
-
 
 class PreparationInput(Value):
     """A change, and the stages to try, in their order."""
 
     stage: StageInput
-    stages: tuple[StageName, ...]
+    stages: tuple[str, ...]
     """Never `withdrawal`: it ends only when everything has gone."""
 
 

@@ -50,6 +50,13 @@ ADVICE: Mapping[Reason, str] = {
         "A step of spec.optimization broke a limit: raise the limit, choose a gentler step, or write onRefusal: keep; "
         "then apply and publish again."
     ),
+    Reason.STAGE_REFUSED: (
+        "A stage of another package refused the change: the message names the stage and why; mend that, publish again."
+    ),
+    Reason.STAGE_FAILED: (
+        "A stage of another package gave no answer: the message names it. Install or repair it for every worker and "
+        "the API (`ipnext get stages`), or take it out of spec.lifecycle; then apply and publish again."
+    ),
     Reason.PAUSED: "A person paused the model: `ipnext resume MODEL` lets it go on.",
     Reason.AWAITING_APPROVAL: (
         "A wave waits for a person: look at its answers, then `ipnext approve MODEL` or `ipnext abort MODEL`."

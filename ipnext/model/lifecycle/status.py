@@ -52,6 +52,8 @@ class Reason(StrEnum):
     SPLIT_DIFFERS = "SplitDiffers"
     OPTIMIZATION_REFUSED = "OptimizationRefused"
     ACCURACY_LOST = "AccuracyLost"
+    STAGE_REFUSED = "StageRefused"
+    STAGE_FAILED = "StageFailed"
     PAUSED = "Paused"
     AWAITING_APPROVAL = "AwaitingApproval"
     ABORTED = "Aborted"

@@ -16,6 +16,7 @@ from ipnext.model.manifest.retention import RetentionSpec
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.manifest.sources import MOST_SOURCES, SourceSpec, check_sources
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
+from ipnext.model.manifest.stages import MOST_ENTRIES, StageEntry
 from ipnext.model.metadata import Metadata
 from ipnext.model.registry.disaggregated import check_graph, handoff_graph, handoff_of
 from ipnext.model.registry.mixed_graph import check_pair_alone, check_roles
@@ -79,6 +80,8 @@ class ModelSpec(WrittenValue):
     survive: Literal["region", "none"] = "none"
     priority: float = Field(default=1.0, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
     budget_per_hour: float | None = Field(default=None, ge=0, le=LARGEST_FIGURE)
+    lifecycle: tuple[StageEntry, ...] = Field(default=(), max_length=MOST_ENTRIES)
+    """Stages of other distributions that its changes go through, and stages that they leave out."""
     rollout: RolloutSpec = RolloutSpec()
     validation: ValidationSpec = ValidationSpec()
     access: AccessSpec = AccessSpec()

@@ -48,6 +48,8 @@ _VALIDATION: Final = frozenset(
         Reason.SNAPSHOT_DENIED,
         Reason.OPTIMIZATION_REFUSED,
         Reason.ACCURACY_LOST,
+        Reason.STAGE_REFUSED,
+        Reason.STAGE_FAILED,
         Reason.ENGINE_MISMATCH,
         Reason.UNSAFE_FORMAT,
         Reason.SCHEMA_MISMATCH,

@@ -57,6 +57,7 @@ LISTS = (
     "holds",
     "owners",
     "sources",
+    "stages",
     "validators",
 )
 

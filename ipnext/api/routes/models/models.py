@@ -123,6 +123,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     check_signers(manifest)
     check_plugins(manifest, rooms.plugins)
     rooms.optimization_kinds.check(manifest.spec.optimization)
+    rooms.stage_kinds.check(manifest.spec)
     reach = reach_of(asker, rooms.settings)
     sources = watch_sources(manifest, rooms.source_kinds, reach)
     with rooms.store.begin(name) as unit:

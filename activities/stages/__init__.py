@@ -1,0 +1,4 @@
+"""Stages of other distributions: what they are given, and the record of what they answer.
+
+Begin with `activities`.
+"""
