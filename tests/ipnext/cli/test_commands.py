@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ipnext.cli import app
 from ipnext.client import Client
 from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.messages import ChangeState, CheckResult, ReplanState, ValidationReport
 from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from tests.waiting import until
@@ -146,6 +146,27 @@ def test_describe_shows_and_draws_the_parts_of_a_model_that_is_cut(applied, live
     applied("describe", "ranker", "--picture", picture)
     words = {element.text for element in ET.parse(picture).iter() if element.text}
     assert {"tower-s0", "tower-s1", "1,536 bytes", "ids"} <= words
+
+
+def test_describe_has_a_line_for_each_stage_of_the_wanted_generation(serving, live):
+    refused = CheckResult(
+        check="stage.audit",
+        subject="ranker",
+        passed=False,
+        reason=Reason.STAGE_REFUSED,
+        message="the gap is too wide",
+        evidence={"gap": 0.3},
+        duration_seconds=2.25,
+    )
+    with live.rooms.store.begin("ranker") as unit:
+        unit.save_report(ValidationReport(model="ranker", generation=1, checks=(refused,)))
+        unit.update_model("ranker", target_generation=1)
+    text = serving("describe", "ranker").stdout
+    assert "stages of generation 1" in text
+    line = " ".join(next(line for line in text.splitlines() if "audit" in line).split())
+    assert line.startswith("audit StageRefused 2.2 s")
+    (stage,) = json.loads(serving("describe", "ranker", "-o", "json").stdout)["stages"]
+    assert (stage["check"], stage["evidence"]) == ("stage.audit", {"gap": 0.3})
 
 
 def test_describe_shows_what_a_generation_was_derived_to(applied, live, parts):
