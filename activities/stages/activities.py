@@ -168,5 +168,6 @@ def _write_event(repository: Repository, ended: StageEnded, found: CheckResult, 
         return
     place = Place(step=f"stage {ended.name}")
     cause = Cause(change=ended.change_id, reason=judged.reason, message=judged.message, place=place)
-    detail = {"stage": ended.name, "source": ended.source, "evidence": found.evidence}
-    repository.add_event(ended.model, EVENT, told, detail=detail | ({} if judged.passed else cause.detail))
+    caused = {} if judged.passed else dict(cause.detail)
+    detail = {"stage": ended.name, "source": ended.source, "evidence": dict(found.evidence), **caused}
+    repository.add_event(ended.model, EVENT, told, detail=detail)

@@ -14,8 +14,8 @@ from ipnext.model.manifest.stages import PlatformStageEntry, StageEntry
 OF_MANIFEST = "spec.lifecycle"
 OF_PLATFORM = "lifecycle (IPNEXT_LIFECYCLE)"
 
-_LAST = ("transition", "withdrawal")
-"""Stages that move traffic: nothing comes after them."""
+_LAST = "transition"
+"""The stage that moves traffic: nothing comes after it."""
 _JUDGES_FIRST = ("metadata", "validation")
 """Stages that come before any of another distribution: no other code reads bytes that were not validated."""
 
@@ -117,12 +117,8 @@ class _Change:
         return is_needed and isinstance(self.entry, PlatformStageEntry)
 
     def _may_take(self, order: Order, index: int) -> bool:
-        before, after = order[:index], order[index:]
-        return (
-            any(stage.name in _LAST for stage in after)
-            and not any(stage.name in _JUDGES_FIRST and stage.entry is None for stage in after)
-            and not any(stage.name in _LAST for stage in before)
-        )
+        following = [stage.name for stage in order[index:]]
+        return _LAST in following and not any(name in following for name in _JUDGES_FIRST)
 
     def _allowed(self, order: Order) -> tuple[str, ...]:
         """Return the stages that the entry may name instead."""

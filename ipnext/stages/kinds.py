@@ -22,7 +22,7 @@ from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.stages import PlatformStageEntry, StageEntry
 from ipnext.model.value import Name
 from ipnext.plugins import source_of
-from ipnext.stages.composition import PlacedStage, check_entries, compose
+from ipnext.stages.composition import OF_PLATFORM, PlacedStage, check_entries, compose
 from ipnext.stages.port import Stage
 
 _NAME: Final = TypeAdapter(Name)
@@ -43,7 +43,9 @@ class StageKinds:
     """The stages of this environment, each loaded once, at the first use of any. `platform`: entries for all models."""
 
     def __init__(self, platform: Sequence[PlatformStageEntry] = ()) -> None:
+        """Raise InvalidInput if the platform's entries leave out what must stay, or do not fit each other."""
         self._platform = tuple(platform)
+        check_entries(self._platform, (), splits=False)
 
     @cached_property
     def found(self) -> tuple[FoundStage, ...]:
@@ -57,11 +59,18 @@ class StageKinds:
         return {each.name: each for each in self.found if each.stage is not None}
 
     def log_refused(self) -> None:
-        """Log each entry point that was refused. A worker calls it; the API lists them."""
+        """Log each entry point that was refused, and each entry of the platform that no change can go through.
+
+        A worker calls it; the API lists the entry points.
+        """
+        log = structlog.get_logger()
         for each in self.found:
             if each.stage is None:
-                log = structlog.get_logger()
                 log.error("stage refused", name=each.name, source=each.source, reason=each.reason)
+        for index, entry in enumerate(self._platform):
+            fault = self._find_fault(f"{OF_PLATFORM}.{index}", entry)
+            if fault:
+                log.error("stage of the platform's setting refused", stage=entry.stage, reason=fault)
 
     @property
     def activities(self) -> tuple[Callable[..., Any], ...]:
@@ -108,6 +117,14 @@ class StageKinds:
         if known is None or known.stage is None:
             return ComposedStage(name=placed.name, lacking=f"{placed.place}: {self._why_not(placed.name)}")
         return ComposedStage(name=placed.name, call=_call_of(known.stage, known.source, placed.entry.settings))
+
+    def _find_fault(self, place: str, entry: StageEntry) -> str:
+        try:
+            if entry.stage is not None:
+                self._check_stage(place, entry.stage, entry)
+        except InvalidInput as error:
+            return error.message
+        return ""
 
     def _check_stage(self, place: str, name: str, entry: StageEntry) -> None:
         known = self.by_name.get(name)

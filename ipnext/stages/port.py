@@ -75,7 +75,7 @@ class Stage:
             yield "start_to_close and heartbeat are above 0 and at most schedule_to_close"
         if not 1 <= self.attempts <= MOST_ATTEMPTS:
             yield f"attempts: {self.attempts}; allowed: 1 to {MOST_ATTEMPTS}"
-        if not callable(self.check):
+        if not callable(getattr(self, "check", None)):
             yield "check is called with the settings"
 
     @property

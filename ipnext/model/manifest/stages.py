@@ -16,8 +16,9 @@ MOST_ENTRIES: Final = 16
 MOST_SETTINGS_BYTES: Final = 16 << 10
 """Settings of one stage, as JSON."""
 
-ComposedKind = Literal["publish", "apply", "move", "retire"]
-"""Kinds of change whose order may be changed. Rollbacks and repairs restore what served: nothing holds them up."""
+ComposedKind = Literal["publish", "apply", "move"]
+"""Kinds of change whose order may be changed. Rollbacks and repairs restore what served, and nothing else changes a
+model while it retires: nothing holds them up."""
 POSITIONS: Final = ("after", "before", "replaces")
 
 
@@ -32,7 +33,7 @@ class StageEntry(WrittenValue):
     after: Name | None = None
     before: Name | None = None
     replaces: Name | None = None
-    changes: tuple[ComposedKind, ...] = Field(default=("publish", "apply"), min_length=1, max_length=4)
+    changes: tuple[ComposedKind, ...] = Field(default=("publish", "apply"), min_length=1, max_length=3)
     """Kinds of change that the entry is for. An apply may bring a generation to serving, as a publish does."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """What the stage is given."""

@@ -121,7 +121,6 @@ def _has_validated(house):
 
 def test_the_order_is_part_of_the_answer_that_begins_a_change(house, change):
     lacking = PlatformStageEntry.model_validate({"stage": "audit", "after": "validation"})
-    misfit = PlatformStageEntry.model_validate({"stage": "audit", "after": "gone"})
     progress = ProgressInput(model="ranker", change_id=change.id, stage="begin", run_id="run")
 
     def begun(*platform):
@@ -131,4 +130,5 @@ def test_the_order_is_part_of_the_answer_that_begins_a_change(house, change):
     named = begun(lacking)
     assert [each.name for each in named.stages][1:3] == ["validation", "audit"]
     assert "no stage 'audit' is installed here" in named.stages[2].lacking
-    assert "'gone' is no stage of a change of kind publish" in begun(misfit).misfit
+    house.apply("ranker", lifecycle=[{"stage": "audit", "after": "gone"}])
+    assert "'gone' is no stage of a change of kind publish" in begun().misfit

@@ -51,11 +51,10 @@ def test_an_entry_inserts_replaces_or_leaves_out(entry, publish):
 
 
 def test_an_entry_is_for_the_kinds_that_it_names_publishes_and_applies_by_default():
-    for kind, has_it in {"publish": True, "apply": True, "move": False, "retire": False}.items():
+    for kind, has_it in {"publish": True, "apply": True, "move": False}.items():
         assert ("audit" in order(kind, AUDIT)) is has_it
-    moves = {"stage": "audit", "after": "freeze", "changes": ["move", "retire"]}
+    moves = {"stage": "audit", "after": "freeze", "changes": ["move"]}
     assert order("move", moves) == ["freeze", "audit", "transition"]
-    assert order("retire", moves) == ["freeze", "audit", "withdrawal"]
     assert order("publish", moves) == list(DEFAULT_STAGES[ChangeKind.PUBLISH])
 
 
@@ -78,8 +77,8 @@ def test_a_safety_critical_stage_stays(stage, how):
     assert refused(entry).field == f"spec.lifecycle.0.{next(key for key in entry if key != 'stage')}"
 
 
-def test_a_retirement_keeps_its_withdrawal():
-    error = refused({"leaveOut": "withdrawal", "changes": ["retire"]})
+def test_a_move_has_nothing_to_leave_out():
+    error = refused({"leaveOut": "freeze", "changes": ["move"]})
     assert "is safety-critical and stays; allowed: none" in error.message
 
 
@@ -90,7 +89,7 @@ def test_a_retirement_keeps_its_withdrawal():
         ({"stage": "audit", "before": "validation"}, "before"),
         ({"stage": "audit", "after": "metadata"}, "after"),
         ({"stage": "audit", "after": "transition"}, "after"),
-        ({"stage": "audit", "after": "withdrawal", "changes": ["retire"]}, "after"),
+        ({"stage": "audit", "after": "transition", "changes": ["move"]}, "after"),
     ],
 )
 def test_no_stage_comes_before_validation_or_after_traffic_moved(entry, field):
@@ -141,8 +140,9 @@ def test_a_model_with_a_split_needs_its_optimization():
         ({"leaveOut": "a", "settings": {"b": 1}}, "leaveOut: goes with changes only; got settings"),
         ({**AUDIT, "changes": []}, "changes"),
         ({**AUDIT, "changes": ["publish", "publish"]}, "each kind may stand once"),
-        ({**AUDIT, "changes": ["rollback"]}, "'publish', 'apply', 'move' or 'retire'"),
-        ({**AUDIT, "changes": ["repair"]}, "'publish', 'apply', 'move' or 'retire'"),
+        ({**AUDIT, "changes": ["rollback"]}, "'publish', 'apply' or 'move'"),
+        ({**AUDIT, "changes": ["repair"]}, "'publish', 'apply' or 'move'"),
+        ({**AUDIT, "changes": ["retire"]}, "'publish', 'apply' or 'move'"),
         ({**AUDIT, "settings": {"a": "b" * MOST_SETTINGS_BYTES}}, "bytes of JSON; allowed: 16384"),
         ({**AUDIT, "settings": {"a": float("nan")}}, "a value that JSON can't carry"),
         ({**AUDIT, "settings": {"a": object()}}, "a value that JSON can't carry"),

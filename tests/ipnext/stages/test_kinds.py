@@ -207,6 +207,24 @@ def test_the_command_lists_them(live, monkeypatch):
     assert "acme_stages" in shown.stdout
 
 
+def test_a_setting_that_leaves_out_what_must_stay_stops_the_process():
+    entry = PlatformStageEntry.model_validate({"leaveOut": "validation"})
+    with pytest.raises(
+        InvalidInput, match=r"lifecycle \(IPNEXT_LIFECYCLE\).0.leaveOut: 'validation' is safety-critical"
+    ):
+        StageKinds([entry])
+
+
+@pytest.mark.usefixtures("packages")
+def test_a_worker_logs_entries_of_the_platform_that_no_change_can_go_through():
+    entries = [{"stage": "audit", "after": "validation"}, {"stage": "none", "after": "validation"}]
+    with structlog.testing.capture_logs() as logs:
+        StageKinds([PlatformStageEntry.model_validate(entry) for entry in entries]).log_refused()
+    told = [log["reason"] for log in logs if log["event"] == "stage of the platform's setting refused"]
+    assert "limit: has to be above 0" in told[0]
+    assert "no stage 'none' is installed here; allowed: audit, else" in told[1]
+
+
 def test_the_platform_takes_entries_for_all_models_from_its_settings(monkeypatch):
     monkeypatch.setenv("IPNEXT_LIFECYCLE", json.dumps([{"stage": "review", "after": "validation"}]))
     assert [entry.stage for entry in platform_settings().lifecycle] == ["review"]

@@ -28,6 +28,7 @@ from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, Replan, ScheduledReplan
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.temporal import connect, signal_drain, submit_change
+from tests.plugin_packages import write_distribution
 from tests.workflows.conftest import load_house, until, until_up
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
@@ -35,6 +36,21 @@ HISTORIES = Path(__file__).parent / "histories"
 MODEL = "ranker"
 CUT_MODEL = "cut-ranker"
 FROZEN_MODEL = "frozen-ranker"
+STAGED_MODEL = "staged-ranker"
+STAGE = """
+from temporalio import activity
+
+from ipnext.stages.port import Stage, StageAnswer, StageRequest
+
+
+@activity.defn(name="stage.audit")
+def audit(request: StageRequest) -> StageAnswer:
+    return StageAnswer(passed=True, evidence={"gap": 0.01})
+
+
+stage = Stage(name="audit", activity=audit)
+"""
+"""A stage of another package, which nothing that replays has."""
 ROLLOUT = {"canary": 0.5, "maxStep": 0.5, "holdSeconds": 0.1, "deadlineSeconds": 180}
 SCRUBBED = {"identity": "worker", "stackTrace": "", "binaryChecksum": "", "buildId": ""}
 
@@ -42,7 +58,7 @@ SCRUBBED = {"identity": "worker", "stackTrace": "", "binaryChecksum": "", "build
 async def record(client: Client, house: Any) -> None:
     """Publish, publish, a failing publish, a rollback, a replan, a retirement.
 
-    Then a model that is cut, and one that is frozen.
+    Then a model that is cut, one that is frozen, and one with a stage of another package.
     """
 
     async def carry_out(change: Any) -> None:
@@ -79,6 +95,13 @@ async def record(client: Client, house: Any) -> None:
     with house.store.begin() as unit:
         unit.put_freeze(freeze_for(FROZEN_MODEL, seconds=3), expected_version=None)
     await carry_out(house.publish(FROZEN_MODEL, 1, change_id="frozen"))
+    house.apply(
+        STAGED_MODEL,
+        demand=[{"region": "us-east", "qps": 50}],
+        rollout=ROLLOUT,
+        lifecycle=[{"stage": "audit", "after": "validation", "settings": {"maxGap": 0.05}}],
+    )
+    await carry_out(house.publish(STAGED_MODEL, 1, change_id="staged"))
     for file, history in {"replan-turns": moved, **drained}.items():
         write(file, history)
     for file, found in {
@@ -90,6 +113,7 @@ async def record(client: Client, house: Any) -> None:
         "lifecycle-cut": names.lifecycle_workflow_id(CUT_MODEL, "cut-2"),
         "lifecycle-cut-back": names.lifecycle_workflow_id(CUT_MODEL, "cut-back"),
         "lifecycle-retire": names.lifecycle_workflow_id(MODEL, "retire"),
+        "lifecycle-staged": names.lifecycle_workflow_id(STAGED_MODEL, "staged"),
         "lifecycle-frozen": names.lifecycle_workflow_id(FROZEN_MODEL, "frozen"),
         "transition-done": names.transition_workflow_id("second"),
         "transition-back": names.transition_workflow_id("failing"),
@@ -156,6 +180,10 @@ async def main(address: str, root: Path) -> None:
     client = await connect(address=address)
     house = load_house().House(root)
     house.apply_fleet()
+    write_distribution(
+        root / "packages", "recorded_stage", STAGE, {names.STAGE_GROUP: {"audit": "recorded_stage:stage"}}
+    )
+    sys.path.insert(0, str(root / "packages"))
     devfile = read_devfile()
     engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine, cutter=house.cutter)
