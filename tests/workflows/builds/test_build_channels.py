@@ -52,6 +52,7 @@ STRICT = frozenset({"model_validate", "model_validate_json", "validate_json", "v
 PLAIN = frozenset({"json", "orjson", "pickle"})
 
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
+    "activities/stages/activities.py": frozenset({PAYLOAD}),
     "activities/regions/parsed_sets.py": frozenset({DOCUMENT}),
     "activities/regions/recovery.py": frozenset({DOCUMENT}),
     "ipnext/client/calls/access.py": frozenset({API_ANSWER}),
@@ -169,6 +170,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/process/store_environment.py": NO_FIELDS,
     "ipnext/model/wire.py": "is the tolerant reader itself",
     "ipnext/plugins.py": OTHERS,
+    "ipnext/stages/kinds.py": OTHERS,
     "ipnext/profiling/engine.py": OTHERS,
     "ipnext/store/access/audit.py": COLUMNS,
     "ipnext/store/changes/freezes.py": COLUMNS,
