@@ -271,7 +271,7 @@ def repair_id(model: str, sequence: int) -> str:
 
 
 def again_id(model: str, sequence: int) -> str:
-    """Return the id of the change that repeats change `sequence` of the model, which a lost region prevented."""
+    """Return the id of the change that repeats change `sequence` of the model, which a loss or a check prevented."""
     return f"{AGAIN_PREFIX}{model}-{sequence}"
 
 

@@ -14,7 +14,8 @@ import structlog
 from pydantic import PositiveInt, TypeAdapter
 
 from ipnext import names
-from ipnext.model.api.plugins import BUILT_IN, BUILT_IN_ENGINES, BUILT_IN_VALIDATORS, ValidatorView
+from ipnext.model.api.plugins import BUILT_IN_ENGINES, ValidatorView
+from ipnext.model.lifecycle.checks import BUILT_IN, BUILT_IN_VALIDATORS
 from ipnext.model.registry.snapshot_files import ENGINE_FILES, OTHER_FILES, FileSet
 
 

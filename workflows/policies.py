@@ -15,6 +15,7 @@ from temporalio.common import Priority, RetryPolicy, VersioningBehavior
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle import messages as wire
+    from ipnext.model.lifecycle.checks import ValidationReport
     from ipnext.model.lifecycle.drain import DrainSeen
     from ipnext.model.lifecycle.preparation import PreparationResult
     from ipnext.model.lifecycle.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
@@ -285,7 +286,7 @@ PREPARE_CHANGE = ActivityStep(
 RESOLVE_SNAPSHOTS = ActivityStep("resolve_snapshots", wire.ResolutionResult, timedelta(minutes=2), total=STEP_PATIENCE)
 VALIDATE_GENERATION = ActivityStep(
     "validate_generation",
-    wire.ValidationReport,
+    ValidationReport,
     VALIDATION_LIMIT,
     busy=True,
     total=STEP_PATIENCE,

@@ -5,7 +5,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.deployment.repetition import pend_again, record_again, replan_shortage, replan_stopped_move
+from activities.deployment.repetition import record_again, replan_shortage, replan_stopped_move
 from activities.planning.adoption import places_other_parts, settle
 from activities.planning.drift import record_repair
 from activities.runtime.deadline import beat
@@ -19,6 +19,7 @@ from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, Don
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.operations.change_end import ROLLS_OUT, end_change
 from ipnext.store.operations.quota_claims import lower_claims
+from ipnext.store.operations.repetition import pend_again
 from ipnext.store.store import Store
 
 LASTING_ATTEMPTS = 30

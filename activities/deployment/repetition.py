@@ -7,15 +7,13 @@ Called in the unit of work that ends a change. The next change plans without the
 reason only if another one is lost.
 """
 
-from collections.abc import Iterable
 from itertools import takewhile
 
 from activities.planning.drift import pause_after
 from activities.state.wave_state import peak
-from ipnext import names
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.registry.registry import GenerationState
+from ipnext.store.operations.repetition import is_replaced, record_repetition
 from ipnext.store.repository import Repository
 
 REPEATED = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.ROLLBACK})
@@ -35,8 +33,6 @@ BY_A_LOSS = frozenset(
 COUNTED = 32
 """Newest changes of a model among which moves that failed in a row are counted: the pause is at its longest by then."""
 
-_REPLACES = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE})
-
 
 def record_again(repository: Repository, change: Change, result: LifecycleResult) -> Change | None:
     """Record a change of the same kind and generation if a region was lost during this one, which is about to end.
@@ -46,19 +42,11 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
     failed = result.state in {ChangeState.ROLLED_BACK, ChangeState.REFUSED}
     if change.kind not in REPEATED or not failed or result.reason not in BY_A_LOSS or result.unanswered:
         return None
-    if repository.model(change.model).retired or _is_replaced(repository.changes(change.model), change):
+    if repository.model(change.model).retired or is_replaced(repository.changes(change.model), change):
         return None
     if not repository.was_lost_since(change.id, regions_of(repository, change)):
         return None
-    change_id = names.again_id(change.model, change.sequence)
-    again = repository.record_again(change, change_id=change_id)
-    given = repository.freeze_override(change.id)
-    if given is not None and change.kind is not ChangeKind.ROLLBACK:
-        repository.override_freezes(change_id, who=given.who, reason=given.reason, passes=None)
-    repository.add_event(
-        change.model, "RecordedAgain", f"{change.kind} {change.id} is carried out again as {change_id}"
-    )
-    return again
+    return record_repetition(repository, change)
 
 
 def replan_stopped_move(repository: Repository, rollback: Change) -> None:
@@ -95,15 +83,6 @@ def _count_failed_moves(repository: Repository, model: str) -> int:
     return sum(1 for _ in takewhile(lambda state: state is not ChangeState.DONE, tried))
 
 
-def pend_again(repository: Repository, again: Change) -> None:
-    """Set the generation of a repeated publish to pending, as if just published.
-
-    Called after the end of the former change.
-    """
-    if again.kind is ChangeKind.PUBLISH and again.generation is not None:
-        repository.set_generation_state(again.model, again.generation, GenerationState.PENDING)
-
-
 def regions_of(repository: Repository, change: Change) -> frozenset[str]:
     """Return regions that a change targets or passes through.
 
@@ -115,9 +94,3 @@ def regions_of(repository: Repository, change: Change) -> frozenset[str]:
         return frozenset(ends | {region for _, region, _ in peak(record.transition, change.model)})
     placed = repository.placement(change.model)
     return frozenset(row.region for row in placed.replicas) if placed else frozenset()
-
-
-def _is_replaced(changes: Iterable[Change], change: Change) -> bool:
-    """Check whether a newer change of the model replaces this one. `changes`: the model's newest."""
-    replaces = _REPLACES | {ChangeKind.APPLY} if change.kind is ChangeKind.APPLY else _REPLACES
-    return any(other.sequence > change.sequence and other.kind in replaces for other in changes)

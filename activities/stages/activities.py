@@ -11,8 +11,9 @@ from temporalio import activity
 
 from activities.runtime.failed_attempts import of_a_step
 from ipnext.model.echoes import cut_text, show_value
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import Cause, Place
-from ipnext.model.lifecycle.messages import ChangeKind, CheckResult, ValidationReport
+from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.lifecycle.stages import (
     LONGEST_MESSAGE,
     MOST_EVIDENCE_BYTES,
@@ -37,6 +38,13 @@ LOOKED_AT: Final = 50
 
 _VALIDATED: Final = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 """Kinds of change with a validation, whose report and condition show their stages."""
+
+
+_OUTCOMES: Final[Mapping[Reason, CheckOutcome]] = {
+    Reason.SUCCEEDED: CheckOutcome.PASSED,
+    Reason.STAGE_REFUSED: CheckOutcome.REFUSED,
+    Reason.STAGE_FAILED: CheckOutcome.FAILED,
+}
 
 
 class StageActivities:
@@ -133,11 +141,11 @@ def _result(ended: StageEnded, reason: Reason, message: str, evidence: Mapping[s
     return CheckResult(
         check=activity_name(ended.name),
         subject=ended.model,
-        passed=reason is Reason.SUCCEEDED,
+        outcome=_OUTCOMES[reason],
         reason=reason,
         message=cut_text(message, LONGEST_MESSAGE),
         evidence=evidence,
-        duration_seconds=ended.duration_seconds,
+        duration_seconds=ended.duration_seconds or 0.0,
         source=ended.source,
     )
 

@@ -11,7 +11,7 @@ from ipnext.artifacts.checkpoints.adapter_base import base_misfits, other_base
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, read_checkpoint
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.settings.engine import VllmSettings, vllm_settings
 

@@ -12,7 +12,7 @@ from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, read_checkpoint
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import SERVING_ENGINES
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.registry.checkpoint import unfit_settings

@@ -16,7 +16,7 @@ from ipnext.artifacts.bounded_json import read_document
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.errors import ArtifactError, InvalidInput
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.delta import DELTA_FILES, ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
 from ipnext.model.registry.registry import DELTA_FILE, DELTA_WEIGHTS_FILE, Snapshot

@@ -10,7 +10,7 @@ from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, 
 from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import OWN_FILES, ArtifactFile, Snapshot
 from ipnext.model.registry.snapshot_files import check_files

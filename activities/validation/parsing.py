@@ -1,7 +1,7 @@
 """Parses documents of snapshots: one large one at a time in a worker, without delaying a validation that ends.
 
 A large document takes hundreds of megabytes while it is parsed. Nothing in Python can interrupt its parser, and no
-other thread runs until it is done: the limits of documents (docs/lifecycle.md) keep that below a second. A
+other thread runs until it is done: the limits of documents (docs/validation.md) keep that below a second. A
 separate thread parses, so that activities that wait for their turn, or for a process that parses, send heartbeats.
 """
 

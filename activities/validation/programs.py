@@ -12,7 +12,7 @@ from ipnext.artifacts.programs.reader import (
     parse_program,
     program_file,
 )
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import ArtifactFile
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from activities.validation.validator import Candidate, fail_check, pass_check
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.part_tensors import prompt_inputs, request_tensors, signatures, written_spec

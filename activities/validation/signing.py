@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import SignatureInvalid
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 
 SIGNATURE = "signature"

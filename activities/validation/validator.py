@@ -1,4 +1,4 @@
-"""Protocol of a validator and its candidate, and discovery of validators.
+"""Protocol of a validator and its candidate, its results, and discovery of validators.
 
 Built-in ones, and those of the entry-point group.
 """
@@ -6,7 +6,7 @@ Built-in ones, and those of the entry-point group.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import structlog
 
@@ -14,7 +14,7 @@ from activities.validation.parsing import Parse, parse_at_once
 from activities.validation.template_process import find_template_fault
 from activities.validation.template_verdicts import FindTemplateFault
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckOverride, CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.part_tensors import graph_of_one
@@ -45,6 +45,8 @@ class Candidate:
     beat: Callable[[str], None]
     denials: Mapping[str, Denial] = field(default_factory=dict)
     """Part -> the denial that covers its snapshot."""
+    overrides: Mapping[str, CheckOverride] = field(default_factory=dict)
+    """Check -> the override by which its refusals let the change pass."""
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
     """(part, digest) -> every ancestor of this generation's deltas, down to the full snapshots."""
     native_signers: SignerPolicy | None = None
@@ -99,23 +101,63 @@ class FunctionValidator:
     name: str
     check: Callable[[Candidate], Iterable[CheckResult]]
     required: bool = False
+    inputs: Callable[[Candidate], Any] | None = None
+    """Returns all that the results depend on, as JSON: the same inputs are not checked again. None: it runs each
+    time."""
+    version: int = 1
+    """Raised by a change after which the same inputs may give other results."""
 
 
-def discover_validators() -> tuple[Validator, ...]:
+class PluginValidator:
+    """A validator of another distribution. It may have `inputs` and `version`, as `FunctionValidator` has."""
+
+    def __init__(self, plugin: Any, source: str) -> None:
+        self.name: str = plugin.name
+        self.required: bool = plugin.required
+        self.check: Callable[[Candidate], Iterable[CheckResult]] = plugin.check
+        self.inputs: Callable[[Candidate], Any] | None = getattr(plugin, "inputs", None)
+        self.version: Any = getattr(plugin, "version", 1)
+        self.source = source
+
+
+def discover_validators() -> tuple[PluginValidator, ...]:
     """Load the validators of other distributions. One that is broken, or has a taken name, is logged and left out."""
     found = Plugins().validators
     for one in found:
         if one.value is None:
             view = one.view
             structlog.get_logger().error("validator refused", name=view.name, source=view.source, reason=view.reason)
-    return tuple(one.value for one in found if one.value is not None)
+    return tuple(PluginValidator(one.value, one.view.source) for one in found if one.value is not None)
 
 
-def pass_check(check: str, subject: str, message: str = "") -> CheckResult:
-    """Return the result of a check that holds."""
-    return CheckResult(check=check, subject=subject, passed=True, message=message)
+def snapshot_digests(candidate: Candidate) -> Mapping[str, str]:
+    """Map each part to the digest of its snapshot: the inputs of a check that reads nothing else."""
+    return {part: snapshot.digest for part, snapshot in candidate.snapshots.items()}
 
 
-def fail_check(check: str, subject: str, reason: Reason, message: str) -> CheckResult:
+def pass_check(
+    check: str, subject: str, message: str = "", *, evidence: Mapping[str, Any] | None = None
+) -> CheckResult:
+    """Return the result of a check that holds. `evidence`: the figures that decided, as JSON."""
+    return CheckResult(
+        check=check, subject=subject, outcome=CheckOutcome.PASSED, message=message, evidence=evidence or {}
+    )
+
+
+def skip_check(check: str, subject: str, message: str) -> CheckResult:
+    """Return the result of a check that was not made; `message` says why."""
+    return CheckResult(check=check, subject=subject, outcome=CheckOutcome.SKIPPED, message=message)
+
+
+def fail_check(
+    check: str, subject: str, reason: Reason, message: str, *, evidence: Mapping[str, Any] | None = None
+) -> CheckResult:
     """Return the result of a check that fails; `message` names the value found and the allowed ones."""
-    return CheckResult(check=check, subject=subject, passed=False, reason=reason, message=message)
+    return CheckResult(
+        check=check,
+        subject=subject,
+        outcome=CheckOutcome.REFUSED,
+        reason=reason,
+        message=message,
+        evidence=evidence or {},
+    )

@@ -57,7 +57,7 @@ _ALL: Final = (
         "models.steer", _P, "Model", "pause, resume, approve, promote or abort a model's changes; hold its snapshots"
     ),
     Action("models.profile", _P, "Model", "record measurements of a snapshot"),
-    Action("models.override", _O, "Model", "let a change through the freezes"),
+    Action("models.override", _O, "Model", "let a change through the freezes, or past a check of its validation"),
     Action("artifacts.upload", _P, "Fleet", "upload blobs and snapshots"),
     Action("denials.change", _A, "Platform", "deny digests, and end denials"),
     Action("artifacts.collect", _A, "Platform", "collect what retention lets go"),

@@ -5,6 +5,7 @@ from ipnext.store.access.audit import Audit
 from ipnext.store.access.keys import Keys
 from ipnext.store.access.owners import Owners
 from ipnext.store.access.role_bindings import RoleBindings
+from ipnext.store.changes.checks import Checks
 from ipnext.store.changes.denied_uses import DeniedUses
 from ipnext.store.changes.deployments import Deployments
 from ipnext.store.changes.drains import Drains
@@ -32,6 +33,7 @@ class Repository(
     Transitions,
     Deployments,
     Freezes,
+    Checks,
     History,
     Drains,
     Pauses,

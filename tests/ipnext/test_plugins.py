@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from activities.validation.activities import BUILT_IN
 from activities.validation.validator import discover_validators
 from ipnext.cli import app
-from ipnext.model.api.plugins import BUILT_IN_VALIDATORS
+from ipnext.model.lifecycle.checks import BUILT_IN_VALIDATORS
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.registry.snapshot_files import ENGINE_FILES, OTHER_FILES
 from ipnext.plugins import Plugins

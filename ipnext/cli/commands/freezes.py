@@ -71,12 +71,17 @@ def override(
     context: typer.Context,
     change: Annotated[str, typer.Argument(metavar="CHANGE", help="Id of the change.", show_default=False)],
     reason: Reason,
+    check: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A check of its validation that may refuse; else freezes.")
+    ] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Let one change through every freeze. Who, when and why stands in `ipnext audit list`."""
-    given = client_of(context).override_freezes(change, reason)
-    passes = ", ".join(given.freezes) or "no freeze that binds it now"
-    told = f"change {given.change_id} of {given.model} passes {passes}; by {given.who}: {given.reason}"
+    """Let one change through every freeze, or past a check. Who, when and why stands in `ipnext audit list`."""
+    client = client_of(context)
+    given = client.override_freezes(change, reason) if check is None else client.override_check(change, check, reason)
+    passes = f"the check {given.check}" if given.check else ", ".join(given.freezes) or "no freeze that binds it now"
+    again = f"; it is carried out again as {given.again}" if given.again else ""
+    told = f"change {given.change_id} of {given.model} passes {passes}; by {given.who}: {given.reason}{again}"
     write(given, output, lambda: [told])
 
 
@@ -155,5 +160,5 @@ def _length(window: FreezePeriod) -> str:
 COMMANDS = (
     Command("freeze", "Hold back changes of models for some time.", freeze),
     Command("unfreeze", "Lift a freeze.", unfreeze),
-    Command("override", "Let one change through every freeze.", override),
+    Command("override", "Let one change through every freeze, or past a check.", override),
 )

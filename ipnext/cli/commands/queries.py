@@ -20,6 +20,7 @@ from ipnext.cli.tables.layouts import layout_picture, layout_tables
 from ipnext.cli.tables.lineage import holds_table, snapshots_table
 from ipnext.cli.tables.owners import owner_tables, owners_table
 from ipnext.cli.tables.profiles import profile_tables
+from ipnext.cli.tables.reports import report_tables
 from ipnext.cli.tables.sources import source_tables, sources_table
 from ipnext.cli.tables.stages import stage_results_table, stages_table
 from ipnext.cli.tables.validators import validators_table
@@ -54,7 +55,7 @@ SHOWN_GENERATIONS = 20
 
 DESCRIBED = (
     *("MODEL", "snapshot MODEL PART N", "source MODEL NAME", "plan PLAN", "replan REPLAN", "freeze NAME"),
-    *("owner NAME", "denial DIGEST"),
+    *("owner NAME", "denial DIGEST", "report MODEL GENERATION"),
 )
 """What `describe` takes."""
 
@@ -162,7 +163,7 @@ def describe(
         list[str],
         typer.Argument(
             metavar=" | ".join(DESCRIBED),
-            help="A model, a snapshot, a source, a plan or a replan by its id, a freeze, a denial, or an owner.",
+            help="A model, a snapshot, a source, a plan or replan by its id, a freeze, a denial, an owner, a report.",
             show_default=False,
         ),
     ],
@@ -181,6 +182,10 @@ def describe(
     if len(what) == 3 and what[0] == "source":
         source, versions = client.source(what[1], what[2]), client.source_versions(what[1], what[2], limit=20)
         write(plain(source) | {"newest": plain(versions)}, output, lambda: source_tables(source, versions))
+        return
+    if len(what) == 3 and what[0] == "report":
+        report = client.report(what[1], _parse_number("generation", what[2]))
+        write(report, output, lambda: report_tables(report))
         return
     if len(what) == 2 and what[0] == "plan":
         summary = client.plan_summary(what[1])
@@ -223,11 +228,16 @@ def _stage_results(client: Client, model: str, generation: int | None) -> tuple[
 
 
 def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[SnapshotView, Sequence[ProfileView]]:
+    snapshot = _parse_number("snapshot", given)
+    profiles = client.profiles(model, part, snapshot)
+    return client.snapshot(model, part, snapshot), profiles
+
+
+def _parse_number(of: str, given: str) -> int:
     if not given.isdecimal() or int(given) < 1:
-        msg = f"describe: {given!r} is no number of a snapshot; allowed: a whole number from 1"
+        msg = f"describe: {given!r} is no number of a {of}; allowed: a whole number from 1"
         raise InvalidInput(msg, field="what", value=given)
-    profiles = client.profiles(model, part, int(given))
-    return client.snapshot(model, part, int(given)), profiles
+    return int(given)
 
 
 def _draw(view: ModelView, picture: Path) -> None:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from ipnext.cli.output import rows
 from ipnext.model.api.plugins import StageView
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.stages import activity_name
 from ipnext.model.value import canonical_json
 
@@ -23,7 +23,7 @@ def stage_results_table(results: Iterable[CheckResult], generation: int) -> Tabl
         (
             result.check.removeprefix(activity_name("")),
             "passed" if result.passed else result.reason.value,
-            "-" if result.duration_seconds is None else f"{result.duration_seconds:.1f} s",
+            f"{result.duration_seconds:.1f} s",
             result.message or "-",
             canonical_json(result.evidence) if result.evidence else "-",
         )

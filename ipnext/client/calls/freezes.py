@@ -39,3 +39,12 @@ class FreezeCalls(Connection):
         """Let one change pass every freeze. The reason is recorded in the audit."""
         body = OverrideRequest(reason=reason)
         return self._call("POST", f"/v1/changes/{change_id}/override", Override, body=body)
+
+    def override_check(self, change_id: str, check: str, reason: str) -> Override:
+        """Let one change pass a check of its validation. The reason is recorded in the audit and in the report.
+
+        A change that the check has refused is carried out again: `again` is its id. InvalidInput for a check that is
+        unknown or safety-critical; Conflict if there is nothing to override.
+        """
+        body = OverrideRequest(reason=reason, check=check)
+        return self._call("POST", f"/v1/changes/{change_id}/override", Override, body=body)

@@ -3,7 +3,7 @@
 from ipnext.client.connection import Connection
 from ipnext.client.lists import Listing, params_of
 from ipnext.model.api.resources import EventView, SnapshotView, TransitionView
-from ipnext.model.lifecycle.messages import ValidationReport
+from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.registry.profile import Profile, ProfileView
 from ipnext.model.registry.registry import Generation
 

@@ -1,24 +1,12 @@
 """Validators, engines and stages by name: the built-in ones, and the description of plug-ins."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, Literal
 
+from ipnext.model.lifecycle.checks import SAFETY_CRITICAL
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.value import Value
 
 BUILT_IN_ENGINES: Final = ("torch", "vllm")
-
-BUILT_IN_VALIDATORS: Final[Mapping[str, bool]] = MappingProxyType(
-    {
-        **dict.fromkeys(("safe-paths", "denied", "safe-formats", "digests", "program", "signature", "engines"), True),
-        **dict.fromkeys(("deltas", "checkpoint", "adapter"), True),
-        **dict.fromkeys(("adapter-base", "graph-edges", "finite-weights", "interface"), False),
-    }
-)
-"""Validator -> whether it is required: a manifest can't skip it."""
-
-BUILT_IN: Final = "built-in"
 
 
 class ValidatorView(Value):
@@ -32,6 +20,11 @@ class ValidatorView(Value):
     state: Literal["active", "refused"] = "active"
     reason: str | None = None
     """Why it was refused."""
+
+    @property
+    def overridable(self) -> bool:
+        """Whether an operator may let a change pass although it refuses."""
+        return self.state == "active" and self.name not in SAFETY_CRITICAL
 
     @property
     def skippable(self) -> bool:

@@ -232,35 +232,6 @@ class ResolutionResult(Value):
     """A note for the run's final message."""
 
 
-class CheckResult(Value):
-    """One check of the validation report. The schema of this result is fixed."""
-
-    check: str
-    subject: str
-    """What was looked at: a part, a file, an edge of the graph."""
-    passed: bool
-    reason: Reason = Reason.SUCCEEDED
-    message: str = ""
-    evidence: Mapping[str, Any] = Field(default_factory=dict)
-    """The figures that decided, as JSON."""
-    duration_seconds: float | None = None
-    source: str = "built-in"
-    """The distribution of a plug-in, with its version and entry point."""
-
-
-class ValidationReport(Value):
-    """All checks of one generation. It passes where every check does."""
-
-    model: Name
-    generation: int
-    checks: tuple[CheckResult, ...]
-
-    @property
-    def refusal(self) -> CheckResult | None:
-        """The first check that failed, if any."""
-        return next((check for check in self.checks if not check.passed), None)
-
-
 class OptimizationResult(Value):
     """Answer of `optimize_generation`."""
 

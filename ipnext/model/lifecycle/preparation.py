@@ -3,12 +3,12 @@
 It ends at the first stage that has to wait.
 """
 
+from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.lifecycle.messages import (
     PlanningResult,
     ResolutionResult,
     StageInput,
     TransitionPlanned,
-    ValidationReport,
 )
 from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.value import Value

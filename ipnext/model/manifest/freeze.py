@@ -217,13 +217,15 @@ class FreezeNow(WrittenValue):
 
 
 class OverrideRequest(WrittenValue):
-    """Body of an override: lets one change through all freezes."""
+    """Body of an override: lets one change through all freezes, or past a check that refuses it."""
 
     reason: ReasonText
+    check: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    """Name of a check of the validation; None: freezes."""
 
 
 class Override(Value):
-    """A change that may pass every freeze."""
+    """A change that may pass every freeze, or a check of its validation."""
 
     change_id: str
     model: Name
@@ -232,3 +234,7 @@ class Override(Value):
     reason: str
     freezes: tuple[Name, ...] = ()
     """Freezes that bound it when the override was given."""
+    check: str | None = None
+    """The check whose refusals let it pass; None: it passes freezes."""
+    again: str | None = None
+    """The change that carries it out once more, if the check had refused it."""

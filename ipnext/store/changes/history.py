@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Select, Table, and_, delete, exists, func,
 from ipnext.model.lifecycle.messages import ChangeState, ReplanState
 from ipnext.model.registry.retention import Keep
 from ipnext.model.registry.sources import VersionState
-from ipnext.store.tables.changes import ChangeRow, EventRow, FreezeOverrideRow, TransitionRow
+from ipnext.store.tables.changes import ChangeRow, CheckOverrideRow, EventRow, FreezeOverrideRow, TransitionRow
 from ipnext.store.tables.planning import PlacementRow, PlanInForceRow, PlanRow, ReplanMoveRow, ReplanRow
 from ipnext.store.tables.registry import SourceRow, SourceVersionRow
 from ipnext.store.tables.row import METADATA
@@ -28,7 +28,7 @@ BY_CURSOR: Final = ("mlflow", "oci", "push")
 _EVENTS = METADATA.tables[EventRow.__tablename__]
 _CHANGES = METADATA.tables[ChangeRow.__tablename__]
 _TRANSITIONS = METADATA.tables[TransitionRow.__tablename__]
-_OVERRIDES = METADATA.tables[FreezeOverrideRow.__tablename__]
+_OVERRIDES = tuple(METADATA.tables[row.__tablename__] for row in (FreezeOverrideRow, CheckOverrideRow))
 _PLANS = METADATA.tables[PlanRow.__tablename__]
 _IN_FORCE = METADATA.tables[PlanInForceRow.__tablename__]
 _PLACEMENTS = METADATA.tables[PlacementRow.__tablename__]
@@ -109,7 +109,8 @@ class History(UnitOfWork):
     def _delete_of_changes(self, ordinals: Collection[int]) -> None:
         ids = list(self._run(select(_CHANGES.c.id).where(_CHANGES.c.ordinal.in_(sorted(ordinals)))).scalars())
         self._run(delete(_TRANSITIONS).where(_TRANSITIONS.c.change_id.in_(ids)))
-        self._run(delete(_OVERRIDES).where(_OVERRIDES.c.change_id.in_(ids)))
+        for table in _OVERRIDES:
+            self._run(delete(table).where(table.c.change_id.in_(ids)))
 
     def _aged(self, kind: HistoryKind, models: Collection[str] | None, keep: Keep, before: datetime) -> Select[Any]:
         """Return the query of ordinal and size of the rows of a class that are beyond its retention."""

@@ -10,7 +10,8 @@ from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
 from ipnext.model.deployment.deployment import Deployment, RouteTable
-from ipnext.model.lifecycle.messages import Change, ValidationReport
+from ipnext.model.lifecycle.checks import ValidationReport
+from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready
 from ipnext.model.planning.plan import Unmet
 from ipnext.model.registry.registry import Generation, SplitLayout

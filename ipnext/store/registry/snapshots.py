@@ -10,7 +10,7 @@ from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select, tuple_
 
 from ipnext.errors import Conflict, NotFound
-from ipnext.model.lifecycle.messages import ValidationReport
+from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.registry.optimization import AccuracyReport, Derivatives
 from ipnext.model.registry.registry import (
     Generation,

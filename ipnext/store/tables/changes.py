@@ -188,6 +188,20 @@ class FreezeOverrideRow(Row, table=True):
     freezes: str = text_field()
 
 
+class CheckOverrideRow(Row, table=True):
+    """A check whose refusals let one change pass."""
+
+    __tablename__ = "check_overrides"
+    __table_args__ = (model_key(),)
+
+    change_id: str = text_field(primary_key=True)
+    check: str = text_field(primary_key=True)
+    model: str = text_field()
+    at: datetime = time_field()
+    who: str = text_field()
+    reason: str = text_field()
+
+
 class DrainRow(Row, table=True):
     """One drain of one region; the newest of a region is in force."""
 

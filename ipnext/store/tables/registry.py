@@ -267,6 +267,20 @@ class DerivationRow(Row, table=True):
     created_at: datetime = time_field()
 
 
+class CheckResultsRow(Row, table=True):
+    """Results of one check of a generation's snapshots, for later validations of the same inputs."""
+
+    __tablename__ = "check_results"
+    __table_args__ = (model_key(), Index("ix_check_results_made", "model", "created_at"))
+
+    model: str = text_field(primary_key=True)
+    key: str = text_field(primary_key=True)
+    """Digest of the check, its version and all that its results depend on."""
+    check: str = text_field()
+    results: str = packed_field()
+    created_at: datetime = time_field()
+
+
 class SourceRow(Row, table=True):
     """A source of a model, as its manifest has it, and where its watch stands."""
 

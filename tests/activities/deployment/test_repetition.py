@@ -4,13 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from activities.deployment.repetition import pend_again, record_again
+from activities.deployment.repetition import record_again
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.registry import GenerationState
 from ipnext.names import again_id
+from ipnext.store.operations.repetition import pend_again
 from ipnext.store.records import TransitionRecord
 
 LOST = LifecycleResult(state=ChangeState.ROLLED_BACK, generation=1, reason=Reason.REGION_UNREACHABLE, message="lost")
@@ -149,6 +150,19 @@ def test_what_lets_a_change_pass_freezes_lets_the_next_one_pass(house, on_its_wa
     with house.store.read() as unit:
         given = unit.freeze_override(again.id)
         assert (given.who, given.reason) == ("ann", "urgent")
+
+
+def test_what_lets_a_change_pass_a_check_lets_the_next_one_pass(house, on_its_way):
+    change = on_its_way()
+    with house.store.begin("m") as unit:
+        unit.override_check(change.id, "replay", who="ann", reason="urgent")
+    lose(house)
+
+    again = recorded(house, change)
+
+    with house.store.read() as unit:
+        given = unit.check_overrides(again.id)["replay"]
+        assert (given.change_id, given.who, given.reason) == (again.id, "ann", "urgent")
 
 
 def test_its_generation_waits_as_one_that_was_just_published(house, on_its_way):

@@ -10,8 +10,9 @@ from activities.state.replica_sets import wanted_deployments
 from activities.state.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState
 from activities.transition.refresh_mode import refresh_of
-from activities.validation.activities import BUILT_IN, run_validators
+from activities.validation.activities import BUILT_IN
 from activities.validation.adapters import check_adapter_bases, check_adapters
+from activities.validation.runs import run_validators
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.parser import parse_manifest

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.validation.activities import BUILT_IN, EARLY, ValidationActivities, run_validators
+from activities.validation.activities import BUILT_IN, EARLY, ValidationActivities
 from activities.validation.denials import DENIED, check_denials
+from activities.validation.runs import run_validators
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.denials import Denial

@@ -9,10 +9,9 @@ from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor
 
 from activities.runtime.errors import TypedFailures
-from activities.validation.activities import MOST_REFUSALS, ValidatorError, run_validators
+from activities.validation.runs import MOST_REFUSALS, ValidatorError, run_validators
 from activities.validation.validator import FunctionValidator, fail_check, pass_check
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import CheckResult
 from ipnext.model.lifecycle.status import Reason
 
 
@@ -75,8 +74,8 @@ def test_a_validation_that_is_to_end_waits_for_no_further_result(candidate):
 
 
 def test_good_results_are_passed_on(candidate):
-    results = tuple(run_validators(candidate(), [FunctionValidator("mine", lambda _: [pass_check("mine", "x")])]))
-    assert results == (CheckResult(check="mine", subject="x", passed=True, message=""),)
+    (result,) = run_validators(candidate(), [FunctionValidator("mine", lambda _: [pass_check("mine", "x", "3 rows")])])
+    assert (result.check, result.subject, result.passed, result.message) == ("mine", "x", True, "3 rows")
 
 
 async def test_an_activity_that_leaves_the_program_has_failed_once():

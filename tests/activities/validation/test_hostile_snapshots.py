@@ -18,8 +18,9 @@ import pytest
 import safetensors
 from safetensors.numpy import save
 
-from activities.validation.activities import BUILT_IN, run_validators
+from activities.validation.activities import BUILT_IN
 from activities.validation.finite_weights import non_finite_tensor
+from activities.validation.runs import run_validators
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors
 from ipnext.model.lifecycle.status import Reason
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from activities.validation.activities import BUILT_IN, run_validators
+from activities.validation.activities import BUILT_IN
 from activities.validation.programs import check_programs
+from activities.validation.runs import run_validators
 from ipnext.model.lifecycle.status import Reason
 
 pytestmark = pytest.mark.trust

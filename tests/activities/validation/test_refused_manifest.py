@@ -4,13 +4,8 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.planning.replan import fleet_snapshot
-from activities.validation.activities import (
-    LONGEST_TEXT,
-    MOST_CHECKS,
-    MOST_RESULTS,
-    ValidationActivities,
-    abridge_results,
-)
+from activities.validation.activities import ValidationActivities
+from activities.validation.runs import LONGEST_TEXT, MOST_CHECKS, MOST_RESULTS, abridge_results
 from activities.validation.validator import fail_check, pass_check
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
@@ -106,11 +101,11 @@ def test_a_bad_snapshot_says_nothing_of_a_manifest_that_serves(house, serving, v
 def test_a_report_keeps_what_refused_and_a_bounded_number_of_results():
     many = [pass_check("digests", f"dense/{n}", "x" * 10_000) for n in range(MOST_RESULTS + 300)]
     refused = fail_check("digests", "dense/last", Reason.ARTIFACT_MISSING, "gone")
-    report = abridge_results([pass_check("safe-paths", "dense"), *many, refused, *[refused] * 50])
+    report = tuple(abridge_results([pass_check("safe-paths", "dense"), *many, refused, *[refused] * 50]))
     assert [result.check for result in report] == ["safe-paths", *["digests"] * (MOST_RESULTS + 2)]
     assert max(len(result.message) for result in report) == LONGEST_TEXT
     assert report[-2] == refused
     assert report[-1].message == "350 more results are left out"
     others = (pass_check(f"check-{n}", "dense") for n in range(MOST_CHECKS + 300))
     assert [result.message for result in abridge_results(others)][MOST_CHECKS:] == ["300 more results are left out"]
-    assert abridge_results(many[:5]) == tuple(r.model_copy(update={"message": "x" * LONGEST_TEXT}) for r in many[:5])
+    assert [*abridge_results(many[:5])] == [r.model_copy(update={"message": "x" * LONGEST_TEXT}) for r in many[:5]]

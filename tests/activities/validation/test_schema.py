@@ -3,7 +3,8 @@
 import pytest
 
 from activities.validation import schema
-from activities.validation.activities import BUILT_IN, run_validators
+from activities.validation.activities import BUILT_IN
+from activities.validation.runs import run_validators
 from activities.validation.schema import check_edges, check_engines, check_interface, compatible
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import Signature, TensorSpec

@@ -5,7 +5,8 @@ import pytest
 from activities.state.desired import read_facts
 from activities.state.replica_sets import wanted_deployments
 from activities.state.wave_state import ModelWaveState
-from activities.validation.activities import BUILT_IN, run_validators
+from activities.validation.activities import BUILT_IN
+from activities.validation.runs import run_validators
 from activities.validation.signing import check_signatures
 from activities.validation.validator import Candidate
 from ipnext.artifacts.signing import sign_digest, write_key_pair

@@ -12,8 +12,8 @@ from activities.planning.replan import read_records
 from ipnext.api.requests import guarded_route
 from ipnext.api.services.region_states import States
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import Cause, Place
-from ipnext.model.lifecycle.messages import CheckResult, ValidationReport
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.transition import Transition
@@ -211,7 +211,7 @@ def fail(rooms, name, number):
     with rooms.store.begin(name) as unit:
         change = unit.changes(name)[0]
         cause = Cause(change=change.id, reason=Reason.LOAD_FAILED, message=message, place=Place(host=f"host-{number}"))
-        check = CheckResult(check="artifact", subject="dense", passed=False, message=message)
+        check = CheckResult(check="artifact", subject="dense", outcome=CheckOutcome.REFUSED, message=message)
         unit.save_report(ValidationReport(model=name, generation=generation, checks=(check,)))
         unit.add_event(name, "Failed", message, detail=cause.detail)
         later = cause.model_copy(update={"message": "later", "place": Place(host="another")})

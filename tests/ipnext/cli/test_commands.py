@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from ipnext.cli import app
 from ipnext.client import Client
+from ipnext.model.lifecycle.checks import CheckResult, ValidationReport
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeState, CheckResult, ReplanState, ValidationReport
 from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
@@ -123,6 +124,27 @@ def test_describe_events_and_explain_show_one_model(serving):
     assert json.loads(serving("describe", "ranker", "-o", "json").stdout)["generations"][0]["number"] == 1
     assert "generation 1 serves" in serving("events", "ranker").stdout
     assert "ranker is ready: Serving" in serving("explain", "ranker").stdout
+
+
+def test_a_report_is_described_and_a_refusal_overridden(applied, live, parts):
+    change = json.loads(applied("publish", "ranker", *parts, "-o", "json").stdout)["id"]
+    size = CheckResult(
+        check="finite-weights", subject="dense", outcome="refused", evidence={"bytes": 7}, duration_seconds=0.25
+    )
+    with live.rooms.store.begin("ranker") as unit:
+        unit.save_report(ValidationReport(model="ranker", generation=1, checks=(size,)))
+        unit.update_change(change, state=ChangeState.REFUSED, reason=Reason.NON_FINITE_WEIGHTS, message="NaN")
+
+    shown = applied("describe", "report", "ranker", "1").stdout
+    for word in ("refused by finite-weights", "0.250", "built-in", '{"bytes": 7}'):
+        assert word in shown
+    assert json.loads(applied("describe", "report", "ranker", "1", "-o", "json").stdout)["checks"][0]["cached"] is False
+    assert "no number of a generation" in applied("describe", "report", "ranker", "x", status=2).stderr
+
+    told = applied("override", change, "--check", "finite-weights", "--reason", "known good").stdout
+    assert "passes the check finite-weights; by" in told
+    assert "it is carried out again as" in told
+    assert "safety-critical" in applied("override", change, "--check", "digests", "--reason", "x", status=2).stderr
 
 
 def test_describe_shows_and_draws_the_parts_of_a_model_that_is_cut(applied, live, parts):

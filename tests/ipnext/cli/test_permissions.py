@@ -22,6 +22,7 @@ from ipnext.cli import app
 from ipnext.cli.app import GROUPS, MODULES
 from ipnext.cli.commands import prediction, profiles
 from ipnext.model.access.rights import Role
+from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.registry.profile import LatencyTarget, Profile
 from tests.ipnext.api.routes.models.test_profiles import profile
 from tests.ipnext.api.surface import OWNER, freeze_document, routes, seed_two_owners
@@ -107,6 +108,7 @@ COMMANDS = {
         "describe freeze hold-both",
         f"describe denial {'d' * 64}",
         "describe owner search",
+        "describe report ranker 1",
         "describe plan plan-1",
         "describe replan r0",
         "describe snapshot ranker dense 1",
@@ -177,6 +179,7 @@ def names(rooms: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: Liv
     seed_two_owners(rooms)
     with rooms.store.begin() as unit:
         unit.add_replan("r0", "schedule")
+        unit.save_report(ValidationReport(model="ranker", generation=1, checks=()))
     documents = {
         "fleet": rooms.fleet_document(),
         "model": rooms.model_document(),

@@ -9,7 +9,8 @@ import pytest
 
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.stores.file_store import FileArtifactStore
-from ipnext.model.lifecycle.messages import ChangeState, CheckResult, ValidationReport
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
+from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.sources import SourceSpec
@@ -216,7 +217,9 @@ def test_of_a_large_manifest_that_is_given_free_the_record_keeps_little_and_coun
     bad = SnapshotSource(manifest=large, uri=artifacts.commit(large))
     sparse, good = (committed(artifacts, content) for content in (b"sparse", b"good"))
     publish(store, "c1", sparse=sparse, dense=bad)
-    check = CheckResult(check="digests", subject="dense", passed=False, reason=Reason.UNSAFE_FORMAT, message="x" * 500)
+    check = CheckResult(
+        check="digests", subject="dense", outcome=CheckOutcome.REFUSED, reason=Reason.UNSAFE_FORMAT, message="x" * 500
+    )
     with store.begin("ranker") as unit:
         unit.save_report(ValidationReport(model="ranker", generation=1, checks=(check,)))
         unit.set_generation_state("ranker", 1, GenerationState.REFUSED)

@@ -3,13 +3,13 @@
 import pytest
 
 from ipnext.model.lifecycle.failure_cause import Cause, Place
-from ipnext.model.lifecycle.messages import CheckResult, ValidationReport
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 from ipnext.model.lifecycle.status import Reason
 
 REFUSED = CheckResult(
     check="stage.audit",
     subject="ranker",
-    passed=False,
+    outcome=CheckOutcome.REFUSED,
     reason=Reason.STAGE_REFUSED,
     message="the gap is too wide",
     evidence={"gap": 0.3},

@@ -10,6 +10,7 @@ from ipnext.api.authorization.caller import Asker, Visible
 from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
+from ipnext.api.services.check_overrides import check_overridable, pass_check
 from ipnext.api.services.hidden_freezes import models_in_freezes, redact_freeze
 from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
@@ -153,13 +154,27 @@ def delete_freeze(
 
 @router.post("/changes/{change_id}/override", dependencies=[may("models.override")], summary="Let a change through")
 def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: User) -> Override:
-    """Let one change pass every freeze, those that come later too. Given again, the first one stays."""
+    """Let one change pass every freeze, those that come later too, or with `check` one check of its validation.
+
+    Given again, the first one stays. A change that the check has refused is carried out again: `again` is its id.
+    """
+    if request.check is not None:
+        check_overridable(request.check, rooms.plugins)
     with rooms.store.read() as unit:
         model = unit.change(change_id).model
     with rooms.store.begin(model) as unit:
-        given = override_freezes(unit, unit.change(change_id), who=user, reason=request.reason)
-        unit.note_audit(after={"overrides": list(given.freezes)}, reason=request.reason, change_id=change_id)
-    rooms.outbox.freezes_changed()
+        change = unit.change(change_id)
+        if request.check is None:
+            given = override_freezes(unit, change, who=user, reason=request.reason)
+            after: dict[str, object] = {"overrides": list(given.freezes)}
+        else:
+            given = pass_check(unit, change, request.check, who=user, reason=request.reason)
+            after = {"check": given.check, "again": given.again}
+        unit.note_audit(after=after, reason=request.reason, change_id=change_id)
+    if request.check is None:
+        rooms.outbox.freezes_changed()
+    else:
+        rooms.outbox.wake()
     return given
 
 

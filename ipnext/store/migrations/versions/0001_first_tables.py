@@ -39,6 +39,8 @@ DROPPED = (
     "derivations",
     "deployments",
     "conditions",
+    "check_overrides",
+    "check_results",
     "changes",
     "workflow_namespace",
     "schema_compat",
@@ -441,6 +443,28 @@ def upgrade() -> None:
     op.create_index(
         "ix_deployments_units", "deployments", ["region", "hardware", "replicas", "units", "model"], unique=False
     )
+    op.create_table(
+        "check_overrides",
+        sa.Column("change_id", columns.SafeText(), nullable=False),
+        sa.Column("check", columns.SafeText(), nullable=False),
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("at", columns.UtcDateTime(), nullable=False),
+        sa.Column("who", columns.SafeText(), nullable=False),
+        sa.Column("reason", columns.SafeText(), nullable=False),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_check_overrides_models")),
+        sa.PrimaryKeyConstraint("change_id", "check", name=op.f("pk_check_overrides")),
+    )
+    op.create_table(
+        "check_results",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("key", columns.SafeText(), nullable=False),
+        sa.Column("check", columns.SafeText(), nullable=False),
+        sa.Column("results", columns.PackedText(), nullable=False),
+        sa.Column("created_at", columns.UtcDateTime(), nullable=False),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_check_results_models")),
+        sa.PrimaryKeyConstraint("model", "key", name=op.f("pk_check_results")),
+    )
+    op.create_index("ix_check_results_made", "check_results", ["model", "created_at"], unique=False)
     op.create_table(
         "derivations",
         sa.Column("model", columns.SafeText(), nullable=False),

@@ -3,7 +3,8 @@
 import pytest
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput, NotFound
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, CheckResult, ValidationReport
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
+from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.value import canonical_json
 
@@ -169,7 +170,7 @@ def test_a_refused_generation_keeps_its_reason(applied, publish):
 
 def test_a_report_is_kept_and_replaced(applied, publish):
     publish("c1", dense="d1", sparse="s1")
-    check = CheckResult(check="finite", subject="dense", passed=True)
+    check = CheckResult(check="finite", subject="dense", outcome=CheckOutcome.PASSED)
     report = ValidationReport(model="ctr", generation=1, checks=(check,))
     with applied.begin("ctr") as repository:
         assert repository.report("ctr", 1) is None
