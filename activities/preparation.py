@@ -86,7 +86,7 @@ class PreparationActivities:
         resolved = prepared.resolved
         if resolved is not None and stage.kind is ChangeKind.PUBLISH and not resolved.cuts:
             self._fetch_ahead(stage)
-        if resolved is None or resolved.size_bytes > VALIDATED_BYTES or self._validation.has_plugins:
+        if resolved is None or resolved.size_bytes > VALIDATED_BYTES or self._validation.may_take_long(stage):
             return None
         report = self._validation.validate_generation(stage)
         return prepared.model_copy(update={"validated": report})

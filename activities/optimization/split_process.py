@@ -1,4 +1,4 @@
-"""Splits a snapshot by a policy: runs `ipnext split` in a separate process (`activities.optimization.tool_process`).
+"""Splits a snapshot by a policy: runs `ipnext split` in a separate process (`activities.runtime.tool_process`).
 
 Called by the optimization activity.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from activities.optimization.tool_process import (
+from activities.runtime.tool_process import (
     Beat,
     ToolRun,
     enter,

@@ -1,4 +1,4 @@
-"""Derives a snapshot by one step of a pipeline, in a separate process (`activities.optimization.tool_process`).
+"""Derives a snapshot by one step of a pipeline, in a separate process (`activities.runtime.tool_process`).
 
 Called by the optimization activity.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from activities.optimization.tool_process import (
+from activities.runtime.tool_process import (
     Beat,
     ToolEnded,
     ToolRun,

@@ -5,6 +5,7 @@ The report is kept.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,22 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
 from activities.state.facts import ancestors
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
+from activities.validation.check_process import Examine, examine_in_process
 from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
 from activities.validation.deltas import DELTAS, check_deltas
 from activities.validation.denials import DENIED, check_denials
 from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
 from activities.validation.finite_weights import FINITE, check_finite, check_headers
 from activities.validation.parsing import ParsingThread
+from activities.validation.program_checks import (
+    GOLDEN,
+    REPLAY,
+    check_golden,
+    check_replay,
+    golden_inputs,
+    replay_inputs,
+    runs_programs,
+)
 from activities.validation.programs import PROGRAM, check_programs
 from activities.validation.result_cache import StoredResults
 from activities.validation.runs import ValidatorError, collect_results, run_validator, run_validators
@@ -57,6 +68,8 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(EDGES, check_edges),
     FunctionValidator(FINITE, check_finite, inputs=snapshot_digests),
     FunctionValidator(INTERFACE, check_interface),
+    FunctionValidator(GOLDEN, check_golden, inputs=golden_inputs),
+    FunctionValidator(REPLAY, check_replay, inputs=replay_inputs),
 )
 """In the order of `ipnext.model.lifecycle.checks.BUILT_IN_VALIDATORS`, which is that of their results."""
 
@@ -80,10 +93,10 @@ class ValidationActivities:
 
     `native_library_keys_file` has the keys of signers whose native code the operator lets run (see `check_formats`).
     `confinement`: of the processes that render chat templates and parse large documents. `shares`: of the slots that
-    owners' validations hold.
+    owners' validations hold. `examine` replaces the process of checks that run programs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the process that runs programs can be replaced
         self,
         store: Store,
         artifacts: ArtifactStore,
@@ -92,20 +105,24 @@ class ValidationActivities:
         native_library_keys_file: Path | None = None,
         confinement: Confinement = Confinement.AVAILABLE,
         shares: OwnerShares | None = None,
+        examine: Examine | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._native_library_keys_file = native_library_keys_file
         self._shares = shares or OwnerShares()
         self._confinement = confinement
+        self._examine: Examine = examine or partial(examine_in_process, confinement=confinement)
         self._templates = TemplateVerdicts(confinement=confinement)
         self._validators = (*BUILT_IN, *validators)
         self._parsing = ParsingThread()
 
-    @property
-    def has_plugins(self) -> bool:
-        """True if plug-in validators are registered: they may take any time."""
-        return len(self._validators) > len(BUILT_IN)
+    def may_take_long(self, stage: StageInput) -> bool:
+        """Return whether plug-in validators are registered, or programs of the generation are run."""
+        if len(self._validators) > len(BUILT_IN):
+            return True
+        with self._store.read() as repository:
+            return runs_programs(self._candidate(repository, stage))
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -161,10 +178,11 @@ class ValidationActivities:
         shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
         other = None if serving in {None, stage.generation} else repository.generation(stage.model, serving or 0)
         snapshots = _snapshots(repository, repository.generation(stage.model, stage.generation))
+        before = _snapshots(repository, other) if other else None
         return Candidate(
             manifest=record.manifest,
             snapshots=snapshots,
-            serving=_snapshots(repository, other) if other else None,
+            serving=before,
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             denials=_find_denials(repository, snapshots),
             overrides=repository.check_overrides(stage.change_id),
@@ -172,9 +190,10 @@ class ValidationActivities:
             beat=say,
             parse=self._parsing.of(say, owner=owner),
             native_signers=_native_signers(self._native_library_keys_file),
-            published=ancestors(repository, snapshots.values()),
+            published=ancestors(repository, (*snapshots.values(), *(before or {}).values())),
             find_template_fault=self._templates.of(owner),
             confinement=self._confinement,
+            examine=self._examine,
         )
 
 

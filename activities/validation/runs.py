@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from threading import Event
 from typing import Any, Final, Protocol, TypeVar
 
@@ -279,7 +280,7 @@ def run_validator(validator: Validator, candidate: Candidate) -> Iterator[CheckR
             raise ValidatorError(msg)
         candidate.beat(f"running the check {validator.name}")
         now = time.monotonic()
-        evidence = _own_faults(validator, lambda given=result.evidence: _bound(given))
+        evidence = _own_faults(validator, partial(_bound, result.evidence))
         yield result.model_copy(
             update={
                 "check": validator.name,

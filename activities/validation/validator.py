@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 
 import structlog
 
+from activities.validation.check_process import Examine, examine_in_process
 from activities.validation.parsing import Parse, parse_at_once
 from activities.validation.template_process import find_template_fault
 from activities.validation.template_verdicts import FindTemplateFault
@@ -59,6 +60,8 @@ class Candidate:
     """Judges chat templates in a confined process."""
     confinement: Confinement = Confinement.AVAILABLE
     """Of the process that parses large documents."""
+    examine: Examine = examine_in_process
+    """Runs programs of snapshots in a confined process."""
 
     @property
     def graph(self) -> PartGraph:

@@ -17,6 +17,7 @@ from torch.export import export as torch_export
 
 from ipnext import __version__
 from ipnext.errors import InvalidInput, UnsupportedModel
+from ipnext.model.registry.checking import GOLDEN_FILE
 from ipnext.model.registry.optimization import REPLAY_FACTS, REPLAY_FILE
 from ipnext.model.registry.registry import SNAPSHOT_FILE, Datatype, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
@@ -24,6 +25,7 @@ from serving.engines.torch.engine import ENGINE
 from serving.engines.torch.fx.functionalize import functional
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE, write_program
 from serving.export.checks import check_answers, name_outputs, quiet_tracer, unsupported_error
+from serving.export.golden import write_golden
 from serving.snapshots.directory import artifact_file, check_directory, half_written, write_last
 from serving.weights.tensor_file import write_tensors
 
@@ -51,7 +53,7 @@ _ROWS: Final = 3
 """Batch size of every export, so that the digest does not depend on the examples'; 1 would count as a constant."""
 
 
-def export_model(
+def export_model(  # noqa: PLR0913 - the last four are rarely given
     module: nn.Module,
     example_inputs: Mapping[str, torch.Tensor],
     directory: str | os.PathLike[str],
@@ -59,6 +61,7 @@ def export_model(
     parent: str | None = None,
     request_inputs: Sequence[str] = (),
     replay: Mapping[str, torch.Tensor] | None = None,
+    golden: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> SnapshotManifest:
     """Export `module` in evaluation mode as a snapshot in `directory`, which must not exist or be empty.
 
@@ -66,6 +69,7 @@ def export_model(
     sizes are fixed. `parent` is the digest of the snapshot that this one was derived from. `request_inputs` are those
     that a request may give once, with batch 1, for all of its rows; examples of those may have batch 1 too. `replay`
     are requests for the steps of `spec.optimization`: a tensor for each input, and `labels:OUTPUT`, of as many rows.
+    `golden` are requests by name, whose outputs are recorded: the platform compares its own with them.
 
     The written files are checked against the module for equal bits before the directory gets its name. The same module
     and weights give the same digest. InvalidInput if examples do not fit; UnsupportedModel names the line of the module
@@ -82,6 +86,8 @@ def export_model(
             signature = _signature(exported, outputs, request_inputs)
             if replay is not None:
                 _write_replay(replay, signature, draft)
+            if golden is not None:
+                write_golden(module, golden, signature, draft)
             manifest = _manifest(signature, draft, parent)
             write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
     return manifest
@@ -207,7 +213,7 @@ def _write_replay(replay: Mapping[str, torch.Tensor], signature: Signature, draf
 
 
 def _manifest(signature: Signature, draft: Path, parent: str | None) -> SnapshotManifest:
-    names = (PROGRAM_FILE, WEIGHTS_FILE, REPLAY_FILE)
+    names = (PROGRAM_FILE, WEIGHTS_FILE, REPLAY_FILE, GOLDEN_FILE)
     return SnapshotManifest(
         engine=ENGINE,
         signature=signature,

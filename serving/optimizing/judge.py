@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.optimization import StepSpec
+from ipnext.model.manifest.replay import RankingLimits
 from ipnext.model.registry.optimization import AccuracyReport, LatencyPair, Measured, ReplayReport
 from ipnext.model.registry.registry import Signature, SnapshotManifest
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
@@ -38,39 +39,54 @@ class Judgement:
     log_loss: Measured | None
     normalized_entropy: Measured | None
     top_k_overlap: float | None
-    latency_us: tuple[LatencyPair, ...]
+    latency_us: tuple[LatencyPair, ...] = ()
 
 
 def judge(
     before: tuple[Path, SnapshotManifest], after: tuple[Path, SnapshotManifest], spec: StepSpec, replay: Path | None
 ) -> Judgement:
-    """Run both snapshots, each by its directory and manifest. `replay` is a file; None: requests are drawn.
+    """Run both snapshots, each by its directory and manifest, and time them. `replay` is a file; None: drawn requests.
 
     InvalidInput if the replay set or the output does not fit the model.
     """
     old, new = find_engine(before[1].engine).load(*before, {}), _load_derived(*after)
     requests = draw_replay(before[0], old) if replay is None else read_replay(replay, old.signature)
+    figures = _compare_on(old, new, requests, spec)
+    return replace(figures, latency_us=tuple(_latency(old, new, requests, batch) for batch in LATENCY_BATCHES))
+
+
+def compare_snapshots(
+    before: tuple[Path, SnapshotManifest], after: tuple[Path, SnapshotManifest], limits: RankingLimits, replay: Path
+) -> Judgement:
+    """Run both snapshots, each by its directory and manifest, on a replay set. Nothing is timed.
+
+    InvalidInput if the replay set or the output does not fit both models.
+    """
+    old, new = _load(*before), _load(*after)
+    requests = read_replay(replay, new.signature)
+    return _compare_on(old, new, requests, limits)
+
+
+def _compare_on(old: LoadedPart, new: LoadedPart, requests: Replay, limits: RankingLimits) -> Judgement:
     old.warm_up()
     new.warm_up()
-    output = _ranked_output(old.signature, spec.output, requests)
+    output = _ranked_output(new.signature, limits.output, requests)
     errors, scores = _compare(old, new, requests, output)
-    latency = tuple(_latency(old, new, requests, batch) for batch in LATENCY_BATCHES)
-    return _judgement(spec, requests, output, errors, scores, latency)
+    return _judgement(limits, requests, output, errors, scores)
 
 
 def _judgement(
-    spec: StepSpec,
+    limits: RankingLimits,
     requests: Replay,
     output: str | None,
     errors: tuple[float, float],
     scores: tuple[Array, Array],
-    latency: tuple[LatencyPair, ...],
 ) -> Judgement:
     labels, of = _labels(requests, output, scores[0])
     losses: list[float | None] = [log_loss(labels, each) for each in scores] if of == "replay" else [None, None]
     entropies: list[float | None] = [None if loss is None else normalized_entropy(labels, loss) for loss in losses]
     aucs: list[float | None] = [auc(labels, each) for each in scores] if of is not None else [None, None]
-    k = min(spec.top_k, len(scores[0]))
+    k = min(limits.top_k, len(scores[0]))
     groups = None if output is None else requests.groups.get(output)
     return Judgement(
         replay=ReplayReport(rows=requests.rows, source=requests.source, labels=of, output=output, top_k=k),
@@ -80,7 +96,6 @@ def _judgement(
         log_loss=_pair(losses),
         normalized_entropy=_pair(entropies),
         top_k_overlap=top_k_overlap(*scores, k, groups) if output is not None else None,
-        latency_us=latency,
     )
 
 
@@ -167,34 +182,52 @@ def _latency(old: LoadedPart, new: LoadedPart, requests: Replay, batch: int) -> 
 
 def broken_limits(spec: StepSpec, report: AccuracyReport) -> tuple[str, ...]:
     """Return a line for each limit that a derived snapshot does not keep, or that can't be judged."""
-    return tuple(_broken(spec, report))
+    others = {
+        "maxError": (spec.max_error, report.max_error),
+        "maxBytesRatio": (spec.max_bytes_ratio, report.bytes_ratio),
+        "maxLatencyRatio": (spec.max_latency_ratio, report.latency_ratio),
+    }
+    above = (
+        f"{name}: {found:.6g} is above {limit:g}"
+        for name, (limit, found) in others.items()
+        if limit is not None and found > limit
+    )
+    return (*broken_ranking_limits(spec, report), *above)
 
 
-def _broken(spec: StepSpec, report: AccuracyReport) -> Iterator[str]:
-    labels = report.replay.labels
-    rises: Mapping[str, tuple[float | None, float | None, str]] = {
+def broken_ranking_limits(limits: RankingLimits, figures: Judgement | AccuracyReport) -> tuple[str, ...]:
+    """Return a line for each limit on a ranking that is not kept, with both figures, or that can't be judged."""
+    return tuple(_broken(limits, figures))
+
+
+def _broken(limits: RankingLimits, figures: Judgement | AccuracyReport) -> Iterator[str]:
+    rises: Mapping[str, tuple[float | None, Measured | None, float | None, str]] = {
         "maxAucDrop": (
-            spec.max_auc_drop,
-            _drop(report.auc),
+            limits.max_auc_drop,
+            figures.auc,
+            _drop(figures.auc),
             "an output with one number a row, and labels of both kinds",
         ),
-        "maxLogLossRise": (spec.max_log_loss_rise, _rise(report.log_loss), _NEEDS_LABELS),
-        "maxEntropyRise": (spec.max_entropy_rise, _rise(report.normalized_entropy), _NEEDS_LABELS),
-        "maxError": (spec.max_error, report.max_error, ""),
-        "maxBytesRatio": (spec.max_bytes_ratio, report.bytes_ratio, ""),
-        "maxLatencyRatio": (spec.max_latency_ratio, report.latency_ratio, ""),
+        "maxLogLossRise": (limits.max_log_loss_rise, figures.log_loss, _rise(figures.log_loss), _NEEDS_LABELS),
+        "maxEntropyRise": (
+            limits.max_entropy_rise,
+            figures.normalized_entropy,
+            _rise(figures.normalized_entropy),
+            _NEEDS_LABELS,
+        ),
     }
-    for name, (limit, found, needs) in rises.items():
-        if limit is not None and found is None:
+    for name, (limit, pair, found, needs) in rises.items():
+        if limit is not None and (pair is None or found is None):
             yield f"{name} can't be judged: it needs {needs}"
-        elif limit is not None and found is not None and found > limit:
-            against = f" ({labels}'s labels)" if name == "maxAucDrop" and labels == "parent" else ""
-            yield f"{name}: {found:.6g} is above {limit:g}{against}"
-    if spec.min_top_k_overlap is not None:
-        if report.top_k_overlap is None:
+        elif limit is not None and pair is not None and found is not None and found > limit:
+            labels = figures.replay.labels
+            against = f" by {labels}'s labels" if name == "maxAucDrop" and labels == "parent" else ""
+            yield f"{name}: {found:.6g} is above {limit:g} ({pair.after:.6g} after {pair.before:.6g}{against})"
+    if limits.min_top_k_overlap is not None:
+        if figures.top_k_overlap is None:
             yield "minTopKOverlap can't be judged: it needs an output with one number a row"
-        elif report.top_k_overlap < spec.min_top_k_overlap:
-            yield f"minTopKOverlap: {report.top_k_overlap:.6g} is below {spec.min_top_k_overlap:g}"
+        elif figures.top_k_overlap < limits.min_top_k_overlap:
+            yield f"minTopKOverlap: {figures.top_k_overlap:.6g} is below {limits.min_top_k_overlap:g}"
 
 
 _NEEDS_LABELS: Final = "labels of both kinds in a replay set, and scores between 0 and 1"

@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import save
 
 from activities.optimization.step_process import StepSource
-from activities.optimization.tool_process import Beat
+from activities.runtime.tool_process import Beat
 from ipnext.artifacts.programs.schema import FORMAT
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from ipnext.model.deployment.deployment import SERVING_ENGINES
+from ipnext.model.registry.checking import GOLDEN_FILE
 from ipnext.model.registry.optimization import REPLAY_FILE, REPORT_FILE
 from ipnext.model.registry.registry import SnapshotManifest
 
 WEIGHTS_SUFFIX: Final = ".safetensors"
-_NOT_LOADED: Final = frozenset({REPLAY_FILE, REPORT_FILE})
-"""Files for people and for steps of a pipeline."""
+_NOT_LOADED: Final = frozenset({REPLAY_FILE, REPORT_FILE, GOLDEN_FILE})
+"""Files for people, for steps of a pipeline and for checks."""
 PROCESS_BYTES: Final = 400 * 10**6
 """A host with its engine and no snapshot, measured: 337 MB with torch 2.13."""
 PROGRAM_FACTOR: Final = 64

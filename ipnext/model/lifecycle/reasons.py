@@ -57,6 +57,14 @@ ADVICE: Mapping[Reason, str] = {
         "A stage of another package gave no answer: the message names it. Install or repair it for every worker and "
         "the API (`ipnext get stages`), or take it out of spec.lifecycle; then apply and publish again."
     ),
+    Reason.METRICS_REGRESSED: (
+        "The new snapshot is worse than the serving one on its replay set: publish a better one, raise the limit of "
+        "spec.validation.replay, or let this change pass with `ipnext override CHANGE --check replay --reason TEXT`."
+    ),
+    Reason.GOLDEN_MISMATCH: (
+        "An output differs from a golden request of the snapshot: export the model again, widen its tolerance, or "
+        "let this change pass with `ipnext override CHANGE --check golden --reason TEXT`."
+    ),
     Reason.PAUSED: "A person paused the model: `ipnext resume MODEL` lets it go on.",
     Reason.AWAITING_APPROVAL: (
         "A wave waits for a person: look at its answers, then `ipnext approve MODEL` or `ipnext abort MODEL`."

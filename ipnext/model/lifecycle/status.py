@@ -54,6 +54,8 @@ class Reason(StrEnum):
     ACCURACY_LOST = "AccuracyLost"
     STAGE_REFUSED = "StageRefused"
     STAGE_FAILED = "StageFailed"
+    METRICS_REGRESSED = "MetricsRegressed"
+    GOLDEN_MISMATCH = "GoldenMismatch"
     PAUSED = "Paused"
     AWAITING_APPROVAL = "AwaitingApproval"
     ABORTED = "Aborted"

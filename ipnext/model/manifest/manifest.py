@@ -12,6 +12,7 @@ from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.manifest.optimization import MOST_STEPS, OptimizationStep, check_steps
 from ipnext.model.manifest.part import PartSpec
+from ipnext.model.manifest.replay import ReplaySpec
 from ipnext.model.manifest.retention import RetentionSpec
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.manifest.sources import MOST_SOURCES, SourceSpec, check_sources
@@ -57,6 +58,8 @@ class ValidationSpec(WrittenValue):
 
     skip: Mapping[str, str] = Field(default_factory=dict)
     """Validator name -> the reason it is skipped; the reason stays in the report."""
+    replay: ReplaySpec | None = None
+    """What the figures of a new generation may lose against the serving one; the check `replay`."""
     signers: SignerPolicy | None = None
     """Who has to have signed what is published; the check `signature`, and each host before it loads."""
 

@@ -8,51 +8,33 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
-from ipnext.model.value import LARGEST_FIGURE, EngineName, Name, WrittenValue, digest_of
+from ipnext.model.manifest.replay import Drop, RankingLimits
+from ipnext.model.value import EngineName, WrittenValue, digest_of
 from ipnext.names import COMPILE_SETTING
 
 MOST_STEPS: Final = 16
 """Steps of one pipeline."""
-MOST_TOP_K: Final = 10_000
 ENGINE: Final = "torch"
 """The engine whose snapshots can be optimized."""
 
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-Drop = Annotated[float, Field(ge=0, le=LARGEST_FIGURE)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class StepSpec(WrittenValue):
+class StepSpec(RankingLimits):
     """What every step has: the part that it derives from, and limits that its accuracy report must keep.
 
-    A limit that is left out is not judged. All differences are against the snapshot that the step derives from.
+    All differences are against the snapshot that the step derives from. `part` may be left out for a model with one
+    part of engine torch.
     """
 
-    part: Name | None = None
-    """May be left out for a model with one part of engine torch."""
-    output: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """The output that is ranked; left out: the labelled one, else the first with one number a row."""
-    top_k: int = Field(default=10, ge=1, le=MOST_TOP_K)
-    """Rows that the overlap of rankings looks at."""
-    max_auc_drop: Drop | None = None
-    max_log_loss_rise: Drop | None = None
-    max_entropy_rise: Drop | None = None
-    """Of the normalized entropy: log-loss over that of the constant mean label (He et al., ADKDD 2014)."""
     max_error: Drop | None = None
     """Largest absolute difference of any output."""
-    min_top_k_overlap: Share | None = None
     max_bytes_ratio: Drop | None = None
     """Bytes of the derived weights over those that they replace."""
     max_latency_ratio: Drop | None = None
     """Median time of a pass over the former's, the larger one of two batch sizes."""
     on_refusal: Literal["refuse", "keep"] = "refuse"
     """If a limit is broken: `refuse` ends the change, `keep` goes on with the snapshot from before the step."""
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out absent fields."""
-        plain: dict[str, Any] = serialize(self)
-        return {key: value for key, value in plain.items() if value is not None}
 
 
 class QuantizeStep(StepSpec):

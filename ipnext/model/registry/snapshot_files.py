@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from ipnext.errors import InvalidInput
+from ipnext.model.registry.checking import GOLDEN_FILE
 from ipnext.model.registry.delta import DELTA_FILES
 from ipnext.model.registry.optimization import REPLAY_FILE, REPORT_FILE
 from ipnext.model.registry.registry import SnapshotManifest
@@ -21,7 +22,7 @@ FileSet: TypeAlias = Mapping[str, int]
 
 _ONE = (
     *("program.json", "weights.safetensors", LIBRARY_FILE, "library.json", "compiled.json", *sorted(DELTA_FILES)),
-    *(REPLAY_FILE, REPORT_FILE),
+    *(REPLAY_FILE, REPORT_FILE, GOLDEN_FILE),
 )
 
 _TEXTS: Final = {"*.txt": 64, "*.md": 32}

@@ -50,6 +50,8 @@ _VALIDATION: Final = frozenset(
         Reason.ACCURACY_LOST,
         Reason.STAGE_REFUSED,
         Reason.STAGE_FAILED,
+        Reason.METRICS_REGRESSED,
+        Reason.GOLDEN_MISMATCH,
         Reason.ENGINE_MISMATCH,
         Reason.UNSAFE_FORMAT,
         Reason.SCHEMA_MISMATCH,

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from activities.optimization import split_process as cutting
-from activities.optimization import tool_process
 from activities.optimization.split_process import CutRefused, cut_in_process
-from activities.optimization.tool_process import ToolEnded
+from activities.runtime import tool_process
+from activities.runtime.tool_process import ToolEnded
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.split import SplitPolicy
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from activities.optimization import tool_process
 from activities.optimization.step_process import StepRefused, StepSource, derive_in_process
-from activities.optimization.tool_process import ToolEnded
+from activities.runtime import tool_process
+from activities.runtime.tool_process import ToolEnded
 from ipnext.model.manifest.optimization import OptimizationStep
 from ipnext.model.registry.optimization import AccuracyReport
 from serving.confinement.landlock import Confinement

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from activities.optimization.step_process import StepRefused
-from activities.optimization.tool_process import ToolEnded
+from activities.runtime.tool_process import ToolEnded
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason

@@ -4,7 +4,7 @@ import pytest
 
 from activities.optimization import activities as optimization
 from activities.optimization.split_process import CutRefused
-from activities.optimization.tool_process import ToolEnded
+from activities.runtime.tool_process import ToolEnded
 from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ScheduledReplan
 from ipnext.model.lifecycle.status import ConditionType, Reason

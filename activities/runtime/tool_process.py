@@ -4,7 +4,7 @@ The process dies with its parent, and is killed when the activity is cancelled o
 of the snapshot, which a publisher exported: it confines itself as a torch host does, to reading snapshots and writing
 one directory, and has none of the worker's credentials. What it leaves is read with limits.
 
-Used by the processes of a split and of a step.
+Used by the processes of a split, of a step and of the checks that run programs.
 """
 
 import os
