@@ -22,6 +22,7 @@ from activities.validation.deltas import DELTAS, check_deltas
 from activities.validation.denials import DENIED, check_denials
 from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
 from activities.validation.finite_weights import FINITE, check_finite, check_headers
+from activities.validation.memory import MEMORY, check_memory
 from activities.validation.parsing import ParsingThread
 from activities.validation.program_checks import (
     GOLDEN,
@@ -68,6 +69,7 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(EDGES, check_edges),
     FunctionValidator(FINITE, check_finite, inputs=snapshot_digests),
     FunctionValidator(INTERFACE, check_interface),
+    FunctionValidator(MEMORY, check_memory),
     FunctionValidator(GOLDEN, check_golden, inputs=golden_inputs),
     FunctionValidator(REPLAY, check_replay, inputs=replay_inputs),
 )
@@ -185,6 +187,7 @@ class ValidationActivities:
             serving=before,
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             denials=_find_denials(repository, snapshots),
+            memory_bytes=repository.unit_memory(),
             overrides=repository.check_overrides(stage.change_id),
             artifacts=self._artifacts,
             beat=say,

@@ -97,7 +97,7 @@ def _compare(
     before, after = snapshots
     part, against = after.part, f"snapshot {after.number} against {before.number}, which serves"
     with _fetched(candidate, *snapshots) as (files, (old, new)):
-        replay = Path(new[_chain(candidate, after).index(bearer)]) / REPLAY_FILE
+        replay = Path(new[candidate.chain(after).index(bearer)]) / REPLAY_FILE
         job = {
             "after": new,
             "before": old,
@@ -117,7 +117,7 @@ def _compare(
 def _check_golden(candidate: Candidate, part: str, bearer: Snapshot) -> CheckResult:
     snapshot = candidate.snapshots[part]
     with _fetched(candidate, snapshot) as (files, (new,)):
-        golden = Path(new[_chain(candidate, snapshot).index(bearer)]) / GOLDEN_FILE
+        golden = Path(new[candidate.chain(snapshot).index(bearer)]) / GOLDEN_FILE
         job = {"after": new, "golden": str(golden)}
         found = _examine(candidate, GOLDEN, part, job, files, GoldenReport)
     if isinstance(found, CheckResult):
@@ -151,28 +151,18 @@ def _programs(candidate: Candidate) -> Mapping[str, Snapshot]:
 
 def _bearer(candidate: Candidate, snapshot: Snapshot, file: str) -> Snapshot | None:
     """Return the snapshot that brings a file: itself, else the newest one that it is a delta of."""
-    chain = _chain(candidate, snapshot)
+    chain = candidate.chain(snapshot)
     return next((each for each in reversed(chain) if any(f.path == file for f in each.manifest.files)), None)
-
-
-def _chain(candidate: Candidate, snapshot: Snapshot) -> Sequence[Snapshot]:
-    """Return the full snapshot and the deltas that make up a snapshot, which is the last one."""
-    chain = [snapshot]
-    while (below := candidate.published.get((snapshot.part, chain[0].manifest.parent or ""))) is not None:
-        if not chain[0].manifest.is_delta:
-            break
-        chain.insert(0, below)
-    return chain
 
 
 @contextmanager
 def _fetched(candidate: Candidate, *snapshots: Snapshot) -> Iterator[tuple[CheckFiles, Sequence[Sequence[str]]]]:
-    """Fetch snapshots with those that they are deltas of; yield their directories, in the order of `_chain`."""
+    """Fetch snapshots with those that they are deltas of; yield their directories, each as `Candidate.chain`."""
     with tempfile.TemporaryDirectory(prefix="ipnext-check-", ignore_cleanup_errors=True) as scratch:
         chains: list[list[str]] = []
         for snapshot in snapshots:
             chains.append([])
-            for each in _chain(candidate, snapshot):
+            for each in candidate.chain(snapshot):
                 candidate.beat(f"fetching snapshot {each.number} of {each.part}")
                 chains[-1].append(str(candidate.artifacts.fetch(each.uri, Path(scratch) / "snapshots")))
         yield CheckFiles([Path(scratch) / "snapshots"], Path(scratch)), chains

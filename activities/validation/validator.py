@@ -3,7 +3,7 @@
 Built-in ones, and those of the entry-point group.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
@@ -46,6 +46,8 @@ class Candidate:
     beat: Callable[[str], None]
     denials: Mapping[str, Denial] = field(default_factory=dict)
     """Part -> the denial that covers its snapshot."""
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Hardware kind -> memory of one unit, as the fleet has it; kinds that it does not tell are left out."""
     overrides: Mapping[str, CheckOverride] = field(default_factory=dict)
     """Check -> the override by which its refusals let the change pass."""
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
@@ -71,6 +73,16 @@ class Candidate:
             return wiring
         part = self.manifest.spec.hosted_parts[0]
         return graph_of_one(part, self.snapshots[part.name].manifest)
+
+    def chain(self, snapshot: Snapshot) -> Sequence[Snapshot]:
+        """Return the full snapshot and the deltas that make up a snapshot, which is the last one."""
+        chain = [snapshot]
+        while chain[0].manifest.is_delta:
+            below = self.published.get((snapshot.part, chain[0].manifest.parent or ""))
+            if below is None:
+                break  # refused by the check of deltas
+            chain.insert(0, below)
+        return chain
 
     @contextmanager
     def open(self, sha256: str) -> Iterator[BinaryIO]:

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ipnext.errors import InvalidInput
 from ipnext.model.throughput import Throughput
 from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, WrittenValue
+
+MOST_BYTES: Final = 1 << 50
+"""Largest memory of a replica or of a unit of hardware that a manifest may name."""
 
 UNMEASURED = (
     "profile: true, and no profile is there; give a number until there is one, or measure with `ipnext profile`"
@@ -84,6 +87,9 @@ class FleetSpec(WrittenValue):
     least_units: Mapping[Name, Annotated[float, Field(ge=0, le=LARGEST_FIGURE)]] = Field(default_factory=dict)
     """Hardware kind -> the fewest units that a replica may declare: so the supply bounds the number of hosts."""
 
+    memory_bytes: Mapping[Name, Annotated[int, Field(gt=0, le=MOST_BYTES)]] = Field(default_factory=dict)
+    """Hardware kind -> memory of one unit, in which replicas have their snapshots: the check `memory`."""
+
     @model_validator(mode="after")
     def _names_and_shapes_agree(self) -> Self:
         n = len(self.regions)
@@ -99,6 +105,10 @@ class FleetSpec(WrittenValue):
         for kind in self.least_units:
             if kind not in self.hardware:
                 msg = f"leastUnits.{kind}: unknown hardware {kind!r}; known: {list(self.hardware)}"
+                raise ValueError(msg)
+        for kind in self.memory_bytes:
+            if kind not in self.hardware:
+                msg = f"memoryBytes.{kind}: unknown hardware {kind!r}; known: {list(self.hardware)}"
                 raise ValueError(msg)
         seen: set[tuple[str, str]] = set()
         for item in self.supply:

@@ -137,6 +137,7 @@ def test_a_host_without_memory_for_a_part_is_named(
     small = pair_manifest.replace(
         "name: second, hardware", f"name: second, memoryBytes: {HOST_MEMORY_BYTES}, hardware"
     ).replace("deadlineSeconds: 180", "deadlineSeconds: 180, refresh: replace")
+    small = small.rstrip() + "\n  validation: {skip: {memory: the host is to refuse it}}\n"
     settle(platform, small)
     try:
         told = fails(platform, make_snapshots(502.0))

@@ -21,7 +21,9 @@ BUILT_IN_VALIDATORS: Final[Mapping[str, bool]] = MappingProxyType(
     {
         **dict.fromkeys(("safe-paths", "denied", "safe-formats", "digests", "program", "signature", "engines"), True),
         **dict.fromkeys(("deltas", "checkpoint", "adapter"), True),
-        **dict.fromkeys(("adapter-base", "graph-edges", "finite-weights", "interface", "golden", "replay"), False),
+        **dict.fromkeys(
+            ("adapter-base", "graph-edges", "finite-weights", "interface", "memory", "golden", "replay"), False
+        ),
     }
 )
 """Validator -> whether it is required: a manifest can't skip it."""

@@ -5,7 +5,7 @@ from typing import Any, Final, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ipnext.model.fleet import HardwareOption, check_kinds_differ
+from ipnext.model.fleet import MOST_BYTES, HardwareOption, check_kinds_differ
 from ipnext.model.manifest.freshness import FreshnessSpec
 from ipnext.model.registry.mixed_graph import Role
 from ipnext.model.registry.profile import LatencyTarget
@@ -15,7 +15,6 @@ from ipnext.model.value import EngineName, Name, WrittenValue
 MOST_OPTIONS: Final = 64
 """Hardware options of one part."""
 MOST_REPLICAS: Final = 100_000
-MOST_BYTES: Final = 1 << 50
 
 
 class PartSpec(WrittenValue):

@@ -22,7 +22,7 @@ FileSet: TypeAlias = Mapping[str, int]
 
 _ONE = (
     *("program.json", "weights.safetensors", LIBRARY_FILE, "library.json", "compiled.json", *sorted(DELTA_FILES)),
-    *(REPLAY_FILE, REPORT_FILE, GOLDEN_FILE),
+    *(REPLAY_FILE, GOLDEN_FILE, REPORT_FILE),
 )
 
 _TEXTS: Final = {"*.txt": 64, "*.md": 32}

@@ -51,6 +51,11 @@ class Models(Servings, Labels):
             raise NotFound(msg)
         return found
 
+    def unit_memory(self) -> Mapping[str, int]:
+        """Map each hardware kind to the memory of one unit, as far as the fleet tells it."""
+        found = self._fleet()
+        return {} if found is None else found.spec.memory_bytes
+
     def region_names(self) -> tuple[str, ...]:
         """Return the regions of the fleet in its order; none before the first fleet is applied."""
         found = self._fleet()

@@ -63,7 +63,8 @@ def test_a_foreign_file_is_refused_with_those_that_are_allowed(path):
     assert (refused.value.field, refused.value.value) == ("files.path", path)
     assert refused.value.allowed == (
         *("program.json", "weights.safetensors", "library.so", "library.json", "compiled.json"),
-        *("delta.json", "delta.safetensors", "replay.safetensors", "optimization.json", "64 of *.txt", "32 of *.md"),
+        *("delta.json", "delta.safetensors", "replay.safetensors", "golden.json", "optimization.json"),
+        *("64 of *.txt", "32 of *.md"),
     )
     assert (
         f"{path!r} is no file of such a snapshot; allowed for engine 'torch': program.json, " in refused.value.message
