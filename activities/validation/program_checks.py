@@ -39,11 +39,11 @@ def check_replay(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def replay_inputs(candidate: Candidate) -> Any:
-    """Return all that the results of `check_replay` depend on; None if nothing is compared."""
+    """Return all that the results of `check_replay` depend on; None if nothing is compared, or the machine decides."""
     limits = candidate.manifest.spec.validation.replay
-    if limits is None or candidate.serving is None:
+    if not compares(candidate) or limits is None or limits.max_latency_ratio is not None:
         return None
-    serving = {part: snapshot.digest for part, snapshot in candidate.serving.items()}
+    serving = {part: snapshot.digest for part, snapshot in (candidate.serving or {}).items()}
     digests = {part: (snapshot.digest, serving.get(part)) for part, snapshot in candidate.snapshots.items()}
     return {"limits": limits.model_dump(mode="json", by_alias=True), "parts": digests, "torch": version("torch")}
 
@@ -68,7 +68,12 @@ def golden_inputs(candidate: Candidate) -> Any:
 
 def runs_programs(candidate: Candidate) -> bool:
     """Return whether one of these checks starts a process."""
-    return replay_inputs(candidate) is not None or golden_inputs(candidate) is not None
+    return compares(candidate) or golden_inputs(candidate) is not None
+
+
+def compares(candidate: Candidate) -> bool:
+    """Return whether the manifest limits figures, and another generation serves."""
+    return candidate.manifest.spec.validation.replay is not None and candidate.serving is not None
 
 
 def _check_parts(candidate: Candidate, limits: ReplaySpec, serving: Mapping[str, Snapshot]) -> Iterator[CheckResult]:

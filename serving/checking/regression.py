@@ -1,11 +1,13 @@
 """Compares the figures of a new snapshot with those of the serving one, on the requests and labels of a replay set."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.replay import ReplaySpec
 from ipnext.model.registry.checking import RegressionReport
+from ipnext.model.registry.optimization import LatencyPair
 from ipnext.model.registry.registry import Signature
 from serving.optimizing.judge import broken_ranking_limits, compare_snapshots
 from serving.splitting.split import read_manifest
@@ -30,8 +32,20 @@ def compare_figures(before: Path, after: Path, replay: Path, limits: ReplaySpec)
         normalized_entropy=found.normalized_entropy,
         top_k_overlap=found.top_k_overlap,
         max_error=found.max_error,
-        broken=broken_ranking_limits(limits, found),
+        latency_us=found.latency_us,
+        broken=(*broken_ranking_limits(limits, found), *_slower(limits, found.latency_us)),
     )
+
+
+def _slower(limits: ReplaySpec, times: Iterable[LatencyPair]) -> Iterator[str]:
+    """Yield a line if the batch size that got slowest is beyond the limit."""
+    if limits.max_latency_ratio is None:
+        return
+    worst = max(times, key=lambda pair: pair.after / pair.before)
+    ratio = worst.after / worst.before
+    if ratio > limits.max_latency_ratio:
+        told = f"{worst.after:.1f} us after {worst.before:.1f} us for {worst.batch} rows"
+        yield f"maxLatencyRatio: {ratio:.3g} is above {limits.max_latency_ratio:g} ({told})"
 
 
 def _check_alike(before: Signature, after: Signature) -> None:

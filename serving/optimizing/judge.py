@@ -51,20 +51,24 @@ def judge(
     """
     old, new = find_engine(before[1].engine).load(*before, {}), _load_derived(*after)
     requests = draw_replay(before[0], old) if replay is None else read_replay(replay, old.signature)
-    figures = _compare_on(old, new, requests, spec)
-    return replace(figures, latency_us=tuple(_latency(old, new, requests, batch) for batch in LATENCY_BATCHES))
+    return _timed(_compare_on(old, new, requests, spec), old, new, requests)
 
 
 def compare_snapshots(
     before: tuple[Path, SnapshotManifest], after: tuple[Path, SnapshotManifest], limits: RankingLimits, replay: Path
 ) -> Judgement:
-    """Run both snapshots, each by its directory and manifest, on a replay set. Nothing is timed.
+    """Run both snapshots, each by its directory and manifest, on a replay set; time them if that is limited.
 
     InvalidInput if the replay set or the output does not fit both models.
     """
     old, new = _load(*before), _load(*after)
     requests = read_replay(replay, new.signature)
-    return _compare_on(old, new, requests, limits)
+    figures = _compare_on(old, new, requests, limits)
+    return figures if limits.max_latency_ratio is None else _timed(figures, old, new, requests)
+
+
+def _timed(figures: Judgement, old: LoadedPart, new: LoadedPart, requests: Replay) -> Judgement:
+    return replace(figures, latency_us=tuple(_latency(old, new, requests, batch) for batch in LATENCY_BATCHES))
 
 
 def _compare_on(old: LoadedPart, new: LoadedPart, requests: Replay, limits: RankingLimits) -> Judgement:

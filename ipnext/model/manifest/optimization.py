@@ -31,8 +31,6 @@ class StepSpec(RankingLimits):
     """Largest absolute difference of any output."""
     max_bytes_ratio: Drop | None = None
     """Bytes of the derived weights over those that they replace."""
-    max_latency_ratio: Drop | None = None
-    """Median time of a pass over the former's, the larger one of two batch sizes."""
     on_refusal: Literal["refuse", "keep"] = "refuse"
     """If a limit is broken: `refuse` ends the change, `keep` goes on with the snapshot from before the step."""
 

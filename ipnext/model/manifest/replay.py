@@ -25,6 +25,8 @@ class RankingLimits(WrittenValue):
     max_entropy_rise: Drop | None = None
     """Of the normalized entropy: log-loss over that of the constant mean label (He et al., ADKDD 2014)."""
     min_top_k_overlap: Share | None = None
+    max_latency_ratio: Drop | None = None
+    """Median time of a pass over the former's, the larger one of two batch sizes."""
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -48,4 +50,4 @@ class ReplaySpec(RankingLimits):
         return self
 
 
-_LIMITS: Final = ("max_auc_drop", "max_log_loss_rise", "max_entropy_rise", "min_top_k_overlap")
+_LIMITS: Final = ("max_auc_drop", "max_log_loss_rise", "max_entropy_rise", "min_top_k_overlap", "max_latency_ratio")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from ipnext.model.registry.optimization import Measured, ReplayReport
+from ipnext.model.registry.optimization import LatencyPair, Measured, ReplayReport
 from ipnext.model.registry.registry import Datatype
 from ipnext.model.value import Value, WrittenValue
 
@@ -35,6 +35,8 @@ class RegressionReport(Value):
     """Share of the serving snapshot's top rows that are among the new one's."""
     max_error: float
     """Largest absolute difference of any output."""
+    latency_us: tuple[LatencyPair, ...] = ()
+    """Only if they are limited."""
     broken: tuple[str, ...] = ()
     """Limits that are not kept, or can't be judged."""
 

@@ -146,6 +146,11 @@ def test_inputs_change_with_limits_and_with_both_snapshots(renewed, bearing, hou
     assert runs_programs(given)
 
 
+def test_times_are_measured_each_time(renewed):
+    given = renewed(regression(), spec={"validation": {"replay": {"maxAucDrop": 1, "maxLatencyRatio": 1.2}}})
+    assert (replay_inputs(given), runs_programs(given)) == (None, True)
+
+
 def test_golden_requests_that_hold_pass_and_a_mismatch_refuses(candidate, bearing):
     bearer = candidate(dense=bearing("dense", 3, GOLDEN_FILE))
     (held,) = check_golden(replace(bearer, examine=Examined(golden())))

@@ -1,5 +1,7 @@
 """Figures of a new snapshot against the serving one's, on the replay set that comes with the new one."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import save_file
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.replay import ReplaySpec
 from serving.checking.regression import compare_figures
+from serving.optimizing import judge
 from tests.serving.optimizing.models import Ranker, draw_replay, export, load
 
 
@@ -80,6 +83,16 @@ def test_without_labels_a_limit_can_not_be_judged(places, tmp_path, limit):
     found = compare_figures(places / "good", places / "bad", tmp_path / "replay.safetensors", limits)
     assert found.broken[0].startswith(f"{limit} can't be judged: it needs ")
     assert found.replay.labels is None
+
+
+def test_times_are_compared_only_if_they_are_limited_and_the_line_has_both(places, monkeypatch):
+    monkeypatch.setattr(judge, "ROUNDS", 5)
+    assert compare(places, "good", "good", maxAucDrop=1).latency_us == ()
+    found = compare(places, "good", "good", maxLatencyRatio=0)
+    assert [pair.batch for pair in found.latency_us] == [1, 64]
+    (line,) = found.broken
+    assert re.fullmatch(r"maxLatencyRatio: \S+ is above 0 \(\S+ us after \S+ us for (1|64) rows\)", line)
+    assert compare(places, "good", "good", maxLatencyRatio=1e9).broken == ()
 
 
 def test_snapshots_of_other_tensors_are_not_compared(places):
