@@ -49,7 +49,7 @@ def judge(
 
     InvalidInput if the replay set or the output does not fit the model.
     """
-    old, new = find_engine(before[1].engine).load(*before, {}), _load_derived(*after)
+    old, new = _load(*before), _load_derived(*after)
     requests = draw_replay(before[0], old) if replay is None else read_replay(replay, old.signature)
     return _timed(_compare_on(old, new, requests, spec), old, new, requests)
 
@@ -103,10 +103,14 @@ def _judgement(
     )
 
 
+def _load(directory: Path, manifest: SnapshotManifest) -> LoadedPart:
+    return find_engine(manifest.engine).load(directory, manifest, {})
+
+
 def _load_derived(directory: Path, manifest: SnapshotManifest) -> LoadedPart:
     """Load what a step wrote: its library, if it compiled one, was made by this process."""
     if all(file.path != LIBRARY_FILE for file in manifest.files):
-        return find_engine(manifest.engine).load(directory, manifest, {})
+        return _load(directory, manifest)
     return TorchEngine(trusts_libraries=True).load(directory, manifest, {COMPILE_SETTING: True})
 
 

@@ -38,8 +38,9 @@ from ipnext.model.api.resources import (
     StatusExplanation,
     TransitionView,
 )
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.drain import DrainState, DrainView
-from ipnext.model.lifecycle.messages import Change, CheckResult
+from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.stages import activity_name
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest

@@ -3,10 +3,9 @@
 Plans, route tables and transitions are passed by id; their content is in the store.
 """
 
-from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 

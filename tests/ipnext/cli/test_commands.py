@@ -14,7 +14,7 @@ from ipnext.cli import app
 from ipnext.client import Client
 from ipnext.model.lifecycle.checks import CheckResult, ValidationReport
 from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.messages import ChangeState, CheckResult, ReplanState, ValidationReport
+from ipnext.model.lifecycle.messages import ChangeState, ReplanState
 from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from tests.waiting import until

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
+from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.model.lifecycle.status import Reason
 
 REFUSED = CheckResult(
