@@ -63,5 +63,5 @@ def test_each_of_ten_questions_is_answered_by_a_path():
 
 def test_each_place_for_new_code_names_a_test():
     places = section("Where new code goes").split("\n### ")[1:]
-    assert len(places) == 7
+    assert len(places) == 8
     assert [place.split("\n")[0] for place in places if "`tests/" not in place] == []

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ipnext.cli import app
 from ipnext.client import Client
-from ipnext.model.lifecycle.checks import CheckResult, ValidationReport
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeState, ReplanState
 from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
@@ -174,7 +174,7 @@ def test_describe_has_a_line_for_each_stage_of_the_wanted_generation(serving, li
     refused = CheckResult(
         check="stage.audit",
         subject="ranker",
-        passed=False,
+        outcome=CheckOutcome.REFUSED,
         reason=Reason.STAGE_REFUSED,
         message="the gap is too wide",
         evidence={"gap": 0.3},

@@ -16,8 +16,8 @@ from ipnext.cli import app
             ("get", "plan"),
             (
                 "'plan' is not one of 'models', 'changes', 'plans', 'replans', 'regions', 'drains', 'fleet', "
-                "'freezes', 'denials', 'generations', 'holds', 'owners', 'snapshots', 'sources', 'validators'; "
-                "see `ipnext get -h`"
+                "'freezes', 'denials', 'generations', 'holds', 'owners', 'snapshots', 'sources', 'stages', "
+                "'validators'; see `ipnext get -h`"
             ),
         ),
         (("get", "models", "--output", "xml"), "'xml' is not one of 'table', 'json', 'yaml'; see `ipnext get -h`"),
