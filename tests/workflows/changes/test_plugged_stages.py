@@ -1,6 +1,7 @@
 """Stages of another distribution in the runs of changes: judged before traffic moves, and never the end of a run."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from temporalio.client import WorkflowHistory
@@ -12,10 +13,11 @@ from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.failure_cause import cause_in
 from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.registry.registry import GenerationState
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.stages.kinds import StageKinds
-from ipnext.temporal import control
+from ipnext.temporal import control, signal_freeze_change
 from tests.plugin_packages import write_distribution
 from workflows.worker import WORKFLOWS
 
@@ -218,3 +220,27 @@ async def test_a_pause_is_kept_before_the_next_stage(house, model, plugged, subm
     await control(client, model, ControlAction.RESUME, anna)
     assert (await ended(change)).reason is Reason.STAGE_REFUSED
     assert [request.generation for request in plugged.asked] == [2]
+
+
+async def test_a_freeze_that_begins_during_a_later_stage_is_waited_for(
+    house, model, plugged, submit, ended, until, client
+):
+    house.apply(model, lifecycle=[{"stage": "gated", "after": "freeze"}])
+    change = house.publish(model, 1)
+    await submit(change)
+    await until(lambda: change.id in plugged.running)
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    spec = {
+        "reason": "the shop is full",
+        "windows": [{"start": now, "end": now + timedelta(hours=1)}],
+        "scope": {"models": [model]},
+    }
+    freeze = {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": model}, "spec": spec}
+    with house.store.begin() as unit:
+        unit.put_freeze(FreezeManifest.model_validate(freeze), expected_version=None)
+    plugged.opened.append(change.id)
+    await until(lambda: house.change(change.id).reason is Reason.FROZEN)
+    with house.store.begin() as unit:
+        unit.delete_freeze(model, expected_version=None)
+    await signal_freeze_change(client, change)
+    assert (await ended(change)).state is ChangeState.DONE
