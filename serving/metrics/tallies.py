@@ -38,6 +38,11 @@ class Histogram:
         self.total += value
 
     @property
+    def bounds(self) -> Sequence[float]:
+        """Upper bounds of its buckets; one more bucket follows."""
+        return self._bounds
+
+    @property
     def count(self) -> int:
         """Number of values so far."""
         return sum(self._counts)

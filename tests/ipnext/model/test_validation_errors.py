@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 OWN = "what its operator or user gave this process: variables of the environment, options of a command"
 DESCRIBES = {
     "ipnext/model/validation_errors.py": "faults_of",
+    "activities/transition/gate/shadow.py": "has a method of this name",
     "activities/transition/gate/verdict.py": "has a method of this name",
     "ipnext/api/errors.py": "FastAPI has described them: bodies of many values are validated before, by guarded_route",
     "ipnext/cli/access/roles.py": OWN,
