@@ -435,6 +435,8 @@ class HttpProtocol(asyncio.Protocol):
             transport.write(b"".join((head, body)))
         else:
             transport.writelines((head, body))
+        if response.after_sent is not None:  # in a turn of its own, so that its errors are not the connection's
+            asyncio.get_running_loop().call_soon(response.after_sent)
         if not keep:
             self._finish(transport)
 

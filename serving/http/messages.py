@@ -33,6 +33,8 @@ class Response:
     status: int
     body: bytes | memoryview = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    after_sent: Callable[[], None] | None = None
+    """Called after the answer was written to the client's connection; not if the client has left."""
 
 
 class Sink(Protocol):

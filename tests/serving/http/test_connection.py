@@ -275,3 +275,52 @@ async def test_a_connection_may_change_over_to_a_protocol_that_is_known(connect,
     async with connect() as (reader, writer):
         writer.write(b"GET /echo HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n")
         assert (await answer(reader))[0] == 200
+
+
+class RecordingTransport(asyncio.Transport):
+    """Remembers what is written to it."""
+
+    def __init__(self, events):
+        super().__init__()
+        self.events = events
+
+    def write(self, data):
+        self.events.append(bytes(data).rpartition(b"\r\n\r\n")[2])
+
+    def close(self):
+        self.events.append("closed")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_follows_an_answer_is_called_after_the_answer_was_written(waits):
+    events = []
+    response = Response(200, b"answer", after_sent=lambda: events.append("after"))
+
+    async def later():
+        return response
+
+    factory, _ = http_factory(lambda _: later() if waits else response)
+    protocol = factory()
+    protocol.connection_made(RecordingTransport(events))
+    protocol.data_received(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    await eventually(lambda: "after" in events)
+    assert events == [b"answer", "after"]
+    protocol.connection_lost(None)
+
+
+async def test_nothing_follows_an_answer_whose_client_has_left():
+    events, gate = [], asyncio.Event()
+
+    async def later():
+        await gate.wait()
+        return Response(200, b"answer", after_sent=lambda: events.append("after"))
+
+    factory, _ = http_factory(lambda _: later())
+    protocol = factory()
+    protocol.connection_made(RecordingTransport(events))
+    protocol.data_received(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    protocol.connection_lost(None)
+    gate.set()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert events == []
