@@ -155,7 +155,7 @@ class HostFrames:
         if route is None:
             msg = f"route {header['route']} is not known here; tell it first"
             raise Unavailable(msg)
-        walk = GraphCall(route, header["part"])
+        walk = GraphCall(route, header["part"], mirrored=bool(header.get("mirrored")))
         work = self._executor.answer(
             walk,
             (frame.body.data, header["header_length"]),

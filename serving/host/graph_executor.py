@@ -36,14 +36,18 @@ class GraphCall:
 
     route: GenerationRoute
     part: str
+    mirrored: bool = False
+    """Whether no client waits for it."""
 
 
 class GraphExecutor:
     """The graph calls of one host."""
 
-    def __init__(self, parts: PartServer, hosts: HostClient) -> None:
+    def __init__(self, parts: PartServer, hosts: HostClient, mirrors: HostClient | None = None) -> None:
+        """`mirrors` makes the calls of mirrored requests: hosts that fail these stay in use for clients' requests."""
         self._parts = parts
         self._hosts = hosts
+        self._mirrors = mirrors or hosts
         self._urls: dict[tuple[str, int], frozenset[str]] = {}
         self._forms = RequestForms()
         self._answers = AnswerForms()
@@ -54,7 +58,9 @@ class GraphExecutor:
         self._urls[route.model, route.generation] = route.urls
         if len(self._urls) > ROUTES_KNOWN:
             del self._urls[next(iter(self._urls))]
-        self._hosts.forget(frozenset().union(*self._urls.values()))
+        urls = frozenset().union(*self._urls.values())
+        for client in {self._hosts, self._mirrors}:
+            client.forget(urls)
 
     async def answer(
         self,
@@ -99,7 +105,7 @@ class GraphExecutor:
         """Return the outputs, all from one generation: if a host lacks it, all calls are repeated."""
 
         def again(counts: bool) -> None:
-            if counts:
+            if counts and not walk.mirrored:
                 self._parts.tally.note_retry(walk.route.model, walk.route.generation)
             asked.used.clear()
 
@@ -111,7 +117,7 @@ class GraphExecutor:
         *others, last = plan.nodes
         if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
             return await self._run_parallel(walk, request, asked)
-        call = partial(self._call, walk, deadline, partial(self._hosts.infer, walk.route, attempt=asked))
+        call = partial(self._call, walk, deadline, partial(self._client(walk).infer, walk.route, attempt=asked))
         return await run_graph(plan, request, call)
 
     async def _call(self, walk: GraphCall, deadline: float, remote: Call, part: str, inputs: Tensors) -> Tensors:
@@ -130,7 +136,7 @@ class GraphExecutor:
         lease: Lease[ServedPart] | None = None
         try:
             for node in others:
-                calls[node.name] = self._hosts.begin(walk.route, node.part, inputs_of(node, results), asked)
+                calls[node.name] = self._client(walk).begin(walk.route, node.part, inputs_of(node, results), asked)
             lease = self._lease(walk)
             begun = self._parts.begin(
                 lease, {k: request[s.tensor] for k, s in last.inputs.items() if s.node == REQUEST}
@@ -145,6 +151,9 @@ class GraphExecutor:
                 self._parts.release(lease)
             for call in calls.values():
                 call.give_up()
+
+    def _client(self, walk: GraphCall) -> HostClient:
+        return self._mirrors if walk.mirrored else self._hosts
 
     def _lease(self, walk: GraphCall) -> Lease[ServedPart]:
         route = walk.route

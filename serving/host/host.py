@@ -227,8 +227,10 @@ async def _main(
         return await asyncio.to_thread(keeper.reach, url)
 
     answers = AnswerBudget(arguments.max_answer_bytes, arguments.answer_budget_bytes)
-    others = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, reach=reach, answers=answers)
-    executor = GraphExecutor(parts, others)
+    others, mirrors = (
+        HostClient(HostLoadBalancer(time.monotonic), time.monotonic, reach=reach, answers=answers) for _ in range(2)
+    )
+    executor = GraphExecutor(parts, others, mirrors)
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     await serve(
         host.handle,
@@ -239,6 +241,7 @@ async def _main(
         before_exit=parts.wait_drained,
     )
     others.close()
+    mirrors.close()
     loader.close()
     queue.close()
     fetching.close()

@@ -30,8 +30,14 @@ class HostClient:
         *,
         reach: Reach | None = None,
         answers: AnswerBudget | None = None,
+        mirrors: bool = False,
     ) -> None:
-        """`reach` connects to Unix sockets; if None, this process does. `answers` bounds the answers of all hosts."""
+        """`reach` connects to Unix sockets; if None, this process does. `answers` bounds the answers of all hosts.
+
+        `mirrors`: its requests are mirrored ones, which hosts that execute their graph keep apart from those of
+        clients.
+        """
+        self._mirrors = mirrors
         self._reach = reach
         self._answers = answers or AnswerBudget()
         self._loads = loads
@@ -81,7 +87,8 @@ class HostClient:
         part = str(route.executing_part)
         candidate = self._loads.choose(self._allowed_candidates(route, part, attempt), tried=attempt.tried)
         header = self._header("walk", route.model, part, candidate.generation, attempt.deadline)
-        pieces = Pieces(bytes_frame, header | {"header_length": header_length, "sketch": attempt.sampled}, content)
+        header |= {"header_length": header_length, "sketch": attempt.sampled, "mirrored": self._mirrors}
+        pieces = Pieces(bytes_frame, header, content)
         answer = await self._call(route, part, candidate, pieces, attempt, walk=True).response()
         if answer.header["snapshots"] != route.snapshots:
             attempt.tried.add(candidate.url)

@@ -25,10 +25,11 @@ from serving.protocol.frames import UPGRADE
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, decode_response, encode_request
 from serving.router.router import Router
+from serving.routing.host_call import CallState, RetryOnOtherHost
 from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.metrics import RouterMetrics
-from serving.routing.table import TableFollower
+from serving.routing.table import TableFollower, generation_route
 from serving.snapshots.held_snapshots import HeldSnapshots
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -97,6 +98,8 @@ class FakeFleet:
     def __init__(self, stack):
         self.stack = stack
         self.hosts = {}
+        self.clients = {}
+        """Of each host: for calls of clients' requests, and of mirrored ones."""
         self.endpoints = []
 
     async def host(self, part, *, snapshot=4, generations=(4,), gateless=True, name=None, answers=None):
@@ -119,9 +122,13 @@ class FakeFleet:
         self.stack.callback(queue.close)
         self.stack.callback(engine.gate.set)
         parts = PartServer(held, queue, lambda _: None, region="north")
-        client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, answers=answers)
-        self.stack.callback(client.close)
-        executor = GraphExecutor(parts, client)
+        client, mirrors = (
+            HostClient(HostLoadBalancer(time.monotonic), time.monotonic, answers=answers) for _ in range(2)
+        )
+        for one in (client, mirrors):
+            self.stack.callback(one.close)
+        self.clients[name or part] = client, mirrors
+        executor = GraphExecutor(parts, client, mirrors)
         upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor).take_over(transport, rest)}
         factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades)
         server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
@@ -221,6 +228,38 @@ async def test_a_walk_that_is_made_again_is_counted(fleet, router):
     async with router() as edge:
         assert (await ask(edge))[0] == 503
     assert last.tally.walk_retries["m", 4] >= 1
+
+
+async def walk(fleet, *, mirrors):
+    """Ask the host of the last part as a router does, which mirrors the request or has it from a client."""
+    served = ServedGeneration(generation=4, graph=GRAPH, snapshots=dict.fromkeys(("left", "right", "sum"), 4))
+    model = RoutedModel(model="m", served=(served,), endpoints=tuple(fleet.endpoints))
+    body = encode_request(InferRequest({"x": Tensor("FP32", np.array([1.0], np.float32))}, binary_output=True))
+    client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic, mirrors=mirrors)
+    asked = CallState(deadline=time.monotonic() + PATIENCE_SECONDS)
+    try:
+        return await client.walk(generation_route(model, served), (body.body, body.header_length), asked)
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("mirrors", [False, True])
+async def test_calls_of_mirrored_requests_and_of_clients_share_no_connection(fleet, mirrors):
+    for part in ("left", "right", "sum"):
+        await fleet.host(part)
+    answer = await walk(fleet, mirrors=mirrors)
+    assert decode_response(answer.body.data, answer.header["header_length"]).outputs["total"].data.tolist() == [210]
+    url = fleet.endpoints[0].url
+    reached = [client.connection(url) is not None for client in fleet.clients["sum"]]
+    assert reached == [not mirrors, mirrors]
+
+
+async def test_a_mirrored_walk_that_is_made_again_is_not_counted(fleet):
+    await fleet.host("left", generations=(3,), name="old")
+    *_, last = [await fleet.host(part) for part in ("right", "sum")]
+    with pytest.raises(RetryOnOtherHost):
+        await walk(fleet, mirrors=True)
+    assert last.tally.walk_retries == {}
 
 
 async def test_a_walker_without_the_generation_is_not_asked_twice(fleet, router):
