@@ -9,6 +9,7 @@ from ipnext import __version__
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.access.predictions import KeyUseReport
 from ipnext.model.deployment.deployment import RouterState
+from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.names import GENERATION_HEADER
 from serving.access.access_list import AccessFollower
 from serving.access.guard import AccessGuard, Refusal
@@ -58,6 +59,7 @@ class ManagementRoutes:
         ending: GracefulShutdown,
         guard: AccessGuard,
         access: AccessFollower,
+        shadows: Callable[[], tuple[ShadowComparison, ...]] = tuple,
     ) -> None:
         self._follower = follower
         self._hosts = hosts
@@ -66,6 +68,7 @@ class ManagementRoutes:
         self._ending = ending
         self._guard = guard
         self._access = access
+        self._shadows = shadows
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
         """Route a request by the steps of its path. NotFound, or InvalidInput for a V2 extension that is not supported.
@@ -139,6 +142,7 @@ class ManagementRoutes:
                 engines=self._engines(),
                 draining=self._ending.draining,
                 access=self._access.in_force,
+                shadows=self._shadows(),
             )
         )
 

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -55,6 +55,7 @@ from serving.protocol.v2 import (
     proof_parameters,
 )
 from serving.router.management_routes import ManagementRoutes
+from serving.router.shadow_mirror import ShadowMirror, mirror_answers
 from serving.router.shutdown import GracefulShutdown
 from serving.routing.admission import DEFAULT_MAX_IN_FLIGHT, RequestAdmission
 from serving.routing.gateway_choice import chosen_by
@@ -107,8 +108,12 @@ class Router:
         limits: RouterLimits | None = None,
         hosts_walk: bool = True,
         access: AccessFollower | None = None,
+        mirror: ShadowMirror | None = None,
     ) -> None:
-        """`access`: the access list; if None, models that are not open refuse all callers."""
+        """`access`: the access list; if None, models that are not open refuse all callers.
+
+        `mirror`: mirrors requests to shadows; if None, no model has a shadow.
+        """
         follows = access or AccessFollower(None)
         self._guard = AccessGuard(lambda: follower.routes, lambda: follows.callers)
         self._follower = follower
@@ -121,6 +126,9 @@ class Router:
         self.engines = EngineRegistry(region=region, answers=self._limits.answers)
         """Engines that serve by themselves; the table's follower updates them."""
         metrics.registry.register(self.engines.foreign)
+        self._mirror = mirror
+        if mirror is not None:
+            metrics.registry.register(mirror)
         self._lost = LostRequests()
         self._ending = GracefulShutdown(region=region)
         self._management = ManagementRoutes(
@@ -131,6 +139,7 @@ class Router:
             ending=self._ending,
             guard=self._guard,
             access=follows,
+            shadows=lambda: mirror.comparisons if mirror is not None else (),
         )
         self._openai = OpenAIEdge(
             follower,
@@ -171,9 +180,11 @@ class Router:
         return self._openai.dialect if root in ROOTS else V2
 
     def close(self) -> None:
-        """Close the connections to engines and to the gateway."""
+        """Close the connections to engines and to the gateway, and those for mirrored requests."""
         self.engines.close()
         self._openai.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
     def _answer_guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
         """Answer a request if access control admits it; a refused one is counted only as refused."""
@@ -210,7 +221,8 @@ class Router:
                 chosen_by=asked.chosen_by,
                 non_finite=asked.non_finite,
             )
-        return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
+        headers = {**response.headers, **self._proof(route, asked.used)}
+        return Response(response.status, response.body, headers, response.after_sent)
 
     async def _answer_admitted(self, request: Request, route: GenerationRoute, asked: CallState) -> Response:
         claim: MemoryClaim | None = None
@@ -223,11 +235,23 @@ class Router:
                 check_json_size(
                     request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
                 )
+                began = time.perf_counter()
                 response = await self._answer(request, route, asked)
-                return await pack_response(response, request) if "accept-encoding" in headers else response
+                after_sent = self._after_sent(route, request, response, time.perf_counter() - began, asked)
+                if "accept-encoding" in headers:
+                    response = await pack_response(response, request)
+                return response if after_sent is None else replace(response, after_sent=after_sent)
             finally:
                 if claim is not None:
                     claim.set(0)
+
+    def _after_sent(
+        self, route: GenerationRoute, request: Request, response: Response, seconds: float, asked: CallState
+    ) -> Callable[[], None] | None:
+        if self._mirror is None:
+            return None
+        chosen = asked.chosen_by is not None
+        return self._mirror.after_answer(route.model, request, response, seconds=seconds, chosen=chosen)
 
     async def _answer(self, request: Request, route: GenerationRoute, asked: CallState) -> Response:
         if route.generator is not None:
@@ -416,6 +440,7 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
 
     def apply_routes(routes: Routes) -> None:
         hosts.forget(routes.urls)
+        mirror.follow(routes)
         router.engines.keep(routes.engine_urls, chosen_among=routes.engine_choices)
 
     follower = TableFollower(arguments.table, region=arguments.region, on_change=apply_routes)
@@ -432,6 +457,11 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
         budget=connections.budget,
         answers=answers,
     )
+    mirror = ShadowMirror(
+        HostClient(HostLoadBalancer(time.monotonic), time.monotonic, answers=mirror_answers(), mirrors=True),
+        region=arguments.region,
+        hosts_walk=arguments.walk == "hosts",
+    )
     router = Router(
         follower,
         hosts,
@@ -440,6 +470,7 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
         limits=limits,
         hosts_walk=arguments.walk == "hosts",
         access=access,
+        mirror=mirror,
     )
     follower.look()
     following = asyncio.create_task(follower.follow())

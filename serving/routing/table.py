@@ -17,6 +17,7 @@ from ipnext.model.deployment.deployment import (
     RoutedModel,
     RouterTable,
     ServedGeneration,
+    Shadow,
 )
 from ipnext.model.registry.registry import TensorSpec
 from ipnext.model.settings.kv_transfer import Handoff
@@ -96,6 +97,19 @@ class GenerationRoute:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ShadowRoute:
+    """A generation that answers no client, and the requests that are mirrored to it."""
+
+    shadow: Shadow
+    route: GenerationRoute
+
+    @property
+    def identity(self) -> tuple[int, Mapping[str, int], int]:
+        """What makes two shadows of a model the same: generation, snapshots and seed."""
+        return self.shadow.generation, self.route.snapshots, self.shadow.seed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelRoutes:
     """The generations of one model."""
 
@@ -114,6 +128,8 @@ class ModelRoutes:
     """Access by the route table; if the access list has the model, it takes precedence."""
     routed: RoutedModel | None = None
     """Source of the routes."""
+    shadow: ShadowRoute | None = None
+    """Not among `generations`, so that no request finds it."""
 
     @property
     def engine_urls(self) -> frozenset[str]:
@@ -193,6 +209,11 @@ class Routes:
         return frozenset(url for route in self.all for url in route.urls)
 
     @property
+    def shadows(self) -> Mapping[str, ShadowRoute]:
+        """Model -> its shadow, of models that have one."""
+        return {name: model.shadow for name, model in self.models.items() if model.shadow is not None}
+
+    @property
     def engine_urls(self) -> Mapping[str, float]:
         """URL of each engine that serves by itself -> how long requests in flight may continue after its removal."""
         return {url: model.drain_seconds for model in self.models.values() for url in model.engine_urls}
@@ -238,7 +259,16 @@ def _model_routes(model: RoutedModel) -> ModelRoutes:
         model.swap_wait_seconds,
         model.access,
         routed=model,
+        shadow=shadow_route(model),
     )
+
+
+def shadow_route(model: RoutedModel) -> ShadowRoute | None:
+    """Build the route of a model's shadow, to hosts with its own snapshots only; None if the model has none."""
+    if model.shadow is None:
+        return None
+    alone = model.model_copy(update={"served": (model.shadow.served,), "shadow": None})
+    return ShadowRoute(model.shadow, generation_route(alone, model.shadow.served))
 
 
 def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
@@ -282,7 +312,7 @@ def _only(model: RoutedModel, served: ServedGeneration) -> RoutedModel:
         for endpoint in model.endpoints
         if served.generation in endpoint.generations
     )
-    return model.model_copy(update={"served": (served,), "endpoints": endpoints})
+    return model.model_copy(update={"served": (served,), "endpoints": endpoints, "shadow": None})
 
 
 def _offers(

@@ -16,6 +16,9 @@ from serving.protocol.tensors import MAX_BYTES_ELEMENTS
 from serving.protocol.v2 import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
 from serving.router import router
 from serving.router.router import RouterLimits
+from serving.router.shadow_mirror import ShadowMirror
+from serving.routing.host_client import HostClient
+from serving.routing.load_balancer import HostLoadBalancer
 from serving.routing.metrics import RouterMetrics
 from serving.snapshots.held_snapshots import HeldSnapshots
 
@@ -36,6 +39,7 @@ def test_every_option_is_documented(main, capsys):
 def test_every_metric_is_documented_and_none_is_made_up():
     router_registry = RouterMetrics(region="r").registry
     router_registry.register(ForeignAnswers("r"))
+    router_registry.register(ShadowMirror(HostClient(HostLoadBalancer(float), float), region="r"))
     registries = (router_registry, HostMetrics(HeldSnapshots(), HostTally(), region="r").registry)
     families = {family.name: family.type for registry in registries for family in registry.collect()}
     names = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}

@@ -45,6 +45,7 @@ from ipnext.model.deployment.deployment import (
     ServedGeneration,
 )
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
+from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.revision import Revision
 
 ADOPT_POLL_SECONDS = 0.01
@@ -219,10 +220,11 @@ class Region:
             check_revision(table, self._wanted.routes.get(table.model))
             await self._wanted.put_route(table)
             await self._serve(table.model, router_table.with_both(self._served.get(table.model, ()), table.served))
-            tables = (self._routes.get(table.model, table), table)
+            former = self._routes.get(table.model)
             self._routes[table.model] = table
             await self._gateway.done()
-            if any(map(may_generate, tables)):
+            generates = may_generate(table) or (former is not None and may_generate(former))
+            if generates or table.shadow != (former.shadow if former is not None else None):
                 await self._tables.done()
             if self._served.get(table.model, ()) != table.served:
                 self._forgetting.begin(table.model)
@@ -257,7 +259,7 @@ class Region:
         traffic = (
             await self._router.traffic()
         )  # first: the routed generations of replicas depend on the router's applied table
-        return self._state(models, traffic)
+        return self._state(models, traffic, self._router.shadows)
 
     async def read_applied(self) -> AppliedState:
         """Return digests of the desired state. A large region takes a while: the event loop does not wait for it."""
@@ -272,7 +274,12 @@ class Region:
                 self._changes.number, wait_seconds=min(left, self._site.settings.idle_poll_seconds)
             )
 
-    def _state(self, models: Collection[str] | None, traffic: tuple[GenerationTraffic, ...] = ()) -> RegionState:
+    def _state(
+        self,
+        models: Collection[str] | None,
+        traffic: tuple[GenerationTraffic, ...] = (),
+        shadows: tuple[ShadowComparison, ...] = (),
+    ) -> RegionState:
         keys = sorted((key for key in self._replicas if models is None or key.model in models), key=str)
         whole = RegionState(
             region=self._site.region,
@@ -282,6 +289,7 @@ class Region:
             routes=dict(self._envoy.routes),
             traffic=traffic,
             access_behind_seconds=self._delivery.behind_seconds,
+            shadows=shadows,
         )
         return whole if models is None else with_token(whole.only(models))
 
@@ -380,7 +388,13 @@ class Region:
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
         self._accesses |= {model: table.access for model, table in self._wanted.routes.items()}
         models = router_table.routed_models(
-            self._served, endpoints, coming, self._terms, self._accesses, former=self._router.models
+            self._served,
+            endpoints,
+            coming,
+            self._terms,
+            self._accesses,
+            shadows={model: table.shadow for model, table in self._routes.items() if table.shadow is not None},
+            former=self._router.models,
         )
         choices = self._choices.of(self._other_gateways, self._routes)
         try:

@@ -16,6 +16,7 @@ from ipnext.infra.state_token import with_token
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.deployment.applied_state import AppliedState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.gate.shadow import ShadowComparison
 
 LONGEST_WAIT_SECONDS = 0.05
 """Longest wait for a change: faults that a test switches on are seen within it."""
@@ -44,6 +45,8 @@ class MemoryInfrastructure:
         self._access: dict[str, AccessList] = {}
         self._access_behind: dict[str, float] = {}
         self._key_uses: dict[str, dict[str, float]] = {}
+        self._comparisons: dict[tuple[str, tuple[str, int, int]], ShadowComparison] = {}
+        """(Region, key of the comparison) -> what the region's router reports."""
 
     # the port
 
@@ -244,6 +247,11 @@ class MemoryInfrastructure:
             found = self._region(region).count(model, generation)
             found.add(requests, gateway=region, errors=errors, non_finite=non_finite)
 
+    def compare(self, region: str, comparison: ShadowComparison) -> None:
+        """Set what the region's router reports while the comparison's shadow is in its table."""
+        with self._lock:
+            self._comparisons[region, comparison.key] = comparison
+
     def use_key(self, region: str, key_id: str, at: float) -> None:
         """Record that an API key requested predictions, at a Unix time."""
         with self._lock:
@@ -332,7 +340,15 @@ class MemoryInfrastructure:
             routes={model: t.revision for (model, name), t in self._routes.items() if name == region.name},
             traffic=tuple(count.report(model, number) for (model, number), count in region.traffic.items()),
             access_behind_seconds=self._access_behind.get(region.name),
+            shadows=tuple(self._shadows(region.name)),
         )
+
+    def _shadows(self, region: str) -> Iterator[ShadowComparison]:
+        for (model, name), table in self._routes.items():
+            if name == region and table.shadow is not None:
+                generation, seed = table.shadow.generation, table.shadow.seed
+                nothing = ShadowComparison(model=model, generation=generation, seed=seed)
+                yield self._comparisons.get((region, nothing.key), nothing)
 
     def _count_traffic(self, region: MemoryRegion) -> None:
         """Count the requests that every gateway sent here since the last observe.

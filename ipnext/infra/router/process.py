@@ -28,6 +28,7 @@ from ipnext.model.deployment.deployment import (
     RouterTable,
     ServedGeneration,
 )
+from ipnext.model.gate.shadow import ShadowComparison, merge_comparisons
 from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
@@ -215,6 +216,13 @@ class RouterProcess:
         await self._ask()
         late = [count for one in self._leaving.values() for count in _traffic(one)]
         return with_under_way(_traffic(self._now), late)
+
+    @property
+    def shadows(self) -> tuple[ShadowComparison, ...]:
+        """Comparisons of shadows, with those of former routers that still run, as last reported."""
+        found = merge_comparisons(shadow for one in self._all if one.state is not None for shadow in one.state.shadows)
+        current = {(model.model, model.shadow.generation, model.shadow.seed) for model in self.models if model.shadow}
+        return tuple(one for one in found if one.key in current)
 
     async def key_uses(self) -> KeyUseReport:
         """Return when each API key last requested predictions, in former routers too."""

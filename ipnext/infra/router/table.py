@@ -12,6 +12,7 @@ from ipnext.model.deployment.deployment import (
     PartEndpoint,
     RoutedModel,
     ServedGeneration,
+    Shadow,
 )
 
 Served = Mapping[str, tuple[ServedGeneration, ...]]
@@ -46,20 +47,22 @@ def terms_of(deployments: Iterable[Deployment], *, drain_seconds: float) -> Mapp
     return found
 
 
-def routed_models(
+def routed_models(  # noqa: PLR0913 - each of the sources of a table
     served: Served,
     endpoints: Iterable[tuple[str, PartEndpoint]],
     coming: Iterable[tuple[str, int]] = (),
     terms: Mapping[str, "Terms"] | None = None,
     access: Mapping[str, PredictionAccess] | None = None,
     *,
+    shadows: Mapping[str, Shadow] | None = None,
     former: Iterable[RoutedModel] = (),
 ) -> tuple[RoutedModel, ...]:
     """Return every served model with the (model, endpoint) pairs that are ready for it, in a fixed order.
 
     `coming` are the (model, generation) pairs to which processes are being hot swapped, `terms` those of the models
-    that run here. `access` is the access by the models' own tables. `former` are the models of the table before; those
-    that have not changed are kept.
+    that run here. `access` and `shadows` are those of the models' own tables; a shadow is left out while its generation
+    is served, as just before and after a change of the table. `former` are the models of the table before; those that
+    have not changed are kept.
     """
     by_model: dict[str, list[PartEndpoint]] = {model: [] for model in served}
     for model, endpoint in endpoints:
@@ -78,11 +81,17 @@ def routed_models(
                 "endpoints": tuple(sorted(by_model[model], key=lambda endpoint: (endpoint.part, endpoint.url))),
                 "coming": tuple(sorted(over.get(model, ()))),
                 "access": (access or {}).get(model, "open"),
+                "shadow": _apart((shadows or {}).get(model), served[model]),
                 **_fields(known.get(model, Terms())),
             },
         )
         for model in sorted(served)
     )
+
+
+def _apart(shadow: Shadow | None, served: Iterable[ServedGeneration]) -> Shadow | None:
+    """Return the shadow unless its generation is served."""
+    return None if shadow is None or any(one.generation == shadow.generation for one in served) else shadow
 
 
 def _reuse_model(former: RoutedModel | None, given: Mapping[str, Any]) -> RoutedModel:

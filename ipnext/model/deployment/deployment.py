@@ -6,10 +6,11 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ipnext.model.access.predictions import AccessRevision, PredictionAccess
 from ipnext.model.deployment.engine_start import EngineStart
+from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.model.gate.sketch import PredictionSketch
 from ipnext.model.registry.adapter import ServedAdapter
 from ipnext.model.registry.registry import PartGraph, SyncPolicy, TensorSpec
@@ -252,6 +253,53 @@ class RouteShare(Value):
     fraction: float = Field(ge=0, le=1.000001)
 
 
+SHADOW_IN_FLIGHT: Final = 8
+"""Default for the mirrored requests of a model that a router has under way at once."""
+SHADOW_SECONDS: Final = 10.0
+"""Default for the longest time of a mirrored request."""
+
+
+class Shadow(Value):
+    """A generation that answers no client: a router sends it a share of the requests that others have answered."""
+
+    served: ServedGeneration
+    """The generation, whose own snapshots alone answer, whatever its sync policy."""
+    share: float = Field(gt=0, le=1)
+    """Fraction of successful predictions that are mirrored."""
+    max_in_flight: int = Field(default=SHADOW_IN_FLIGHT, ge=1, le=64)
+    """Most mirrored requests under way in a router. Some more wait, and further ones are dropped."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Which requests are chosen follows from it. Another seed also begins another comparison."""
+    deadline_seconds: float = Field(default=SHADOW_SECONDS, gt=0, le=60)
+    """Longest time of a mirrored request."""
+
+    @property
+    def generation(self) -> int:
+        """The number of its generation."""
+        return self.served.generation
+
+    @model_validator(mode="after")
+    def _answers_predictions(self) -> "Shadow":
+        _refuse_engines(self.served)
+        return self
+
+
+def _refuse_engines(served: ServedGeneration) -> None:
+    if served.engines:
+        names = ", ".join(sorted(served.engines))
+        msg = (
+            f"generation {served.generation} has parts with an engine of their own ({names}); generated answers and "
+            "streams are not compared, so such a model has no shadow"
+        )
+        raise ValueError(msg)
+
+
+def _refuse_served(shadow: Shadow, numbers: Collection[int], places: str) -> None:
+    if shadow.generation in numbers:
+        msg = f"shadow: generation {shadow.generation} is in {places}; a shadow answers no client"
+        raise ValueError(msg)
+
+
 class RouteTable(Value):
     """The rules by which the gateway of `region` answers requests for `model`.
 
@@ -275,6 +323,21 @@ class RouteTable(Value):
     pending: bool = False
     """Whether only a manifest that does not serve yet names these users. No transition has written the table, and none
     counts on its region."""
+
+    shadow: Shadow | None = None
+    """The generation to which the region's router mirrors requests; it is neither in `served` nor in `shares`."""
+
+    @model_validator(mode="after")
+    def _shadow_is_apart(self) -> "RouteTable":
+        if self.shadow is not None:
+            _refuse_served(self.shadow, {one.generation for one in self.served}, "`served`")
+            _refuse_served(self.shadow, {share.generation for share in self.shares}, "`shares`")
+            if not self.served:
+                msg = "shadow: `served` has no generation whose answers it could be compared with"
+                raise ValueError(msg)
+            for one in self.served:
+                _refuse_engines(one)
+        return self
 
     @property
     def answering(self) -> frozenset[int]:
@@ -352,6 +415,8 @@ class RegionState(Value):
     access_behind_seconds: float | None = Field(default=None, ge=0)
     """Time since the region has had a newer access list than the one that its router goes by; None: it has none. Only
     in reports of all models."""
+    shadows: tuple[ShadowComparison, ...] = ()
+    """Comparisons of shadows in its router, one for each model that has one."""
 
     def only(self, models: Collection[str] | None) -> "RegionState":
         """Return the report limited to some models; None: all."""
@@ -364,6 +429,7 @@ class RegionState(Value):
             replicas=tuple(replica for replica in self.replicas if replica.key.model in models),
             routes={model: revision for model, revision in self.routes.items() if model in models},
             traffic=tuple(count for count in self.traffic if count.model in models),
+            shadows=tuple(found for found in self.shadows if found.model in models),
         )
 
 
@@ -514,6 +580,14 @@ class RoutedModel(Value):
     """Longest wait of a request for a swapping process."""
     access: PredictionAccess = "open"
     """As in the route table."""
+    shadow: Shadow | None = None
+    """As in the route table."""
+
+    @model_validator(mode="after")
+    def _shadow_is_apart(self) -> "RoutedModel":
+        if self.shadow is not None:
+            _refuse_served(self.shadow, {one.generation for one in self.served}, "`served`")
+        return self
 
 
 class GenerationShares(Value):
@@ -557,3 +631,5 @@ class RouterState(Value):
     """Whether it is about to end: it accepts nothing new, and finishes the requests under way."""
     access: AccessRevision = AccessRevision(revision=0)
     """The access list that it goes by."""
+    shadows: tuple[ShadowComparison, ...] = ()
+    """Of each model with a shadow."""

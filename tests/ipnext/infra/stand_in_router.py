@@ -34,7 +34,12 @@ class Router:
 
     async def state(self, _):
         traffic = [{"model": m, "generation": g, **count} for (m, g), count in self.counts.items()]
-        return web.json_response({"revision": self.table["revision"], "traffic": traffic})
+        shadows = [
+            {"model": m["model"], "generation": m["shadow"]["served"]["generation"], "seed": m["shadow"]["seed"]}
+            for m in self.table["models"]
+            if m.get("shadow")
+        ]
+        return web.json_response({"revision": self.table["revision"], "traffic": traffic, "shadows": shadows})
 
     async def live(self, _):
         return web.json_response({"live": True})

@@ -9,7 +9,7 @@ from ipnext.errors import InvalidInput, RegionUnreachable, StaleWrite, Unavailab
 from ipnext.infra.agent.http_api import LONGEST_POLL_SECONDS
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.infra.local_agents import LocalProcessInfrastructure
-from ipnext.model.deployment.deployment import ReplicaPhase
+from ipnext.model.deployment.deployment import ReplicaPhase, Shadow
 from ipnext.model.value import digest_of
 from tests.waiting import until
 
@@ -281,6 +281,24 @@ def test_a_share_to_an_unknown_region_is_refused(infra, model):
 def test_a_share_to_a_generation_that_is_not_served_is_refused(infra, model):
     with pytest.raises(InvalidInput, match=r"shares\.0\.generation.*served: 2"):
         infra.route(model.table(1, {1: 1.0}, served=[2]))
+
+
+def shadows(infra, model):
+    """Keys of the comparisons of a model."""
+    return [found.key for found in infra.observe("eu", [model.model]).shadows]
+
+
+def test_a_shadow_is_compared_once_the_route_returns_and_until_another_one_has_none(infra, model):
+    shadow = Shadow(served=model.served(2), share=0.5, seed=9)
+    table = model.table(1, {1: 1.0})
+    infra.route(table)
+    assert shadows(infra, model) == []
+    infra.route(table.model_copy(update={"revision": 2, "shadow": shadow}))
+    assert shadows(infra, model) == [(model.model, 2, 9)]
+    infra.route(table.model_copy(update={"revision": 3, "shadow": shadow.model_copy(update={"seed": 10})}))
+    assert shadows(infra, model) == [(model.model, 2, 10)]
+    infra.route(table.model_copy(update={"revision": 4}))
+    assert shadows(infra, model) == []
 
 
 def test_a_deleted_deployment_ends(infra, model, ready, replicas):

@@ -8,7 +8,8 @@ import pytest
 from ipnext.errors import NotFound, Unavailable
 from ipnext.infra.fake import infrastructure
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.deployment.deployment import ReplicaPhase
+from ipnext.model.deployment.deployment import ReplicaPhase, Shadow
+from ipnext.model.gate.shadow import ShadowComparison
 from tests.waiting import PATIENCE_SECONDS
 
 
@@ -85,6 +86,16 @@ def test_traffic_to_a_generation_that_no_replica_holds_is_all_errors(infra, mode
     infra.route(model.table(1, {1: 1.0}))
     count = infra.observe("eu").traffic[0]
     assert count.requests == count.errors == 100
+
+
+def test_a_comparison_is_reported_by_the_region_whose_table_has_the_shadow(infra, model):
+    found = ShadowComparison(model="m", generation=2, seed=9, chosen=7, compared=7)
+    infra.compare("eu", found)
+    assert infra.observe("eu").shadows == ()
+    shadow = Shadow(served=model.served(2), share=0.5, seed=9)
+    infra.route(model.table(1, {1: 1.0}).model_copy(update={"shadow": shadow}))
+    assert infra.observe("eu").shadows == (found,)
+    assert infra.observe("us").shadows == ()
 
 
 def test_a_call_can_fail_before_or_after_its_effect(infra, model):

@@ -1,7 +1,7 @@
 """What a router is told of the requests of its models."""
 
 from ipnext.infra.router.table import Terms, routed_models, terms_of
-from ipnext.model.deployment.deployment import PartEndpoint
+from ipnext.model.deployment.deployment import PartEndpoint, Shadow
 
 
 def test_the_most_patient_part_of_a_model_counts(builder):
@@ -40,3 +40,13 @@ def test_a_model_that_has_not_changed_is_the_one_of_the_table_before(builder):
     ):
         assert changed[0] is former[0]
         assert changed[1] != former[1]
+
+
+def test_a_shadow_is_left_out_while_its_generation_is_served(builder):
+    model = builder("m")
+    shadow = Shadow(served=model.served(2), share=0.5)
+    for generations, expected in (((1,), shadow), ((1, 2), None), ((3,), shadow)):
+        served = {"m": tuple(model.served(number) for number in generations)}
+        [found] = routed_models(served, (), shadows={"m": shadow, "absent": shadow})
+        assert found.shadow == expected
+        assert [one.generation for one in found.served] == list(generations)

@@ -1,0 +1,127 @@
+"""A shadow through a real agent, Envoy, router and host: it outlives agent and router, and no client is sent to it."""
+
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from ipnext.artifacts.stores.locations import open_store
+from ipnext.artifacts.upload import ingest_directory
+from ipnext.model.deployment.deployment import (
+    AssignedSnapshot,
+    Deployment,
+    DeploymentKey,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+    Shadow,
+)
+from ipnext.model.registry.registry import GraphNode, PartGraph
+from serving.export import export_model
+from tests.waiting import until
+
+GRAPH = PartGraph(
+    nodes=(GraphNode(name="dense", part="dense", inputs={"x": "request.x"}),), outputs={"score": "dense.output"}
+)
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]}
+KEY = DeploymentKey(model="click", part="dense", region="eu", hardware="cpu")
+
+
+class Times(nn.Module):
+    """What it is given, times a number."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.register_buffer("number", torch.tensor(float(number)))
+
+    def forward(self, x):
+        return x * self.number
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The URI of a store, and its two snapshots: times 2 and times 3."""
+    directory = tmp_path_factory.mktemp("times")
+    found = open_store(f"file://{directory}/artifacts")
+    holds = []
+    for number in (1, 2):
+        export_model(Times(number + 1), {"x": torch.zeros(2, 3)}, directory / f"model-{number}")
+        source = ingest_directory(found, directory / f"model-{number}")
+        digest = source.manifest.digest
+        holds.append(AssignedSnapshot(snapshot=number, digest=digest, uri=source.uri, generations=(number,)))
+    return found.uri, tuple(holds)
+
+
+def served(generation):
+    return ServedGeneration(generation=generation, graph=GRAPH, snapshots={"dense": generation})
+
+
+def table(revision, answering, *generations, shadow=None):
+    return RouteTable(
+        model="click",
+        region="eu",
+        revision=revision,
+        shares=(RouteShare(to="eu", generation=answering, fraction=1.0),),
+        served=tuple(map(served, generations)),
+        shadow=shadow,
+    )
+
+
+@pytest.fixture
+def agent(new_agent, store):
+    uri, holds = store
+    found = new_agent("eu", artifacts=uri, real=True).start()
+    found.infra.apply(Deployment(key=KEY, replicas=1, engine="torch", units=1, qps=100, holds=holds))
+    for generation in (1, 2):
+        found.await_ready(KEY, generation)
+    found.infra.route(table(1, 1, 1, shadow=Shadow(served=served(2), share=1.0, seed=3)))
+    return found
+
+
+def ask(agent, **headers):
+    return agent.client.post(f"{agent.gateway}/v2/models/click/infer", json=BODY, headers=headers)
+
+
+def compared(agent, count):
+    """Ask until so many more answers were compared; the comparison."""
+    answer = ask(agent)
+    assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, [2.0, 4.0, 6.0])
+
+    def find():
+        [found] = agent.infra.observe("eu", ["click"]).shadows
+        return found if found.compared >= count and not found.under_way else None
+
+    return until(find, why=lambda: f"{count} are compared: {agent.infra.observe('eu').shadows}")
+
+
+def test_a_shadow_is_reported_and_outlives_its_agent_and_its_router(agent):
+    found = compared(agent, 1)
+    assert (found.key, found.chosen, found.failures) == (("click", 2, 3), 1, {})
+    assert sum(found.outputs["score"].absolute.values()) == 1
+    state = agent.infra.observe("eu")
+    assert state.only({"other"}).shadows == ()
+    assert [(count.generation, count.requests) for count in state.traffic] == [(1, 1)]
+    assert ask(agent, **{"x-ipnext-generation": "2"}).status_code == 404
+
+    router = agent.child("serving.router")
+    agent.kill()
+    agent.launch()
+    assert compared(agent, 2).chosen == 2, "the router goes on, and its counts with it"
+    assert agent.child("serving.router").pid == router.pid
+
+    router.send_signal(signal.SIGTERM)
+    until(lambda: not router.is_running(), why=lambda: "another router has taken over")
+    assert compared(agent, 1).chosen == 1, "the next router goes by the same table, and counts anew"
+
+
+def test_a_shadow_that_is_promoted_answers_clients_and_is_no_shadow_any_more(agent):
+    compared(agent, 1)
+    agent.infra.route(table(2, 2, 1, 2))
+    assert ask(agent).json()["outputs"][0]["data"] == [3.0, 6.0, 9.0]
+    assert agent.infra.observe("eu").shadows == ()
+    agent.infra.route(table(3, 2, 2, shadow=Shadow(served=served(1), share=1.0)))
+    until(lambda: ask(agent) and agent.infra.observe("eu").shadows, why=lambda: "the former one is the shadow")
+    assert ask(agent, **{"x-ipnext-generation": "1"}).status_code == 404
+    agent.infra.route(table(4, 2, 2))
+    assert agent.infra.observe("eu").shadows == ()
