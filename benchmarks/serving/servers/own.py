@@ -33,12 +33,14 @@ from ipnext.model.deployment.deployment import (
     RouteShare,
     RouteTable,
     ServedGeneration,
+    Shadow,
 )
 from ipnext.model.registry.registry import PartGraph
 
 MODEL = "dlrm"
 REGION = "here"
 GENERATION = 1
+SHADOW = 2
 INFER_PATH = f"/v2/models/{MODEL}/infer"
 
 
@@ -48,6 +50,7 @@ class Holding:
 
     server: ServerProcess
     parts: tuple[str, ...]
+    generation: int = 1
 
 
 class OwnServers:
@@ -67,14 +70,22 @@ class OwnServers:
     ) -> None:
         self._stack.close()
 
-    def host(self, name: str, parts: Mapping[str, Path], settings: Mapping[str, Any] | None = None) -> Holding:
+    def host(
+        self,
+        name: str,
+        parts: Mapping[str, Path],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        generation: int = GENERATION,
+    ) -> Holding:
         """Start a host that answers for these parts, each with its snapshot directory.
 
         Raises RuntimeError if one does not load.
         """
         options = ["--id", name, "--artifacts", self._store.uri, "--cache", str(self._folder / "cache")]
         server = self._ours("serving.host", name, options)
-        wanted = HostHolds(holds=tuple(self._hold(part, path, settings or {}) for part, path in parts.items()))
+        holds = tuple(self._hold(part, path, settings or {}, generation) for part, path in parts.items())
+        wanted = HostHolds(holds=holds)
         url = f"http://{LOOPBACK}:{server.port}/control"
         self._client.put(f"{url}/holds", content=wanted.model_dump_json()).raise_for_status()
 
@@ -85,17 +96,23 @@ class OwnServers:
             return len(state.ready) == len(parts)
 
         server.wait(ready, seconds=300)
-        return Holding(server, tuple(parts))
+        return Holding(server, tuple(parts), generation)
 
-    def router(self, name: str, graph: PartGraph, hosts: Sequence[Holding], *options: str) -> ServerProcess:
-        """Start a router that serves the model by this graph over these hosts, with these command-line options."""
+    def router(
+        self, name: str, graph: PartGraph, hosts: Sequence[Holding], *options: str, shadow_share: float = 0.0
+    ) -> ServerProcess:
+        """Start a router that serves the model by this graph over these hosts, with these command-line options.
+
+        It mirrors a share of requests to the hosts of the generation SHADOW.
+        """
         table = self._folder / f"{name}.json"
         endpoints = tuple(
-            PartEndpoint(part=part, url=f"http://{LOOPBACK}:{host.server.port}", generations=(GENERATION,))
+            PartEndpoint(part=part, url=f"http://{LOOPBACK}:{host.server.port}", generations=(host.generation,))
             for host in hosts
             for part in host.parts
         )
-        model = RoutedModel(model=MODEL, served=(_served(graph),), endpoints=endpoints)
+        shadow = Shadow(served=_served(graph, SHADOW), share=shadow_share) if shadow_share else None
+        model = RoutedModel(model=MODEL, served=(_served(graph),), endpoints=endpoints, shadow=shadow)
         table.write_text(RouterTable(revision=1, region=REGION, models=(model,)).model_dump_json())
         server = self._ours("serving.router", name, ["--table", str(table), *options])
         url = f"http://{LOOPBACK}:{server.port}/control/state"
@@ -138,7 +155,7 @@ class OwnServers:
         started = ServerProcess(command, port=port, log=log, environment={"PYTHONPATH": str(ROOT)}, folder=self._folder)
         return self._stack.enter_context(started)
 
-    def _hold(self, part: str, directory: Path, settings: Mapping[str, Any]) -> HostedSnapshot:
+    def _hold(self, part: str, directory: Path, settings: Mapping[str, Any], generation: int) -> HostedSnapshot:
         source = ingest_directory(self._store, directory)
         return HostedSnapshot(
             model=MODEL,
@@ -147,11 +164,11 @@ class OwnServers:
             snapshot=1,
             digest=source.manifest.digest,
             uri=source.uri,
-            generations=(GENERATION,),
+            generations=(generation,),
             settings=settings,
         )
 
 
-def _served(graph: PartGraph) -> ServedGeneration:
+def _served(graph: PartGraph, generation: int = GENERATION) -> ServedGeneration:
     parts = {node.part for node in graph.nodes}
-    return ServedGeneration(generation=GENERATION, graph=graph, snapshots=dict.fromkeys(sorted(parts), 1))
+    return ServedGeneration(generation=generation, graph=graph, snapshots=dict.fromkeys(sorted(parts), 1))
