@@ -72,6 +72,8 @@ def test_evidence_goes_into_the_report_the_condition_and_an_event_once(house, re
     assert event.detail["evidence"] == {"gap": 0.3}
     assert cause_in(event.detail).place.step == "stage audit"
     assert house.condition("ranker", ConditionType.VALIDATED).reason is Reason.STAGE_REFUSED
+    with house.store.read() as repository:
+        assert repository.model("ranker").refused_generation == 1, "replans keep to the former manifest"
 
 
 def test_a_stage_that_passes_restores_the_condition(house, record, kept):
