@@ -152,7 +152,7 @@ def counted(house):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(snapshots, "_snapshot", counting("snapshots", snapshots._snapshot))
-            patch.setattr(snapshots, "_generation", counting("generations", snapshots._generation))
+            patch.setattr(snapshots, "read_generation", counting("generations", snapshots.read_generation))
             yield found
     finally:
         for target, name, heard in listening:

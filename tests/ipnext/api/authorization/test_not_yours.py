@@ -328,6 +328,7 @@ PLAIN = {
         "spec.parts.adapterOf spec.parts.engine spec.parts.freshness.target spec.parts.hardware.kind spec.parts.name "
         "spec.lifecycle.after spec.lifecycle.before spec.lifecycle.leaveOut spec.lifecycle.replaces "
         "spec.lifecycle.stage "
+        "spec.optimization.compile.output spec.optimization.compile.part "
         "spec.optimization.plugin.kind spec.optimization.plugin.output spec.optimization.plugin.part "
         "spec.optimization.quantize.output spec.optimization.quantize.part spec.optimization.quantize.tables "
         "spec.retention.snapshots.age spec.rollout.gate.outputs "
@@ -335,7 +336,8 @@ PLAIN = {
         "spec.split.parts.name spec.sources.directory.path spec.sources.every spec.sources.mlflow.alias "
         "spec.sources.mlflow.model spec.sources.mlflow.uri spec.sources.name spec.sources.oci.repository "
         "spec.sources.oci.tag spec.sources.part spec.sources.plugin.kind spec.sources.promote.metrics.name "
-        "spec.sources.promote.tags.* spec.sources.s3.uri spec.validation.signers.publicKeys spec.validation.skip.*"
+        "spec.sources.promote.tags.* spec.sources.s3.uri spec.validation.replay.output spec.validation.replay.part "
+        "spec.validation.signers.publicKeys spec.validation.skip.*"
     ),
     "POST /v1/models/{name}/publish": "overrideFreeze",
     **{f"POST /v1/models/{{name}}/{verb}": "reason" for verb in ("pause", "resume", "approve", "promote", "abort")},
@@ -366,7 +368,7 @@ PLAIN = {
         "spec.timeZone spec.windows.duration spec.windows.end spec.windows.exdates spec.windows.rdates "
         "spec.windows.rrule spec.windows.start spec.windows.timeZone"
     ),
-    "POST /v1/changes/{change_id}/override": "reason",
+    "POST /v1/changes/{change_id}/override": "check reason",
     "PUT /v1/denials/{digest}": "reason",
     "POST /v1/regions/{region}/drain": "reason",
     "POST /v1/regions/{region}/return": "reason",
