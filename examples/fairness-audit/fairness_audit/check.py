@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from activities.validation.validator import Candidate, FunctionValidator, fail_check, pass_check
-from ipnext.model.lifecycle.messages import CheckResult
+from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.optimization import REPLAY_FILE
 

@@ -1,7 +1,7 @@
 """Scores of a snapshot on its replay set, by group: a process of its own, since it runs the program of a stranger.
 
 `score_groups` starts it from a worker; the function `main` is the process, which confines itself before it reads the
-snapshot (`activities.optimization.tool_process`).
+snapshot (`activities.runtime.tool_process`).
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from activities.optimization.tool_process import enter, read_bounded, run_tool
+from activities.runtime.tool_process import enter, read_bounded, run_tool
 from ipnext.errors import EXIT_BAD_INPUT, EXIT_OK, IPnextError
 from ipnext.model.registry.optimization import REPLAY_FILE
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest, TensorSpec
