@@ -34,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
         activity_name,
     )
     from workflows import policies
+    from workflows.errors import raise_if_cancelled
     from workflows.policies import perform, timing_of
 
 FIRST_PAUSE = timedelta(seconds=1)
@@ -60,7 +61,7 @@ async def run_stage(stage: StageInput, name: str, call: StageCall, superseded: C
     began = workflow.now()
     answer, failure = None, ""
     try:
-        answer = await _unless(superseded, _called(request, call))
+        answer = await _unless(superseded, lambda: _called(request, call))
     except (ActivityError, ChildWorkflowError) as error:
         if is_cancelled_exception(error) and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError from error
@@ -84,8 +85,10 @@ async def record_lacking(stage: StageInput, lacking: ComposedStage) -> StageJudg
     return await perform(policies.RECORD_STAGE, ended, f"stage {lacking.name}: record that it is lacking")
 
 
-async def _unless(superseded: Callable[[], bool], work: "asyncio.Future[Any]") -> Any:
-    """Return what `work` gives; it is cancelled if this run is, or if `superseded` becomes true first."""
+async def _unless(superseded: Callable[[], bool], start: "Callable[[], asyncio.Future[Any]]") -> Any:
+    """Start work and return what it gives; it is cancelled if this run is, or if `superseded` becomes true first."""
+    raise_if_cancelled()
+    work = start()
     try:
         await workflow.wait_condition(lambda: work.done() or superseded())
     except asyncio.CancelledError:
