@@ -16,6 +16,8 @@ from typing import Final
 import torch
 from platformdirs import user_cache_path
 
+import ipnext
+import serving
 from ipnext import __version__
 from ipnext.errors import UnsupportedModel
 from ipnext.model.value import digest_of
@@ -83,7 +85,17 @@ def _compile(snapshot: Path, out: Path, level: str) -> None:
 
 
 def _environment(out: Path) -> Mapping[str, str]:
-    return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor"), "OMP_NUM_THREADS": "1"}
+    """Return the environment of the compiling process, which finds our packages in `out`.
+
+    A confined process may read them, but not the directory that they lie in, if that is a checkout.
+    """
+    code = out / "code"
+    code.mkdir()
+    for package in (ipnext, serving):
+        (code / package.__name__).symlink_to(Path(package.__path__[0]).resolve())
+    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own = {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
