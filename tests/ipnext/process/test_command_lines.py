@@ -17,6 +17,7 @@ CHILDREN = {
     "activities.optimization.split_process": CHILD,
     "activities.optimization.step_process": CHILD,
     "activities.planning.solver_process": CHILD,
+    "activities.validation.check_process": CHILD,
     "activities.validation.json_process": CHILD,
     "activities.validation.template_process": CHILD,
     "ipnext.infra.process.fork_server_process": CHILD,

@@ -68,7 +68,9 @@ def age(path):
 class Clients:
     """Publishes and their ends, as the API and the workers record them."""
 
-    def __init__(self, url: str, artifacts: FileArtifactStore, model: str) -> None:
+    def __init__(self, url: str, artifacts: FileArtifactStore, model: str, begun: list[int]) -> None:
+        """`begun`: passes that each collector has begun."""
+        self.begun, self.used = begun, dict[str, tuple[SnapshotManifest, list[int]]]()
         self.store, self.artifacts, self.model = Store.open(url), artifacts, model
         self.publisher = Publisher(self.store, artifacts, Plugins(), 2**40)
         self.random = random.Random(model)
@@ -93,14 +95,26 @@ class Clients:
                     unit.touch_artifacts(sizes_of(source.manifest))
                 upload(self.artifacts, content)
             except DuplicateSnapshot:
+                self.let_time_pass()
                 return
         with self.store.begin(self.model) as unit:
             unit.set_generation_state(self.model, change.generation, GenerationState.FAILED)
             unit.update_change(change.id, state=ChangeState.ROLLED_BACK)
-        self.let_time_pass(source.manifest)
+        self.used[source.manifest.digest] = source.manifest, list(self.begun)
+        self.let_time_pass()
 
-    def let_time_pass(self, manifest: SnapshotManifest) -> None:
-        """Make the use of what only this client has as old as its files."""
+    def let_time_pass(self) -> None:
+        """Make uses as old as the files, each once all collectors have begun a pass since: the grace time is longer."""
+        over = [
+            digest
+            for digest, (_, begun) in self.used.items()
+            if all(now > then for now, then in zip(self.begun, begun, strict=True))
+        ]
+        for digest in over:
+            self.age_use(self.used.pop(digest)[0])
+
+    def age_use(self, manifest: SnapshotManifest) -> None:
+        """Make the last use of what only this client has as old as its files."""
         own = {manifest.digest, manifest.files[0].sha256}
         table = METADATA.tables["artifacts"]
         with self.store.begin_free(()) as unit:
@@ -120,11 +134,14 @@ class Clients:
             self.store.close()
 
 
-def collect(url: str, artifacts: FileArtifactStore, over: list[Event], raced: Event) -> None:
+def collect(
+    number: int, url: str, artifacts: FileArtifactStore, over: list[Event], raced: Event, begun: list[int]
+) -> None:
     """Passes until all clients have ended. `raced` is set once some snapshots and blobs went."""
     store, snapshots, blobs = Store.open(url), 0, 0
     try:
         while not all(event.is_set() for event in over):
+            begun[number] += 1
             found = Collection(store, artifacts, RETENTION).run()
             snapshots, blobs = snapshots + found.snapshots, blobs + found.blobs
             if snapshots > 1 and blobs > 1:
@@ -142,13 +159,13 @@ def test_two_collectors_and_publishes_at_once_lose_nothing(store, url, tmp_path)
     for name in names:
         for content in range(CONTENTS):
             upload(artifacts, f"{name} {content}".encode())
-    over, raced = [Event() for _ in names], Event()
+    over, raced, begun = [Event() for _ in names], Event(), [0, 0]
     with ThreadPoolExecutor(4) as threads:
         clients = [
-            threads.submit(Clients(url, artifacts, name).run, event, raced)
+            threads.submit(Clients(url, artifacts, name, begun).run, event, raced)
             for name, event in zip(names, over, strict=True)
         ]
-        collectors = [threads.submit(collect, url, artifacts, over, raced) for _ in range(2)]
+        collectors = [threads.submit(collect, number, url, artifacts, over, raced, begun) for number in range(2)]
         for client in clients:
             client.result(PATIENCE_SECONDS)
         for collector in collectors:
