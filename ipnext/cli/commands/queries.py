@@ -20,6 +20,7 @@ from ipnext.cli.tables.layouts import layout_picture, layout_tables
 from ipnext.cli.tables.lineage import holds_table, snapshots_table
 from ipnext.cli.tables.owners import owner_tables, owners_table
 from ipnext.cli.tables.profiles import profile_tables
+from ipnext.cli.tables.regions import fleet_tables, regions_table
 from ipnext.cli.tables.reports import report_tables
 from ipnext.cli.tables.sources import source_tables, sources_table
 from ipnext.cli.tables.stages import stage_results_table, stages_table
@@ -31,15 +32,12 @@ from ipnext.model.api.generation_stats import GenerationAnswers
 from ipnext.model.api.resources import (
     ChangeView,
     EventView,
-    FleetView,
     ModelView,
-    RegionView,
     SnapshotView,
     StatusExplanation,
     TransitionView,
 )
 from ipnext.model.lifecycle.checks import CheckResult
-from ipnext.model.lifecycle.drain import DrainState, DrainView
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.stages import activity_name
 from ipnext.model.lifecycle.status import ConditionType, Reason
@@ -280,45 +278,6 @@ def models_table(models: Iterable[ModelView]) -> Table:
     return rows("", heads, (_model_line(view) for view in models))
 
 
-def regions_table(regions: Iterable[RegionView]) -> Table:
-    """One line for each hardware kind of each region."""
-    lines = (
-        (
-            r.region,
-            _reachable(r),
-            item.hardware,
-            *_use(item.units, item.used, item.free),
-            r.replica_count,
-            _service(r.drain),
-            *_drain(r),
-        )
-        for r in regions
-        for item in r.supply
-    )
-    heads = ("region", "reachable", "hardware", "units", "used", "free", "replicas in region")
-    return rows("", (*heads, "service", "since", "reason", "left there"), lines)
-
-
-def _reachable(region: RegionView) -> str:
-    if not region.reachable:
-        return "no"
-    behind = region.access_behind_seconds
-    return "yes" if behind is None else f"yes, old access list for {behind:.0f} s"
-
-
-def fleet_tables(fleet: FleetView) -> Iterable[Table | str]:
-    """Supply, round trips and owners."""
-    spec = fleet.spec
-    yield f"fleet, version {fleet.version}, applied {age(fleet.updated_at)} ago\n"
-    supply = ((s.region, s.hardware, number(s.units), number(s.unit_cost)) for s in spec.supply)
-    yield rows("supply", ("region", "hardware", "units", "$/h each"), supply)
-    trips = ((name, *map(number, row)) for name, row in zip(spec.regions, spec.rtt_ms, strict=True))
-    yield rows("\nround trip in ms, from users in a row's region", ("", *spec.regions), trips)
-    if spec.owners:
-        lines = ((o.owner, "no limit" if o.budget_per_hour is None else number(o.budget_per_hour)) for o in spec.owners)
-        yield rows("\nowners", ("owner", "$/h"), lines)
-
-
 def model_tables(
     view: ModelView,
     generations: Iterable[Generation],
@@ -503,37 +462,6 @@ def _model_line(view: ModelView) -> tuple[object, ...]:
     reason = ready.reason.value if ready else "NotPublished"
     targets = (status.serving_generation, status.target_generation)
     return (status.model, *states, reason, *targets, replicas, regions, age(view.created_at))
-
-
-def _use(units: float, used: float, free: float) -> tuple[str, str, str]:
-    return number(units), number(used), number(free)
-
-
-def _service(drain: DrainView | None) -> str:
-    if drain is None:
-        return "in service"
-    return drain.status
-
-
-def _drain(region: RegionView) -> tuple[str, str, str]:
-    """Return since when, why, and what is left.
-
-    Of a lost region, that is what still runs there: it gets no orders until it is back.
-    """
-    drain = region.drain
-    if drain is None:
-        return "", "", ""
-    left = (
-        f"{drain.models_left} models, {drain.replicas_left} replicas, "
-        f"{number(drain.traffic_left_qps)} requests or tokens/s"
-    )
-    if drain.lost:
-        left = f"planned: {left}"
-    elif drain.state is DrainState.DRAINING and drain.message:
-        left += f"; {drain.message}"
-    if drain.lost and region.replica_count:
-        left += f"; it lives: {region.replica_count} replicas run on until `ipnext undrain {region.region}`"
-    return age(drain.created_at), drain.reason, left
 
 
 def _list(numbers: Iterable[int]) -> str:
