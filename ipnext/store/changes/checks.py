@@ -12,9 +12,9 @@ from ipnext.store.tables.changes import CheckOverrideRow
 from ipnext.store.tables.registry import CheckResultsRow
 from ipnext.store.unit_of_work import bytes_of, document
 
-MOST_KEPT: Final = 64
-"""Results of checks that are kept for a model, the newest ones."""
-LARGEST_KEPT_BYTES: Final = 256 << 10
+MOST_KEPT: Final = 32
+"""Results of checks that are kept for a model, the newest ones: with LARGEST_KEPT_BYTES, 2 MiB at most."""
+LARGEST_KEPT_BYTES: Final = 64 << 10
 """Of the results of one check; larger ones are computed at each validation."""
 
 
