@@ -49,7 +49,7 @@ class StageKinds:
         check_entries(self._platform, (), splits=False)
 
     @cached_property
-    def found(self) -> tuple[FoundStage, ...]:
+    def plugins(self) -> tuple[FoundStage, ...]:
         """Entry points in the order of their names, refused ones included."""
         points = sorted(entry_points(group=names.STAGE_GROUP), key=lambda point: (point.name, point.value))
         return tuple(_load_all(points))
@@ -57,7 +57,7 @@ class StageKinds:
     @cached_property
     def by_name(self) -> Mapping[str, FoundStage]:
         """Name -> a stage that can be used."""
-        return {each.name: each for each in self.found if each.stage is not None}
+        return {each.name: each for each in self.plugins if each.stage is not None}
 
     def log_refused(self) -> None:
         """Log each entry point that was refused, and each entry of the platform that no change can go through.
@@ -65,7 +65,7 @@ class StageKinds:
         A worker calls it; the API lists the entry points.
         """
         log = structlog.get_logger()
-        for each in self.found:
+        for each in self.plugins:
             if each.stage is None:
                 log.error("stage refused", name=each.name, source=each.source, reason=each.reason)
         for index, entry in enumerate(self._platform):
@@ -103,7 +103,7 @@ class StageKinds:
     @property
     def views(self) -> tuple[StageView, ...]:
         """The built-in stages in their order, then those of other distributions."""
-        return (*map(_view_built_in, BUILT_IN_NAMES), *map(self._view, self.found))
+        return (*map(_view_built_in, BUILT_IN_NAMES), *map(self._view, self.plugins))
 
     def _registered(self) -> Iterator[Stage]:
         """Yield the stages that lifecycle workers run."""
@@ -136,7 +136,7 @@ class StageKinds:
         _check_settings(f"{place}.settings", known.stage, entry.settings)
 
     def _why_not(self, name: str) -> str:
-        refused = next((each for each in self.found if each.name == name), None)
+        refused = next((each for each in self.plugins if each.name == name), None)
         if refused is not None:
             return f"the stage {name!r} of {refused.source} was refused: {refused.reason}"
         if name in BUILT_IN_NAMES:

@@ -25,7 +25,7 @@ from serving.protocol.tensors import FLOATS, Array, bf16_to_float32, from_json
 from serving.splitting.split import read_manifest
 
 SHOWN: Final = 20
-"""Mismatches that are told one by one."""
+"""Mismatches that a report describes; further ones are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _compare(part: LoadedPart, request: str, expected: GoldenOutput, answer: Map
 def _comparison(where: str, wanted: Array, got: Array, apart: Array, largest: float) -> Comparison:
     places = np.argwhere(apart)
     lines = tuple(
-        f"{where}{list(place)}: expected {_told(wanted[place])}, got {_told(got[place])}"
+        f"{where}{list(place)}: expected {_format_value(wanted[place])}, got {_format_value(got[place])}"
         for place in (tuple(map(int, steps)) for steps in places[:SHOWN])
     )
     finite = min(largest, float(np.finfo(np.float64).max))
@@ -118,5 +118,5 @@ def _plain(datatype: Datatype, values: Array) -> Array:
     return (bf16_to_float32(values) if datatype == "BF16" else values).astype(np.float64)
 
 
-def _told(value: object) -> str:
+def _format_value(value: object) -> str:
     return f"{value:.9g}" if isinstance(value, float) else show_value(value)

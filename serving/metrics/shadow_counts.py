@@ -120,7 +120,7 @@ class ShadowCounts:
 
 
 class ShadowFamilies:
-    """The metrics of all shadows of a router, made anew for each scrape."""
+    """The metrics of all shadows of a router, built for each scrape."""
 
     def __init__(self) -> None:
         self.requests = CounterMetricFamily(

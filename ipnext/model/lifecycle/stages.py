@@ -98,7 +98,7 @@ class StageEnded(StageInput):
     source: str = "unknown"
     """The distribution, with its version and entry point."""
     answer: Any = None
-    """As it came. None if it gave none."""
+    """Not decoded. None if the stage gave no answer."""
     failure: str = ""
     """Why it gave no answer."""
     duration_seconds: float = 0.0

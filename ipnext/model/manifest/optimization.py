@@ -78,16 +78,16 @@ class OptimizationStep(WrittenValue):
     @property
     def kind(self) -> str:
         """The kind of the step: a built-in one, or the name of a plug-in."""
-        return self.plugin.kind if self.plugin is not None else self._given
+        return self.plugin.kind if self.plugin is not None else self._kind_field
 
     @property
     def spec(self) -> StepSpec:
         """The step's settings."""
-        found: StepSpec = getattr(self, self._given)
+        found: StepSpec = getattr(self, self._kind_field)
         return found
 
     @property
-    def _given(self) -> str:
+    def _kind_field(self) -> str:
         return next(name for name in _KINDS if getattr(self, name) is not None)
 
     @property

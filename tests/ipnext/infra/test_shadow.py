@@ -112,7 +112,7 @@ def test_a_shadow_is_reported_and_outlives_its_agent_and_its_router(agent):
 
     router.send_signal(signal.SIGTERM)
     until(lambda: not router.is_running(), why=lambda: "another router has taken over")
-    assert compared(agent, 1).chosen == 1, "the next router goes by the same table, and counts anew"
+    assert compared(agent, 1).chosen == 1, "the next router follows the same table, and its counts start from zero"
 
 
 def test_a_shadow_that_is_promoted_answers_clients_and_is_no_shadow_any_more(agent):

@@ -1,4 +1,4 @@
-"""Golden requests: outputs as expected within tolerances, and what is told of those that are not."""
+"""Golden requests: outputs as expected within tolerances, and the message of each mismatch."""
 
 import json
 

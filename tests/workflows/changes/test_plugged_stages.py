@@ -87,7 +87,7 @@ stages = {
     "gated": Stage(name="gated", activity=gated),
     "review": Stage(name="review", workflow=Review),
     "nowhere": Stage(
-        name="nowhere", activity="stage.nowhere", queue="nobody-here", schedule_to_close=timedelta(seconds=2)
+        name="nowhere", activity="stage.nowhere", queue="no-worker", schedule_to_close=timedelta(seconds=2)
     ),
     "lacking": Stage(name="lacking", activity="stage.lacking", queue="ipnext-lifecycle", attempts=2),
 }
@@ -167,7 +167,7 @@ async def test_a_stage_without_an_answer_ends_its_change_by_name(house, model, c
     told = {
         "raising": "stage raising: RuntimeError: no room (after its attempts, at most 2)",
         "odd": "stage odd: its answer is {'passed': 'perhaps'}; needed: passed (true or false), message (text) and",
-        "nowhere": "stage nowhere: it gave no answer within its 2 s on the task queue nobody-here: is a worker of",
+        "nowhere": "stage nowhere: it gave no answer within its 2 s on the task queue no-worker: is a worker of",
         "lacking": "stage lacking: no worker of the task queue ipnext-lifecycle has activity stage.lacking of",
         "absent": "stage absent: spec.lifecycle.0: no stage 'absent' is installed here",
     }
