@@ -17,7 +17,7 @@ from tests.ipnext.api.routes.models.test_artifacts import sha
 
 OF_RANKER = sorted(operation for operation, (_, (*_, model, _)) in MUTATING.items() if model == "ranker")
 UNTOLD = ('INSERT INTO "audit_entries"', 'INSERT INTO "api_keys"', 'INSERT INTO "models"')
-SENT = ('INSERT INTO "changes"', 'INSERT INTO "drains"', 'INSERT INTO "replans"')
+SENT = ('INSERT INTO "changes"', 'INSERT INTO "drains"', 'INSERT INTO "replans"', 'INSERT INTO "sources"')
 
 
 class Interrupted(World):
