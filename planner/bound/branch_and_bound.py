@@ -98,7 +98,7 @@ def _branch(case, room, point, split, step, limit, ceiling, known, nodes):
     `known` holds without any.
     """
     tree, plain = _tree(case, point, nodes), _plain(case)
-    used = 0
+    used = np.int64(0)  # a literal would be a type of its own: numba would compile all that takes it twice
     upper = 1.0
     for lower in CRESTS:
         if used < nodes and (case.survives or used == 0):
@@ -158,7 +158,7 @@ def _bound_node(case, room, tree, plain, i, split, limit, ceiling, known):
     mean = point[: len(case.demand)].mean()
     room.work[0] = NODE_WORK
     step = min(tree.step[i], 0.25 * mean) if mean > 0.0 else tree.step[i]
-    _, tree.step[i] = climb(case, room, point, split, limit, ceiling, NODE_EFFORT, step, np.int64(HULLS))
+    _, tree.step[i] = climb(case, room, point, split, limit, ceiling, np.int64(NODE_EFFORT), step, np.int64(HULLS))
     room.work[0] = NODE_WORK
     tree.bound[i] = max(known, bound_at(case, room, point, split, program))
     tree.split[i] = _next_split(case, room, tree, i, ceiling)

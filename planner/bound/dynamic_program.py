@@ -127,7 +127,7 @@ def _least_excess(case, room, target, price, gap):
                 least,
             )
             at = 1 - at
-        k = 0
+        k = np.int64(0)
         for i in range(n):  # those that reach the group's target
             x = sums[at, i] + shift
             if own and x < need * (1 - 1e-12):
