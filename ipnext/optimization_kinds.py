@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from ipnext import names
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.optimization import OptimizationStep
-from ipnext.plugins import load_kind
+from ipnext.plugins import contain_faults, load_kind
 
 BUILT_IN: Final = ("quantize", "compile")
 METHODS: Final = ("check", "versions", "derive")
@@ -68,11 +68,9 @@ class OptimizationKinds:
 
     def _check(self, place: str, name: str, settings: Mapping[str, Any]) -> None:
         try:
-            self.get(name).check(settings)
+            with contain_faults(name):
+                self.get(name).check(settings)
         except InvalidInput as error:
             field = f"{place}.{error.field}" if error.field else place
             msg = f"{place}: {error.message}"
             raise InvalidInput(msg, field=field, value=error.value, allowed=error.allowed) from error
-        except ValueError as error:
-            msg = f"{place}: {error}"
-            raise InvalidInput(msg, field=place) from error

@@ -4,6 +4,7 @@ The worker runs the validators, the API lists them: both need the same distribut
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -11,12 +12,15 @@ from types import MappingProxyType
 from typing import Any
 
 import structlog
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from ipnext import names
+from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.api.plugins import BUILT_IN_ENGINES, ValidatorView
+from ipnext.model.echoes import cut_text
 from ipnext.model.lifecycle.checks import BUILT_IN, BUILT_IN_VALIDATORS
 from ipnext.model.registry.snapshot_files import ENGINE_FILES, OTHER_FILES, FileSet
+from ipnext.model.validation_errors import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +135,22 @@ def load_kind(point: EntryPoint, *, taken: Iterable[str], methods: Iterable[str]
         structlog.get_logger().error(f"{what} kind refused", kind=point.name, source=point.value, reason=reason)
         return None
     return kind
+
+
+@contextmanager
+def contain_faults(name: str) -> Iterator[None]:
+    """Turn whatever a plug-in's check of settings raises into InvalidInput. Errors of IPnext pass.
+
+    The text of a ValueError says why the settings are wrong; any other error is a fault of the plug-in `name`.
+    """
+    try:
+        yield
+    except IPnextError:
+        raise
+    except ValidationError as error:
+        raise InvalidInput(cut_text(first_line(error))) from error
+    except ValueError as error:
+        raise InvalidInput(cut_text(str(error))) from error
+    except (Exception, SystemExit) as error:
+        msg = f"the check of {name!r} ended with {type(error).__name__}: {error}"
+        raise InvalidInput(cut_text(msg)) from error

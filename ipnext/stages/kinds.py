@@ -13,7 +13,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from ipnext import names
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.api.plugins import StageView
 from ipnext.model.lifecycle.checks import BUILT_IN
 from ipnext.model.lifecycle.messages import ChangeKind
@@ -22,7 +22,7 @@ from ipnext.model.lifecycle.stages import DEFAULT_STAGES, SAFETY_CRITICAL
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.stages import PlatformStageEntry, StageEntry
 from ipnext.model.value import Name
-from ipnext.plugins import source_of
+from ipnext.plugins import contain_faults, source_of
 from ipnext.stages.composition import OF_PLATFORM, PlacedStage, check_entries, compose
 from ipnext.stages.port import Stage
 
@@ -123,7 +123,7 @@ class StageKinds:
         try:
             if entry.stage is not None:
                 self._check_stage(place, entry.stage, entry)
-        except InvalidInput as error:
+        except IPnextError as error:
             return error.message
         return ""
 
@@ -186,14 +186,12 @@ def _call_of(stage: Stage, source: str, settings: Mapping[str, Any]) -> StageCal
 
 def _check_settings(place: str, stage: Stage, settings: Mapping[str, Any]) -> None:
     try:
-        stage.check(settings)
+        with contain_faults(stage.name):
+            stage.check(settings)
     except InvalidInput as error:
         field = f"{place}.{error.field}" if error.field else place
         msg = f"{place}: {error.message}"
         raise InvalidInput(msg, field=field, value=error.value, allowed=error.allowed) from error
-    except ValueError as error:
-        msg = f"{place}: {error}"
-        raise InvalidInput(msg, field=place) from error
 
 
 def _load_all(points: Iterable[EntryPoint]) -> Iterator[FoundStage]:

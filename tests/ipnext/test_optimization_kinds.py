@@ -10,6 +10,8 @@ from tests.plugin_packages import write_distribution
 PRUNE = """
 class Prune:
     def check(self, settings):
+        if settings.get("share") == "all":
+            raise SystemExit(3)
         if not 0 < settings.get("share", 0) < 1:
             raise ValueError("share: has to be between 0 and 1")
 
@@ -46,6 +48,8 @@ def test_a_kind_of_a_distribution_is_found_and_broken_ones_are_refused_alone(kin
     ("given", "told"),
     [
         (step(share=2), "spec.optimization.1: share: has to be between 0 and 1"),
+        (step(share="half"), "spec.optimization.1: the check of 'prune' ended with TypeError: '<' not supported"),
+        (step(share="all"), "spec.optimization.1: the check of 'prune' ended with SystemExit: 3"),
         (step("gone"), "spec.optimization.1: 'gone' is no kind of step here; allowed: prune"),
     ],
 )

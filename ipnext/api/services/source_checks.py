@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.sources import Reach
+from ipnext.plugins import contain_faults
 from ipnext.settings import PlatformSettings
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.kinds import SourceKinds
@@ -21,7 +22,8 @@ def watch_sources(manifest: ModelManifest, kinds: SourceKinds, reach: Reach) -> 
     found = []
     for index, spec in enumerate(manifest.spec.sources):
         try:
-            upstream = manifest.name if spec.push is not None else kinds.get(spec.kind).upstream(spec.stream)
+            with contain_faults(spec.kind):
+                upstream = manifest.name if spec.push is not None else kinds.get(spec.kind).upstream(spec.stream)
         except InvalidInput as error:
             raise _at(index, error) from error
         own = Reach.OWNER if spec.push is not None else reach  # who pushes later need not be who applies now
@@ -47,7 +49,9 @@ def check_readable(
     for index, source in enumerate(sources):
         reach = max(source.reach, granted.get((source.spec.name, source.stream), Reach.OWNER))
         try:
-            kinds.get(source.spec.kind).check(source.spec.stream, ReadAccess.of(settings, owner, reach))
+            access = ReadAccess.of(settings, owner, reach)
+            with contain_faults(source.spec.kind):
+                kinds.get(source.spec.kind).check(source.spec.stream, access)
         except InvalidInput as error:
             raise _at(index, error) from error
 

@@ -115,6 +115,19 @@ def test_broken_stages_are_refused_by_name_and_no_other_with_them():
 
 
 @pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, "limit: has to be above 0"), ({"limit": "0.1"}, "the check of 'audit' ended with TypeError: '>' not supp")],
+)
+def test_a_worker_starts_and_logs_settings_of_the_platform_that_a_stage_refuses(settings, told):
+    platform = PlatformStageEntry.model_validate(AUDIT | {"settings": settings})
+    with structlog.testing.capture_logs() as logs:
+        StageKinds([platform]).log_refused()
+    (refused,) = [log for log in logs if log["event"] == "stage of the platform's setting refused"]
+    assert refused["reason"].startswith(f"lifecycle (IPNEXT_LIFECYCLE).0.settings: {told}")
+
+
+@pytest.mark.usefixtures("packages")
 def test_lifecycle_workers_register_the_stages_without_a_queue_of_their_own():
     kinds = StageKinds()
     assert [each.__name__ for each in kinds.activities] == ["audit"]
@@ -149,6 +162,7 @@ def test_stages_are_listed_with_limits_kinds_and_whether_they_may_be_left_out():
         ),
         (AUDIT | {"stage": "broken"}, "stage", "was refused: ZeroDivisionError: division by zero"),
         (AUDIT | {"settings": {}}, "settings", "limit: has to be above 0"),
+        (AUDIT | {"settings": {"limit": "0.1"}}, "settings", "the check of 'audit' ended with TypeError: '>' not supp"),
         ({"leaveOut": "validation"}, "leaveOut", "is safety-critical and stays; allowed: optimization"),
     ],
 )
