@@ -59,6 +59,7 @@ from activities.runtime.errors import TypedFailures
 from activities.runtime.heartbeat import Alive
 from activities.runtime.lease import SENT_LATE_SECONDS
 from activities.runtime.owner_turns import OwnerShares
+from activities.runtime.stage_places import StagePlaces
 from activities.stages.activities import StageActivities
 from activities.transition.activities import TransitionActivities
 from activities.transition.takeover import IsOpen, TakeoverActivities
@@ -292,7 +293,13 @@ def worker_of(
         activity_executor=ThreadPoolExecutor(group.activity_slots, thread_name_prefix=group.queue),
         max_concurrent_activities=group.activity_slots,
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
-        interceptors=(*interceptors, TypedFailures(), Alive(timing.beat_seconds), TimeLimitInterceptor(timing)),
+        interceptors=(
+            *interceptors,
+            StagePlaces(group.activity_slots),
+            TypedFailures(),
+            Alive(timing.beat_seconds),
+            TimeLimitInterceptor(timing),
+        ),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=timing.sticky_seconds),
         max_heartbeat_throttle_interval=timedelta(seconds=SENT_LATE_SECONDS),
         graceful_shutdown_timeout=timedelta(seconds=timing.worker_shutdown_seconds),

@@ -5,13 +5,14 @@ does, it ends: by an answer, an error after its attempts, its time limit, a canc
 """
 
 import asyncio
+import functools
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -24,9 +25,13 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.echoes import cut_text
     from ipnext.model.lifecycle.messages import StageInput
     from ipnext.model.lifecycle.stage_order import ComposedStage, StageCall
     from ipnext.model.lifecycle.stages import (
+        LARGEST_ANSWER_BYTES,
+        LONGEST_MESSAGE,
+        PLACES_TAKEN,
         StageAsked,
         StageEnded,
         StageJudged,
@@ -40,9 +45,13 @@ with workflow.unsafe.imports_passed_through():
 FIRST_PAUSE = timedelta(seconds=1)
 """Between the first two attempts at a stage; then twice as long, and so on."""
 LONGEST_PAUSE = timedelta(minutes=1)
+MOST_PAUSES = 20
+"""Of a stage that waits for a place in a worker, once its pauses have grown."""
 
 NOT_REGISTERED = "NotFoundError"
 """Type of the SDK's error for an activity that a worker lacks."""
+
+T = TypeVar("T")
 
 
 class Superseded(Exception):
@@ -61,7 +70,7 @@ async def run_stage(stage: StageInput, name: str, call: StageCall, superseded: C
     began = workflow.now()
     answer, failure = None, ""
     try:
-        answer = await _unless(superseded, lambda: _called(request, call))
+        answer, failure = _read_answer(await _answered(superseded, request, call))
     except (ActivityError, ChildWorkflowError) as error:
         if is_cancelled_exception(error) and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError from error
@@ -85,7 +94,33 @@ async def record_lacking(stage: StageInput, lacking: ComposedStage) -> StageJudg
     return await perform(policies.RECORD_STAGE, ended, f"stage {lacking.name}: record that it is lacking")
 
 
-async def _unless(superseded: Callable[[], bool], start: "Callable[[], asyncio.Future[Any]]") -> Any:
+async def _answered(superseded: Callable[[], bool], request: StageRequest, call: StageCall) -> RawValue:
+    """Run the stage and return its answer. Without a place in a worker it waits: that is no attempt.
+
+    The pauses grow with the limit of the stage, so that a wait of days does not fill the history.
+    """
+    in_all = timedelta(seconds=call.schedule_to_close_seconds)
+    ends, pause = workflow.now() + in_all, FIRST_PAUSE
+    while True:
+        left = ends - workflow.now()
+        try:
+            return await _unless(superseded, functools.partial(_called, request, call, left))
+        except ActivityError as error:
+            if not _lacks_place(error) or workflow.now() + pause >= ends:
+                raise
+        await _unless(superseded, functools.partial(_begin_pause, pause))
+        pause = max(pause, min(pause * 2, in_all / MOST_PAUSES))
+
+
+def _begin_pause(pause: timedelta) -> "asyncio.Future[None]":
+    return asyncio.ensure_future(workflow.sleep(pause, summary="a worker has a place for the stage"))
+
+
+def _lacks_place(error: ActivityError) -> bool:
+    return isinstance(error.cause, ApplicationError) and error.cause.type == PLACES_TAKEN
+
+
+async def _unless(superseded: Callable[[], bool], start: "Callable[[], asyncio.Future[T]]") -> T:
     """Start work and return what it gives; it is cancelled if this run is, or if `superseded` becomes true first."""
     raise_if_cancelled()
     work = start()
@@ -104,15 +139,29 @@ async def _unless(superseded: Callable[[], bool], start: "Callable[[], asyncio.F
     raise Superseded
 
 
-def _called(request: StageRequest, call: StageCall) -> "asyncio.Future[Any]":
-    """Start the stage. Its answer is not decoded: that of another distribution may be anything."""
+def _read_answer(raw: RawValue) -> tuple[Any, str]:
+    """Return the answer as plain JSON, or why it is none. It may be anything, and goes into the input of the record."""
+    size = len(raw.payload.data)
+    if size > LARGEST_ANSWER_BYTES:
+        return None, f"its answer has {size} bytes; allowed: {LARGEST_ANSWER_BYTES}"
+    try:
+        answer = workflow.payload_converter().from_payload(raw.payload)
+    except Exception as error:  # noqa: BLE001 - each encoding has errors of its own, and none may end the run
+        return None, f"its answer can't be read as JSON: {cut_text(str(error), LONGEST_MESSAGE)}"
+    if isinstance(answer, bytes):
+        return None, f"its answer is {size} bytes that are no JSON"
+    return answer, ""
+
+
+def _called(request: StageRequest, call: StageCall, in_all: timedelta) -> "asyncio.Future[RawValue]":
+    """Start the stage. Its answer is not decoded: an error of that would be one of this run."""
     summary = f"stage {request.stage} of {call.source}"
-    in_all = timedelta(seconds=call.schedule_to_close_seconds)
     if call.runs == "workflow":
         return asyncio.ensure_future(_run_child(request, call, in_all, summary))
     return workflow.start_activity(
         activity_name(request.stage),
         request,
+        result_type=RawValue,
         task_queue=call.queue or names.LIFECYCLE_QUEUE,
         schedule_to_close_timeout=in_all,
         start_to_close_timeout=timedelta(seconds=call.start_to_close_seconds or call.schedule_to_close_seconds),
@@ -125,10 +174,11 @@ def _called(request: StageRequest, call: StageCall) -> "asyncio.Future[Any]":
     )
 
 
-async def _run_child(request: StageRequest, call: StageCall, in_all: timedelta, summary: str) -> Any:
-    return await workflow.execute_child_workflow(
+async def _run_child(request: StageRequest, call: StageCall, in_all: timedelta, summary: str) -> RawValue:
+    found: RawValue = await workflow.execute_child_workflow(
         activity_name(request.stage),
         request,
+        result_type=RawValue,
         id=names.stage_workflow_id(request.model, request.change_id, request.stage),
         task_queue=call.queue or names.LIFECYCLE_QUEUE,
         execution_timeout=in_all,
@@ -137,6 +187,7 @@ async def _run_child(request: StageRequest, call: StageCall, in_all: timedelta, 
         task_timeout=workflow.info().task_timeout,
         static_summary=summary,
     )
+    return found
 
 
 def _heartbeat(call: StageCall) -> timedelta | None:
@@ -155,9 +206,19 @@ def _explain(name: str, call: StageCall, error: ActivityError | ChildWorkflowErr
     if isinstance(cause, TemporalTimeout):
         last = cause.cause.message if isinstance(cause.cause, ApplicationError) else ""
         limit = f"it gave no answer within its {call.schedule_to_close_seconds:g} s on the task queue {queue}"
-        return f"{limit}; its last attempt: {last}" if last else f"{limit}: is a worker of {call.source} there?"
+        return f"{limit}; its last attempt: {last}" if last else f"{limit}: {_ask_why(call)}"
+    if isinstance(cause, ApplicationError) and cause.type == PLACES_TAKEN:
+        return f"no worker had a place for it within its {call.schedule_to_close_seconds:g} s: {cause.message}"
     if isinstance(cause, ApplicationError) and cause.type == NOT_REGISTERED:
         return f"no worker of the task queue {queue} has {call.runs} {activity_name(name)} of {call.source}"
     if isinstance(cause, ApplicationError):
         return f"{cause.message or cause.type} (after its attempts, at most {call.attempts})"
     return f"it was ended from outside: {cause}"
+
+
+def _ask_why(call: StageCall) -> str:
+    """Return what may have kept a stage from an answer. A workflow whose code raises is tried again until its limit."""
+    there = f"is a worker of {call.source} there"
+    return (
+        f"{there}, and does its code return?" if call.runs == "activity" else f"{there}, and does its code not raise?"
+    )

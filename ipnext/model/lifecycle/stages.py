@@ -7,7 +7,7 @@ Fields are added with defaults; none changes its type.
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.lifecycle.status import Reason
@@ -30,6 +30,10 @@ the parts that are planned."""
 STAGE_FORMAT: Final = "ipnext/stage/v1"
 MOST_EVIDENCE_BYTES: Final = 16 << 10
 """Evidence of one stage, as JSON."""
+LARGEST_ANSWER_BYTES: Final = 256 << 10
+"""A whole answer, as JSON. It is stored twice in the history of its change, and Temporal takes 2 MiB of a value."""
+PLACES_TAKEN: Final = "PlacesTaken"
+"""Type of the error of a worker that runs as many stages as it may; it is no attempt at the stage."""
 LONGEST_MESSAGE: Final = 2000
 """Characters of a stage's message; a longer one is cut."""
 
@@ -81,10 +85,21 @@ class StageRequest(Value):
     """As the manifest, or the platform's setting, has them."""
 
 
+def _check_boolean(value: object) -> object:
+    """Refuse what stands for a boolean, such as 1 and "yes": messages of the wire are read leniently, this is not."""
+    if not isinstance(value, bool):
+        msg = "true or false is needed"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic expects it
+    return value
+
+
+TrueOrFalse = Annotated[bool, BeforeValidator(_check_boolean)]
+
+
 class StageAnswer(Value):
     """The answer of a stage."""
 
-    passed: bool
+    passed: TrueOrFalse
     message: str = ""
     """Why it refused, or what it found: shown to people."""
     evidence: Mapping[str, Any] = Field(default_factory=dict)

@@ -88,6 +88,8 @@ def test_a_stage_that_passes_restores_the_condition(house, record, kept):
     [
         (None, "its answer is None; needed: passed (true or false), message (text) and evidence (an object)"),
         ("yes", "its answer is 'yes'; needed: "),
+        ({"passed": "yes"}, "its answer is {'passed': 'yes'}; needed: passed (true or false)"),
+        ({"passed": 1}, "its answer is {'passed': 1}; needed: passed (true or false)"),
         ({"passed": "perhaps"}, "its answer is {'passed': 'perhaps'}; needed: "),
         ({"passed": True, "evidence": [1]}, "needed: "),
         ({"passed": True, "evidence": {"a": float("nan")}}, "JSON can't carry"),

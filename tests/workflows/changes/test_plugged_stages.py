@@ -8,6 +8,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.common import SearchAttributeKey
 from temporalio.worker import Replayer
 
+from activities.runtime import stage_places
 from ipnext import names
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.failure_cause import cause_in
@@ -49,6 +50,21 @@ def odd(request: StageRequest) -> dict:
     return {"passed": "perhaps"}
 
 
+@activity.defn(name="stage.large")
+def large(request: StageRequest) -> dict:
+    return {"passed": True, "message": "x" * (2**21 - 250)}
+
+
+@activity.defn(name="stage.binary")
+def binary(request: StageRequest) -> bytes:
+    return bytes([255])
+
+
+@activity.defn(name="stage.endless")
+def endless(request: StageRequest) -> dict:
+    return {"passed": True, "evidence": {"gap": 10**4400}}
+
+
 @activity.defn(name="stage.slow")
 async def slow(request: StageRequest) -> StageAnswer:
     running.append(request.change_id)
@@ -83,6 +99,9 @@ stages = {
     "audit": Stage(name="audit", activity=audit),
     "raising": Stage(name="raising", activity=raising, attempts=2),
     "odd": Stage(name="odd", activity=odd),
+    "large": Stage(name="large", activity=large),
+    "binary": Stage(name="binary", activity=binary),
+    "endless": Stage(name="endless", activity=endless),
     "slow": Stage(name="slow", activity=slow),
     "gated": Stage(name="gated", activity=gated),
     "review": Stage(name="review", workflow=Review),
@@ -93,7 +112,7 @@ stages = {
 }
 globals().update(stages)
 """
-STAGES = ("audit", "raising", "odd", "slow", "gated", "review", "nowhere", "lacking")
+STAGES = ("audit", "raising", "odd", "large", "binary", "endless", "slow", "gated", "review", "nowhere", "lacking")
 
 
 @pytest.fixture
@@ -127,6 +146,11 @@ def reported(house, model, generation):
 def events(house, model):
     with house.store.read() as repository:
         return [event for event in repository.events(model, limit=100) if event.kind == "StageEnded"]
+
+
+def state_of(house, change):
+    with house.store.read() as repository:
+        return repository.change(change.id).state
 
 
 async def test_a_stage_refuses_a_generation_with_evidence_and_lets_another_serve(
@@ -167,6 +191,9 @@ async def test_a_stage_without_an_answer_ends_its_change_by_name(house, model, c
     told = {
         "raising": "stage raising: RuntimeError: no room (after its attempts, at most 2)",
         "odd": "stage odd: its answer is {'passed': 'perhaps'}; needed: passed (true or false), message (text) and",
+        "large": "stage large: its answer has 2096930 bytes; allowed: 262144",
+        "binary": "stage binary: its answer is 1 bytes that are no JSON",
+        "endless": "stage endless: its answer can't be read as JSON: ",
         "nowhere": "stage nowhere: it gave no answer within its 2 s on the task queue no-worker: is a worker of",
         "lacking": "stage lacking: no worker of the task queue ipnext-lifecycle has activity stage.lacking of",
         "absent": "stage absent: spec.lifecycle.0: no stage 'absent' is installed here",
@@ -197,6 +224,33 @@ async def test_a_running_stage_ends_with_an_abort_and_with_a_newer_publish(
     await control(client, model, ControlAction.ABORT, ControlAsked(by="anna", reason="enough"))
     aborted = await ended(second)
     assert (aborted.state, aborted.reason) == (ChangeState.REFUSED, Reason.ABORTED)
+
+
+async def test_stages_take_a_share_of_the_slots_and_a_further_one_waits_for_a_place(
+    house, model, plugged, submit, ended, until, client, monkeypatch
+):
+    monkeypatch.setattr(stage_places, "SHARE", 64)
+    changes = []
+    for name in (model, f"{model}-next"):
+        house.apply(name, lifecycle=[after_validation("gated")])
+        changes.append(house.publish(name, 1))
+    first, second = changes
+    await submit(first)
+    await until(lambda: first.id in plugged.running)
+    await submit(second)
+    await until(lambda: state_of(house, second) is ChangeState.RUNNING)
+    handle = client.get_workflow_handle(names.lifecycle_workflow_id(second.model, second.id))
+
+    async def failures():
+        history = await handle.fetch_history()
+        return [event for event in history.events if event.HasField("activity_task_failed_event_attributes")]
+
+    while len(await failures()) < 2:  # noqa: ASYNC110 - the server has it
+        await asyncio.sleep(0.05)
+    assert second.id not in plugged.running
+    plugged.opened.extend([first.id, second.id])
+    for change in changes:
+        assert (await ended(change)).state is ChangeState.DONE
 
 
 async def test_a_pause_is_kept_before_the_next_stage(house, model, plugged, submit, ended, until, client):
