@@ -12,6 +12,7 @@ from temporalio.exceptions import ApplicationError, CancelledError, TemporalErro
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from ipnext.errors import Conflict, IPnextError, Unavailable
+from ipnext.model.echoes import MESSAGE_CHARACTERS, cut_text
 
 BUG_ATTEMPTS = 5
 """Attempts of an activity that end by an unforeseen error: a retry seldom fixes a bug, but sometimes a faulty
@@ -87,7 +88,10 @@ class _TypedActivity(ActivityInboundInterceptor):
         ) as error:  # third-party code may call sys.exit; that ends the attempt, not the worker
             lasting = self._unforeseen.add(activity.info())
             text = f"{type(error).__name__}: {error}"
-            raise ApplicationError(text, type=IPnextError.code, non_retryable=lasting) from error
+            failure = ApplicationError(cut_text(text), type=IPnextError.code, non_retryable=lasting)
+            if len(text) > MESSAGE_CHARACTERS:  # Temporal takes no failure of megabytes, causes included
+                raise failure from None
+            raise failure from error
         self._unforeseen.forget(activity.info())
         return result
 

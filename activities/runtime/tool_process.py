@@ -19,6 +19,7 @@ from typing import Final
 
 from activities.runtime.child_process import ChildFiles, begin_child, child_environment, confine_child, run_child
 from ipnext.errors import EXIT_OK
+from ipnext.model.echoes import cut_text
 from serving.confinement.landlock import Confinement
 
 LEAST_MEMORY_BYTES: Final = 8 << 30
@@ -47,8 +48,10 @@ class ToolRun:
 
     @property
     def last_words(self) -> str:
-        """The last line of its errors."""
-        return self.errors.splitlines()[-1].removeprefix("error: ") if self.errors else "it said nothing"
+        """The last line of its errors, cut: it may repeat names of a stranger's snapshot."""
+        if not self.errors:
+            return "it said nothing"
+        return cut_text(self.errors.splitlines()[-1].removeprefix("error: "), LAST_WORDS)
 
     def ended(self, doing: str) -> ToolEnded:
         """Return the error for a status that is no answer."""

@@ -10,6 +10,7 @@ from temporalio.worker import ActivityInboundInterceptor
 from activities.runtime import errors
 from activities.runtime.errors import BUG_ATTEMPTS, TypedFailures
 from ipnext.errors import Unavailable
+from ipnext.model.echoes import MESSAGE_CHARACTERS
 
 OUTAGE, BUG = Unavailable("the database does not answer"), RuntimeError("can't start new thread")
 
@@ -64,6 +65,16 @@ async def test_an_activity_that_has_ended_is_counted_from_the_start():
     await finals(failures, *[BUG] * (BUG_ATTEMPTS - 1), None)
 
     assert await finals(failures, BUG) == [False]
+
+
+async def test_an_error_of_megabytes_is_cut_so_that_temporal_takes_it():
+    run = TypedFailures().intercept_activity(Ends(RuntimeError("x" * 5_000_000))).execute_activity
+
+    with pytest.raises(ApplicationError) as found:
+        await ActivityEnvironment().run(run, None)
+
+    assert (len(found.value.message), found.value.__cause__) == (MESSAGE_CHARACTERS, None)
+    assert found.value.message.startswith("RuntimeError: xxx")
 
 
 @pytest.mark.usefixtures("few_counted")
