@@ -63,6 +63,9 @@ class LibrarySigner:
     def sign(self, digest: str) -> SignatureEnvelope:
         """Sign a snapshot. InvalidInput if the file holds no private key, or one that hosts do not trust."""
         allowed = f"a private key whose public key is in the file of {SETTING}"
+        if _is_open_to_others(self.key):
+            msg = f"{SIGNING_SETTING}: {self.key} may be read by others than its user; `chmod 600` it"
+            raise InvalidInput(msg, field=SIGNING_SETTING, value=str(self.key))
         try:
             envelope = sign_digest(digest, self.key)
         except InvalidInput as error:
@@ -78,6 +81,14 @@ class LibrarySigner:
             msg = f"{SIGNING_SETTING}: {self.key}: hosts do not trust its key; allowed: {allowed}"
             raise InvalidInput(msg, field=SIGNING_SETTING, value=str(self.key)) from error
         return envelope
+
+
+def _is_open_to_others(key: Path) -> bool:
+    """Check the rights of a key's file. One that can't be looked at can't be read either."""
+    try:
+        return bool(key.stat().st_mode & 0o077)
+    except OSError:
+        return False
 
 
 def library_signer(key: Path | None, trusted: Path | None) -> LibrarySigner | None:

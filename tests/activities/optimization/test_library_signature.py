@@ -81,3 +81,11 @@ def test_a_worker_does_not_start_with_a_key_that_hosts_do_not_trust(keys, tmp_pa
         library_signer(keys[0], None)
     with pytest.raises(InvalidInput, match=r"IPNEXT_NATIVE_LIBRARY_SIGNING_KEY_FILE: .*gone.pem holds no"):
         library_signer(tmp_path / "gone.pem", keys[1])
+
+
+def test_a_key_that_others_may_read_signs_nothing(keys):
+    keys[0].chmod(0o640)
+    with pytest.raises(InvalidInput, match="may be read by others than its user; `chmod 600` it"):
+        library_signer(*keys)
+    keys[0].chmod(0o600)
+    assert library_signer(*keys) is not None
