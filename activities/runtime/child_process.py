@@ -45,6 +45,8 @@ def run_child(
 ) -> int:
     """Run a process and return its exit status. It and all its children are gone when this returns or raises.
 
+    They are ended by their process group, which a confined child can't leave.
+
     `beat` is called with the seconds since the start; an error that it raises ends the process.
     """
     started = time.monotonic()
@@ -91,6 +93,6 @@ def confine_child(
     if mode is not Confinement.OFF:
         drop_capabilities()
     try:
-        confine(mode, readable=readable, writable=writable, runs_programs=runs_programs)
+        confine(mode, readable=readable, writable=writable, runs_programs=runs_programs, keeps_group=True)
     except IPnextError as error:
         sys.exit(f"error: {error.message}")

@@ -127,12 +127,13 @@ def confine(
     writable: Iterable[Path] = (),
     connects: bool = False,
     runs_programs: bool = False,
+    keeps_group: bool = False,
 ) -> bool:
     """Confine this process, a torch host; return whether it is confined. Otherwise as `restrict`.
 
     `readable` and `writable` are in addition to the code and the system's libraries. `connects`: whether it opens TCP
     connections. `runs_programs`: whether it starts programs of the system and of its environment; they are confined as
-    it is.
+    it is. `keeps_group`: neither it nor what it starts leaves its process group.
     """
     tempfile.gettempdir()  # torch needs its name on import, and determining it writes a file there
     system = (*own_code(), *SYSTEM)
@@ -142,10 +143,12 @@ def confine(
         writes=(Path(os.devnull), *writable),
         connects=None if connects else (),
     )
-    return restrict(mode, allowed, sockets=TCP if connects else ())
+    return restrict(mode, allowed, sockets=TCP if connects else (), keeps_group=keeps_group)
 
 
-def restrict(mode: Confinement, allowed: LandlockRights, *, sockets: Sequence[SocketKind]) -> bool:
+def restrict(
+    mode: Confinement, allowed: LandlockRights, *, sockets: Sequence[SocketKind], keeps_group: bool = False
+) -> bool:
     """Confine this process to the allowed rights, and to new sockets of these kinds; return whether that was done.
 
     Only while it has a single thread: others would stay unconfined. Unavailable as for `make_ruleset`, and if sockets
@@ -156,16 +159,16 @@ def restrict(mode: Confinement, allowed: LandlockRights, *, sockets: Sequence[So
         return False
     with rules:
         rules.restrict()
-    restrict_sockets(mode, sockets)
+    restrict_sockets(mode, sockets, keeps_group=keeps_group)
     return True
 
 
-def restrict_sockets(mode: Confinement, sockets: Sequence[SocketKind]) -> None:
+def restrict_sockets(mode: Confinement, sockets: Sequence[SocketKind], *, keeps_group: bool = False) -> None:
     """Confine this process to new sockets of these kinds only. Otherwise as `restrict`."""
     if mode is Confinement.OFF:
         return
     try:
-        limit_sockets(sockets)
+        limit_sockets(sockets, keeps_group=keeps_group)
     except Unavailable as error:
         if mode is Confinement.REQUIRED:
             raise

@@ -4,6 +4,8 @@ Landlock restricts TCP ports, and no other protocol. The filter refuses all kind
 which carries data out by DNS, and address families such as vsock. It does not depend on the version of the C library:
 it judges the system calls that create sockets, and refuses io_uring, which creates them without one. It also refuses
 TCP Fast Open, which connects while it sends: Landlock's rule for connections does not cover it.
+
+It may also keep a process, and all that it starts, in its process group, by which its parent ends them.
 """
 
 import ctypes
@@ -22,6 +24,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_MODE_FILTER: Final = 2
 _RET_ALLOW: Final = 0x7FFF0000
 _RET_ERRNO: Final = 0x00050000
+_EPERM: Final = 1
 _EACCES: Final = 13
 _ENOSYS: Final = 38
 
@@ -64,6 +67,8 @@ class _Machine:
     sendto: int
     sendmsg: int
     sendmmsg: int
+    setpgid: int
+    setsid: int
     io_uring_setup: int = 425
 
     @property
@@ -73,8 +78,8 @@ class _Machine:
 
 
 _MACHINES: Final = {
-    "x86_64": _Machine(0xC000003E, 41, 53, 44, 46, 307),
-    "aarch64": _Machine(0xC00000B7, 198, 199, 206, 211, 269),
+    "x86_64": _Machine(0xC000003E, 41, 53, 44, 46, 307, 109, 112),
+    "aarch64": _Machine(0xC00000B7, 198, 199, 206, 211, 269, 154, 157),
 }
 
 
@@ -98,8 +103,10 @@ _PAIRS: Final = (SocketKind(socket.AF_UNIX, (socket.SOCK_STREAM, socket.SOCK_SEQ
 """Connected ends within a process. A pair of datagram sockets could send to any address."""
 
 
-def limit_sockets(kinds: Sequence[SocketKind]) -> None:
+def limit_sockets(kinds: Sequence[SocketKind], *, keeps_group: bool = False) -> None:
     """Let this process, and all that it starts, open sockets of these kinds only. Existing ones stay.
+
+    `keeps_group`: none of them leaves its process group.
 
     Only while it has a single thread: others would stay unlimited. Unavailable if the kernel or the machine cannot do
     it.
@@ -108,7 +115,7 @@ def limit_sockets(kinds: Sequence[SocketKind]) -> None:
     if machine is None:
         msg = f"sockets can't be limited on machine {platform.machine()!r}; allowed: {', '.join(_MACHINES)}"
         raise Unavailable(msg)
-    program = b"".join(_program(machine, kinds))
+    program = b"".join(_program(machine, kinds, keeps_group=keeps_group))
     code = ctypes.create_string_buffer(program, len(program))
     header = _FilterProgram(len(program) // _STEP_BYTES, ctypes.addressof(code))
     library = ctypes.CDLL(None, use_errno=True)
@@ -120,7 +127,7 @@ def limit_sockets(kinds: Sequence[SocketKind]) -> None:
         raise Unavailable(msg)
 
 
-def _program(machine: _Machine, kinds: Sequence[SocketKind]) -> Iterable[bytes]:
+def _program(machine: _Machine, kinds: Sequence[SocketKind], *, keeps_group: bool) -> Iterable[bytes]:
     """Yield the instructions (struct sock_filter): each test skips its own block unless it applies."""
     yield _step(_LOAD, _ARCHITECTURE)
     yield _step(_IF_EQUAL, machine.architecture, if_true=1)
@@ -130,6 +137,9 @@ def _program(machine: _Machine, kinds: Sequence[SocketKind]) -> Iterable[bytes]:
     yield _refuse(_ENOSYS)
     yield _step(_IF_EQUAL, machine.io_uring_setup, if_false=1)
     yield _refuse(_ENOSYS)
+    for call in (machine.setpgid, machine.setsid) if keeps_group else ():
+        yield _step(_IF_EQUAL, call, if_false=1)
+        yield _refuse(_EPERM)
     for call, allowed in ((machine.socket, kinds), (machine.socketpair, _PAIRS)):
         block = [*(step for kind in allowed for step in _allow(kind)), _refuse(_EACCES)]
         yield _step(_IF_EQUAL, call, if_false=len(block))

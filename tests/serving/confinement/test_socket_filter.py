@@ -118,3 +118,32 @@ def test_an_unknown_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket_filter.platform, "machine", lambda: "riscv64")
     with pytest.raises(Unavailable, match="'riscv64'; allowed: x86_64, aarch64"):
         limit_sockets(())
+
+
+GROUPED = """
+import os, sys
+from serving.confinement.socket_filter import limit_sockets
+limit_sockets((), keeps_group=sys.argv[1] == "kept")
+told = []
+for leave in (os.setsid, lambda: os.setpgid(0, 0)):
+    child = os.fork()
+    if not child:
+        try:
+            leave()
+        except PermissionError:
+            os._exit(1)
+        os._exit(0)
+    told.append("refused" if os.waitpid(child, 0)[1] else "done")
+print(*told)
+"""
+
+
+@pytest.mark.usefixtures("subprocesses")
+@pytest.mark.parametrize(("group", "told"), [("kept", "refused refused"), ("free", "done done")])
+def test_what_a_process_starts_stays_in_its_group_if_that_is_kept(group: str, told: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", GROUPED, group],
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(socket_filter.__file__).parents[2])},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout.strip()) == (0, told), ran.stderr
