@@ -103,13 +103,17 @@ class SourcePollActivities:
             StreamRequest(source.spec.stream, ReadAccess.of(self._settings, source.owner, source.reach))
             for source in sources
         ]
-        return self._kinds.get(kind).connect(streams)
+        connected = tuple(self._kinds.get(kind).connect(streams))
+        if len(connected) != len(sources):
+            msg = f"the kind {kind!r} connected {len(connected)} of {len(sources)} sources"
+            raise TypeError(msg)
+        return connected
 
     def _poll_one(self, record: SourceRecord, source: Source) -> _Polled:
         total, listed = 0, record
         for _ in range(MOST_LISTINGS):
             try:
-                listing = source.list_since(listed.cursor)
+                listing = _check_listing(source.list_since(listed.cursor))
             except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; its source has the error
                 return self._note_failure(record, error)
             total += self._note_listing(listed, listing)
@@ -140,6 +144,14 @@ class SourcePollActivities:
             failures = unit.note_failed_poll(record, message)
         activity.logger.warning("source %s/%s could not be polled: %s", record.model, record.name, message)
         return _Polled(record, message[:LONGEST_TEXT], failures=max(1, failures))
+
+
+def _check_listing(found: object) -> Listing:
+    """Return what a plug-in gave, if it is a listing: anything else would end the polls of all its sources."""
+    if not isinstance(found, Listing):
+        msg = f"list_since gave {type(found).__name__}; needed: Listing"
+        raise TypeError(msg)
+    return found
 
 
 def _describe_new(count: int) -> str:

@@ -467,3 +467,35 @@ def test_a_snapshot_is_as_old_as_its_training_and_the_same_bytes_as_the_last_one
             (snapshot,) = unit.snapshots("ranker")
         assert snapshot.trained_at == datetime(2026, 11, day, tzinfo=UTC)
     assert feeds.states("in") == {"a": "published", "b": "published"}
+
+
+class Garbage:
+    """A kind of a plug-in whose sources are whatever it is told."""
+
+    def __init__(self, *connected: object) -> None:
+        self.connected = connected
+
+    def get(self, name: str):  # noqa: ARG002 - it is each kind
+        return self
+
+    def connect(self, streams):  # noqa: ARG002 - it has what it is told
+        return self.connected
+
+    def list_since(self, cursor: str):  # noqa: ARG002 - it has no listing
+        return None
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Garbage(), "TypeError: the kind 'directory' connected 0 of 1 sources"),
+        (Garbage(Garbage()), "TypeError: list_since gave NoneType; needed: Listing"),
+    ],
+)
+def test_what_a_plug_in_gives_instead_of_a_listing_is_the_error_of_its_source(feeds, kind, told):
+    feeds.watch("a")
+    feeds.kinds = kind
+    feeds.poll("a")
+    with feeds.house.store.read() as unit:
+        found = unit.source("ranker", "a")
+    assert (found.failures, found.error) == (1, told)
