@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from activities.validation.json_process import LARGEST_JSON_BYTES, JsonFiles
-from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, pass_check
+from activities.validation.validator import Candidate, fail_check, pass_check
+from ipnext.artifacts.hashing import read_ahead
 from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
@@ -141,9 +142,9 @@ def _foreign_file(candidate: Candidate, snapshot: Snapshot) -> str:
 def _hash_file(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     with candidate.open(file.sha256) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
+        for piece in read_ahead(stream):
+            digest.update(piece)
+            size += len(piece)
             candidate.beat(f"reading {subject}: {size} of {file.size_bytes} bytes")
     return size, digest.hexdigest()
 

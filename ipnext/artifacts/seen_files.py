@@ -11,10 +11,10 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import file_digest
 from pathlib import Path
 
 from ipnext.artifacts.atomic_files import write_whole
+from ipnext.artifacts.hashing import hash_stream
 from ipnext.errors import Unavailable
 from ipnext.model.registry.registry import SEEN_FILE, ArtifactFile, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
@@ -86,4 +86,4 @@ def _state(path: Path) -> list[int]:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
+        return hash_stream(stream)[0]

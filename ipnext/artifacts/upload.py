@@ -1,11 +1,10 @@
 """Publish into a store: every file is checked, missing blobs are stored, the manifest comes last."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ipnext.artifacts.hashing import chunks_of
+from ipnext.artifacts.hashing import chunks_of, hash_stream
 from ipnext.artifacts.layout import LARGEST_MANIFEST_BYTES, mismatch, read_manifest
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.sources import ArtifactSource, DirectorySource, signature_of
@@ -114,10 +113,8 @@ def _put(store: ArtifactStore, source: ArtifactSource, file: ArtifactFile) -> No
 
 
 def _check(source: ArtifactSource, file: ArtifactFile) -> None:
-    digest = hashlib.sha256()
     with source.open(file.path) as stream:
-        for chunk in chunks_of(stream):
-            digest.update(chunk)
-    if digest.hexdigest() != file.sha256:
+        found, _ = hash_stream(stream)
+    if found != file.sha256:
         subject = f"file {file.path!r} in {source.uri}"
-        raise mismatch(subject, expected=file.sha256, found=digest.hexdigest())
+        raise mismatch(subject, expected=file.sha256, found=found)

@@ -1,11 +1,10 @@
 """Checks of a local snapshot before the client uploads anything."""
 
-import hashlib
 from pathlib import Path
 
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
 from ipnext.artifacts.checkpoints.reader import is_checkpoint
-from ipnext.artifacts.hashing import chunks_of
+from ipnext.artifacts.hashing import hash_stream
 from ipnext.artifacts.layout import read_manifest
 from ipnext.artifacts.programs.forms import UnsafeProgram
 from ipnext.artifacts.programs.reader import parse_program, program_file
@@ -63,10 +62,8 @@ def _check(source: ArtifactSource, file: ArtifactFile) -> None:
     if size != file.size_bytes:
         msg = f"file {file.path!r} in {source.uri} has {size} bytes, {SNAPSHOT_FILE} says {file.size_bytes}"
         raise ArtifactDigestMismatch(msg)
-    digest = hashlib.sha256()
     with source.open(file.path) as stream:
-        for chunk in chunks_of(stream):
-            digest.update(chunk)
-    if digest.hexdigest() != file.sha256:
-        msg = f"file {file.path!r} in {source.uri} has SHA-256 {digest.hexdigest()}, {SNAPSHOT_FILE} says {file.sha256}"
+        found, _ = hash_stream(stream)
+    if found != file.sha256:
+        msg = f"file {file.path!r} in {source.uri} has SHA-256 {found}, {SNAPSHOT_FILE} says {file.sha256}"
         raise ArtifactDigestMismatch(msg)

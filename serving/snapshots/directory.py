@@ -3,7 +3,6 @@
 Used by export, split and deltas.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -13,10 +12,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
+from ipnext.artifacts.hashing import hash_stream
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
-_CHUNK: Final = 2**20
 _REMEDY: Final = "remove the snapshot from the cache, then it is fetched again"
 
 
@@ -43,12 +42,10 @@ def half_written(target: Path) -> Iterator[Path]:
 
 def artifact_file(path: Path) -> ArtifactFile:
     """Return the manifest entry of a written file; its bytes are on the disk when this returns."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+        sha256, size_bytes = hash_stream(stream)
         os.fsync(stream.fileno())
-    return ArtifactFile(path=path.name, sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+    return ArtifactFile(path=path.name, sha256=sha256, size_bytes=size_bytes)
 
 
 def verify_manifest(directory: Path) -> SnapshotManifest:
@@ -113,7 +110,7 @@ def _check_content(directory: Path, file: ArtifactFile, hashed: dict[int, str]) 
             state = os.fstat(stream.fileno())
             is_whole = S_ISREG(state.st_mode) and state.st_size == file.size_bytes
             if is_whole and state.st_ino not in hashed:
-                hashed[state.st_ino] = hashlib.file_digest(stream, "sha256").hexdigest()
+                hashed[state.st_ino], _ = hash_stream(stream)
             is_whole = is_whole and hashed[state.st_ino] == file.sha256
     except FileNotFoundError as error:
         msg = f"{subject} is missing; {_REMEDY}"

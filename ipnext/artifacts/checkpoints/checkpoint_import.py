@@ -3,7 +3,6 @@
 The files that serving needs, hashed, and a `snapshot.json` with its facts.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from typing import Final
 from ipnext import __version__
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import WEIGHTS_SUFFIX, LocalFiles, ReadCheckpoint, read_checkpoint
+from ipnext.artifacts.hashing import hash_stream
 from ipnext.artifacts.layout import CHUNK_BYTES, manifest_bytes
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.part_tensors import embedding_signature, text_spec
@@ -122,8 +122,8 @@ def _signature(facts: Checkpoint) -> Signature:
 
 def _file(files: LocalFiles, path: str) -> ArtifactFile:
     with files.open(path) as stream:
-        digest = hashlib.file_digest(stream, "sha256")  # type: ignore[arg-type]  # a file has `readinto`, too
-        return ArtifactFile(path=path, sha256=digest.hexdigest(), size_bytes=stream.tell())
+        sha256, size_bytes = hash_stream(stream)
+    return ArtifactFile(path=path, sha256=sha256, size_bytes=size_bytes)
 
 
 def _bring(files: LocalFiles, path: str, target: Path, *, link: bool) -> None:
