@@ -35,6 +35,7 @@ RULES: Final = (
     Rule(Component.AGENT, ("prefetches",), _PLANE),
     Rule(Component.AGENT, ("deployments",), _PLANE),
     Rule(Component.AGENT, ("routes",), _PLANE),
+    Rule(Component.AGENT, ("timings",), _PLANE),
     Rule(Component.ROUTER, ("control",), _AGENT),
     Rule(Component.ROUTER, ("metrics",), _AGENT),
     Rule(Component.ROUTER, ("healthz",), ANY),
@@ -45,9 +46,10 @@ RULES: Final = (
     Rule(Component.HOST, ("metrics",), _AGENT),
     Rule(Component.HOST, ("healthz",), ANY),
     Rule(Component.HOST, ("frames",), _ROUTER),
-    Rule(Component.HOST, ("parts",), _ROUTER),
+    Rule(Component.HOST, ("parts",), _ROUTER | _AGENT),
 )
-"""A host that executes a part graph calls other hosts in the place of its router, on the same sockets."""
+"""A host that executes a part graph calls other hosts in the place of its router, on the same sockets. An agent calls
+parts to time them, before users are sent to a new generation."""
 
 _TABLE: Final = {(rule.listener, rule.steps[0]): rule.callers for rule in RULES}
 

@@ -29,7 +29,7 @@ class HttpSessions:
         self._sockets: dict[str, aiohttp.ClientSession] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def call(
+    async def call(  # noqa: PLR0913 - a request, and its limits
         self,
         method: str,
         url: str,
@@ -38,11 +38,12 @@ class HttpSessions:
         seconds: float,
         content: str | None = None,
         body: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> BoundedAnswer:
         """Make one call; `seconds` bound all of it, `most_bytes` the body of its answer. No redirect is followed.
 
         `url` may also be `unix://PATH.sock/...`, which gets this caller's proof. `content` is JSON as text, `body` as
-        values.
+        values; `headers` are sent besides.
 
         Raises:
             AnswerRefused: the answer is larger, or compressed.
@@ -50,18 +51,19 @@ class HttpSessions:
         """
         shown = f"{method} {url}"
         data = json.dumps(body) if body is not None else content
-        headers = {"accept-encoding": "identity", **({} if data is None else {"content-type": "application/json"})}
+        sent = {"accept-encoding": "identity", **({} if data is None else {"content-type": "application/json"})}
+        sent |= headers or {}
         try:
             if is_socket_url(url):
                 path, rest = split_url(url)
                 proof = read_proof(proof_file(Path(path)))
-                headers |= {} if proof is None else {PROOF_HEADER: proof}
+                sent |= {} if proof is None else {PROOF_HEADER: proof}
                 session, url = self._socket(path), f"http://localhost{rest}"
             else:
                 session = self._tcp
             limit = aiohttp.ClientTimeout(total=seconds)
             async with session.request(
-                method, url, data=data, headers=headers, timeout=limit, allow_redirects=False
+                method, url, data=data, headers=sent, timeout=limit, allow_redirects=False
             ) as answer:
                 return BoundedAnswer(answer.status, await _whole(answer, most_bytes, shown))
         except TimeoutError as error:

@@ -11,6 +11,7 @@ from ipnext.errors import Unavailable
 from ipnext.model.access.predictions import KeyUseReport
 from ipnext.model.deployment.deployment import HostHolds, HostState, RouterState
 from ipnext.model.wire import decode
+from ipnext.names import GENERATION_HEADER
 
 State = TypeVar("State", HostState, RouterState, KeyUseReport)
 
@@ -54,6 +55,17 @@ class Control:
     async def put_holds(self, url: str, holds: HostHolds) -> None:
         """Send a host its desired snapshots."""
         await self._call_host("PUT", f"{_at(url)}/control/holds", holds.model_dump_json())
+
+    async def infer(self, url: str, model: str, part: str, generation: int, body: str, *, seconds: float) -> None:
+        """Send a host one prediction as V2 JSON, and discard its answer. Unavailable if that is no good one."""
+        headers = {GENERATION_HEADER: str(generation)}
+        path = f"{_at(url)}/parts/{model}/{part}/infer"
+        answer = await self._session.call(
+            "POST", path, content=body, headers=headers, most_bytes=HOST_BYTES, seconds=seconds
+        )
+        if answer.status >= 400:
+            msg = f"the host answered {answer.status}: {answer.content[:300].decode(errors='replace')}"
+            raise Unavailable(msg)
 
     async def drain(self, url: str) -> None:
         """Have a host or a router accept no new requests."""

@@ -15,6 +15,7 @@ from ipnext.model.deployment.applied_state import AppliedState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
 from ipnext.model.deployment.prefetch import MOST_SNAPSHOTS, Prefetch
+from ipnext.model.gate.live import RoundTimes, TimingRound
 from ipnext.model.validation_errors import first_line
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
@@ -86,6 +87,11 @@ class LocalProcessInfrastructure:
     def prefetch(self, region: str, uris: Sequence[str]) -> None:
         """See the port."""
         self._call("POST", region, "/prefetches", Prefetch(uris=tuple(uris[:MOST_SNAPSHOTS])))
+
+    def time_replicas(self, region: str, asked: TimingRound) -> RoundTimes:
+        """See the port."""
+        seconds = self._answer_seconds + asked.seconds
+        return self._read(RoundTimes, "POST", region, "/timings", asked, seconds=seconds)
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port."""

@@ -11,6 +11,7 @@ from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseRe
 from ipnext.model.deployment.applied_state import AppliedState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
+from ipnext.model.gate.live import RoundTimes, TimingRound
 
 
 class Infrastructure(Protocol):
@@ -59,6 +60,13 @@ class Infrastructure(Protocol):
         """Have the region fetch snapshots that a deployment will name soon.
 
         Returns at once; hosts fetch later if that fails.
+        """
+
+    def time_replicas(self, region: str, asked: TimingRound) -> RoundTimes:
+        """Send requests to two replicas of the region in turns, and return their times; after `asked.seconds` at most.
+
+        Neither gateway nor router has these requests: they count for no client, quota, demand or gate. Raises NotFound
+        if the region has no such replica, or it is not ready for its generation.
         """
 
     def delete(self, key: DeploymentKey) -> None:

@@ -18,6 +18,7 @@ from ipnext.model.access.predictions import AccessList
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.deployment.logs import LogQuery
 from ipnext.model.deployment.prefetch import Prefetch
+from ipnext.model.gate.live import TimingRound
 from ipnext.model.validation_errors import faults_of
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
@@ -50,6 +51,7 @@ def agent_app(
     app.router.add_get("/changes", surface.changes)
     app.router.add_post("/logs", surface.logs)
     app.router.add_post("/prefetches", surface.prefetch)
+    app.router.add_post("/timings", surface.time_replicas)
     app.router.add_put("/deployments", surface.put_deployment)
     app.router.add_delete("/deployments/{model}/{part}/{hardware}", surface.delete_deployment)
     app.router.add_put("/routes/{model}", surface.put_route)
@@ -96,6 +98,11 @@ class AgentSurface:
         """Start to fetch snapshots ahead; the answer does not wait for them."""
         self._region.prefetch((await _body(request, Prefetch)).uris)
         return web.json_response({})
+
+    async def time_replicas(self, request: web.Request) -> web.Response:
+        """Carry out a TimingRound; the answer comes when it is over."""
+        times = await self._region.time_replicas(await _body(request, TimingRound))
+        return web.Response(text=times.model_dump_json(), content_type="application/json")
 
     async def put_deployment(self, request: web.Request) -> web.Response:
         """Make a Deployment the desired state of its replica set."""

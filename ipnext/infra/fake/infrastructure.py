@@ -16,6 +16,7 @@ from ipnext.infra.state_token import with_token
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.deployment.applied_state import AppliedState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.gate.live import ReplicaTimes, RoundTimes, TimedReplica, TimingRound
 from ipnext.model.gate.shadow import ShadowComparison
 
 LONGEST_WAIT_SECONDS = 0.05
@@ -113,6 +114,13 @@ class MemoryInfrastructure:
         """Return the snapshots that the region was requested to prefetch."""
         with self._lock:
             return tuple(self._prefetched.get(region, ()))
+
+    def time_replicas(self, region: str, asked: TimingRound) -> RoundTimes:
+        """See the port. Times are those of `answer_with`; no time passes."""
+        with self._call("time_replicas", region, f"{asked.model}/{asked.part}") as found:
+            return RoundTimes(
+                new=self._times_of(found, asked, asked.new), serving=self._times_of(found, asked, asked.serving)
+            )
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port. Remaining replicas are draining at the next observe."""
@@ -349,6 +357,22 @@ class MemoryInfrastructure:
                 generation, seed = table.shadow.generation, table.shadow.seed
                 nothing = ShadowComparison(model=model, generation=generation, seed=seed)
                 yield self._comparisons.get((region, nothing.key), nothing)
+
+    def _times_of(self, region: MemoryRegion, asked: TimingRound, wanted: TimedReplica) -> ReplicaTimes:
+        replicas = (replica for found in region.sets.values() for replica in found.report(self._faults))
+        ready = {replica.id for replica in replicas if wanted.generation in replica.ready}
+        if wanted.id not in ready:
+            msg = f"no replica {wanted.id!r} of {asked.model}/{asked.part} is ready for generation {wanted.generation}"
+            raise NotFound(msg)
+        answers = self._faults.answers.get((asked.model, wanted.generation), SimulatedAnswers())
+        half = asked.requests // 2
+        failed = math.ceil(asked.requests * answers.errors)
+        return ReplicaTimes(
+            single=(answers.seconds,) * (0 if failed else half),
+            together=(answers.seconds * asked.concurrency,) * (0 if failed else max(1, half // asked.concurrency)),
+            failed=failed,
+            error="simulated error" if failed else "",
+        )
 
     def _count_traffic(self, region: MemoryRegion) -> None:
         """Count the requests that every gateway sent here since the last observe.

@@ -5,11 +5,12 @@ import zlib
 
 import pytest
 
-from ipnext.errors import InvalidInput, RegionUnreachable, StaleWrite, Unavailable
+from ipnext.errors import InvalidInput, NotFound, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.agent.http_api import LONGEST_POLL_SECONDS
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.model.deployment.deployment import ReplicaPhase, Shadow
+from ipnext.model.gate.live import TimedReplica, TimingRound
 from ipnext.model.value import digest_of
 from tests.waiting import until
 
@@ -299,6 +300,45 @@ def test_a_shadow_is_compared_once_the_route_returns_and_until_another_one_has_n
     assert shadows(infra, model) == [(model.model, 2, 10)]
     infra.route(table.model_copy(update={"revision": 4}))
     assert shadows(infra, model) == []
+
+
+@pytest.fixture
+def timing(model, ready):
+    """A round on the first ready replicas of generations 2 and 1."""
+
+    def timing():
+        new, serving = (TimedReplica(id=ready(model.key(), number)[0].id, generation=number) for number in (2, 1))
+        bodies = ('{"inputs": []}', "{}")
+        return TimingRound(
+            model=model.model,
+            part="dense",
+            new=new,
+            serving=serving,
+            bodies=bodies,
+            requests=16,
+            concurrency=2,
+            seconds=20,
+        )
+
+    return timing
+
+
+def test_two_replicas_are_timed_and_no_router_counts_it(infra, model, timing):
+    infra.apply(model.deployment({1: (1,), 2: (2,)}))
+    infra.route(model.table(1, {1: 1.0}))
+    found = infra.time_replicas("eu", timing())
+    for times in (found.new, found.serving):
+        assert (len(times.single), len(times.together), times.failed) == (8, 4, 0)
+        assert all(seconds > 0 for seconds in (*times.single, *times.together))
+    assert not [count for count in infra.observe("eu", [model.model]).traffic if count.generation == 2]
+
+
+def test_a_replica_that_is_not_ready_for_its_generation_is_not_timed(infra, model, timing):
+    infra.apply(model.deployment({1: (1,), 2: (2,)}))
+    asked = timing()
+    for wrong in (TimedReplica(id=asked.new.id, generation=3), TimedReplica(id="other", generation=2)):
+        with pytest.raises(NotFound, match=f"no replica {wrong.id!r} of {model.model}/dense is ready"):
+            infra.time_replicas("eu", asked.model_copy(update={"new": wrong}))
 
 
 def test_a_deleted_deployment_ends(infra, model, ready, replicas):
