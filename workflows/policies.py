@@ -319,6 +319,7 @@ ENSURE_CAPACITY = ActivityStep(
     unbounded=BY_THE_WAVE,
 )
 SHIFT_TRAFFIC = ActivityStep("shift_traffic", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
+TIME_REPLICAS = ActivityStep("time_replicas", wire.WaveResult, timedelta(minutes=3), unbounded=BY_THE_WAVE)
 CHECK_GATE = ActivityStep("check_gate", wire.WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
 RELEASE_CAPACITY = ActivityStep("release_capacity", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
 NOTE_HOLD = ActivityStep("note_hold", wire.Done, total=timedelta(minutes=2), queue=names.URGENT_QUEUE)
@@ -391,6 +392,7 @@ STEPS: tuple[ActivityStep[Any], ...] = (
     PLACE_MODEL,
     PLAN_TRANSITION,
     ENSURE_CAPACITY,
+    TIME_REPLICAS,
     SHIFT_TRAFFIC,
     CHECK_GATE,
     RELEASE_CAPACITY,

@@ -131,6 +131,8 @@ class TransitionWorkflow:
             return result
         if (stop := await self._unheld()) is not None:
             return stop
+        if index == 0 and self._input.times_replicas and (stop := await self._time_replicas(wave)) is not None:
+            return stop
         self._show(f"{place}: moving traffic")
         shifted = await self._run_step(policies.SHIFT_TRAFFIC, wave, f"{place}: move traffic")
         if not shifted.ok:
@@ -140,6 +142,20 @@ class TransitionWorkflow:
         if result.ok and self._needs_approval():
             result = await self._approval(wave)
         return await self._release(wave) if result.ok else result
+
+    async def _time_replicas(self, wave: WaveInput) -> WaveResult | None:
+        """Compare live replicas of both generations; None if traffic may move.
+
+        Each call makes one round, and the history has the rounds so far: a killed worker repeats one round.
+        """
+        self._show(f"{self._place}: timing live replicas")
+        while True:
+            result = await self._run_step(policies.TIME_REPLICAS, wave, f"{self._place}: time live replicas")
+            if result.again_seconds <= 0:
+                return await self._unheld() if result.ok else result
+            if self._stopping:
+                raise asyncio.CancelledError
+            wave = wave.model_copy(update={"rounds": result.rounds})
 
     async def _watch_answers(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
         """Wait for the bake time, check the answers meanwhile, and judge them at the end.

@@ -62,6 +62,7 @@ from activities.runtime.owner_turns import OwnerShares
 from activities.runtime.stage_places import StagePlaces
 from activities.stages.activities import StageActivities
 from activities.transition.activities import TransitionActivities
+from activities.transition.live_timing import LiveTimingActivities
 from activities.transition.takeover import IsOpen, TakeoverActivities
 from activities.validation.activities import ValidationActivities
 from activities.validation.validator import Validator, discover_validators
@@ -190,6 +191,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *known.activities,
         *freezes.all(),
         *transition.all(),
+        *LiveTimingActivities(store, infrastructure, artifacts).all(),
         *PreparationActivities(metadata, validation, freezes, placing, transition, prefetching).all(),
         *DeploymentActivities(store, infrastructure).all(),
         *HoldingActivities(store).all(),

@@ -61,6 +61,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, StageInput, TransitionPl
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.model.registry.registry import GenerationState
+from ipnext.store.operations.repetition import VALIDATED
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
@@ -119,6 +120,7 @@ class TransitionActivities:
             gates=tuple(wave.gate for wave in record.transition.waves),
             price=draft.price,
             back=draft.back,
+            times_replicas=stage.kind in VALIDATED and draft.times_replicas,
         )
 
     @activity.defn(name="ensure_capacity", no_thread_cancel_exception=True)

@@ -17,6 +17,7 @@ from activities.state.wave_state import Back, peak, planned_state, running_state
 from activities.transition.admission import not_swapped, planned_waves, price_of, refuse_transition, way_back
 from activities.transition.dropped_users import explain_drop
 from ipnext.errors import NotFound
+from ipnext.model.lifecycle.checks import LIVE_LATENCY
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.rollout import RolloutSpec
@@ -40,6 +41,8 @@ class Draft:
     price: str
     back: Back
     rollout: RolloutSpec
+    times_replicas: bool
+    """Whether the manifest has live replicas timed."""
     basis: tuple[Any, ...]
     """The model's rows, and the fleet's, when the transition was planned."""
     in_use: Mapping[tuple[str, str], float]
@@ -60,12 +63,14 @@ class Draft:
         repository.check_only_mover(stage.model, stage.change_id)
         in_use = units_in_use(repository, but=stage.model)
         record = known or _plan_transition(repository, stage, in_use)
+        spec = repository.model(stage.model).in_force.spec
         return cls(
             record=record,
             known=known is not None,
             price=price_of(record.transition, not_swapped(repository, stage, record.transition)),
             back=way_back(repository, stage, record.transition, in_use),
-            rollout=repository.model(stage.model).in_force.spec.rollout,
+            rollout=spec.rollout,
+            times_replicas=spec.validation.live_latency is not None and LIVE_LATENCY not in spec.validation.skip,
             basis=_basis(repository, stage),
             in_use=in_use,
         )

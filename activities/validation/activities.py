@@ -22,6 +22,7 @@ from activities.validation.deltas import DELTAS, check_deltas
 from activities.validation.denials import DENIED, check_denials
 from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
 from activities.validation.finite_weights import FINITE, check_finite, check_headers
+from activities.validation.live import check_live
 from activities.validation.memory import MEMORY, check_memory
 from activities.validation.parsing import ParsingThread
 from activities.validation.program_checks import (
@@ -43,7 +44,7 @@ from activities.validation.validator import Candidate, FunctionValidator, Valida
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
-from ipnext.model.lifecycle.checks import ValidationReport
+from ipnext.model.lifecycle.checks import LIVE_LATENCY, ValidationReport
 from ipnext.model.lifecycle.messages import StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.denials import Denial
@@ -72,6 +73,7 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(MEMORY, check_memory),
     FunctionValidator(GOLDEN, check_golden, inputs=golden_inputs),
     FunctionValidator(REPLAY, check_replay, inputs=replay_inputs),
+    FunctionValidator(LIVE_LATENCY, check_live),
 )
 """In the order of `ipnext.model.lifecycle.checks.BUILT_IN_VALIDATORS`, which is that of their results."""
 

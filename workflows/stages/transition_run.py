@@ -89,6 +89,7 @@ class TransitionRun:
                 held=held,
                 fence=planned.fence,
                 urgent=self._urgent,
+                times_replicas=planned.times_replicas,
             ),
             result_type=TransitionResult,
             id=names.transition_workflow_id(planned.transition_id),

@@ -14,6 +14,8 @@ from pydantic import Field
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value
 
+LIVE_LATENCY: Final = "live-latency"
+"""The check that the transition makes, on live replicas."""
 BUILT_IN: Final = "built-in"
 """Source of the checks of IPnext."""
 
@@ -22,7 +24,8 @@ BUILT_IN_VALIDATORS: Final[Mapping[str, bool]] = MappingProxyType(
         **dict.fromkeys(("safe-paths", "denied", "safe-formats", "digests", "program", "signature", "engines"), True),
         **dict.fromkeys(("deltas", "checkpoint", "adapter"), True),
         **dict.fromkeys(
-            ("adapter-base", "graph-edges", "finite-weights", "interface", "memory", "golden", "replay"), False
+            ("adapter-base", "graph-edges", "finite-weights", "interface", "memory", "golden", "replay", LIVE_LATENCY),
+            False,
         ),
     }
 )

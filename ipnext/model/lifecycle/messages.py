@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.gate.gate import GateWindow, RegionTraffic
+from ipnext.model.gate.live import JudgedRound
 from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.replan_moves import MoverState, ReplanProgress
@@ -275,6 +276,8 @@ class TransitionPlanned(Value):
     """The way of a revert: in one step, or wave by wave if the supply does not fit all of it at once."""
     fence: int = 0
     """The fencing token: the transition's run writes only while the store has no other."""
+    times_replicas: bool = False
+    """Whether live replicas are timed before the first traffic moves (`spec.validation.liveLatency`)."""
 
 
 class Revert(Value):
@@ -305,6 +308,8 @@ class TransitionInput(Value):
     fence: int = 0
     urgent: bool = False
     """Whether its steps have precedence: it brings back a generation that has served before."""
+    times_replicas: bool = False
+    """Whether live replicas are timed before the first traffic moves."""
     revert: Revert | None = None
     """Only revert, from here: the former run was ended from outside."""
 
@@ -337,6 +342,8 @@ class WaveInput(Value):
     """For the gate: seconds that it has waited for more answers beyond the hold."""
     window: GateWindow | None = None
     """For the gate, with `baseline`: the `window` that `shift_traffic` answered; None: errors alone are judged."""
+    rounds: tuple[JudgedRound, ...] = ()
+    """For the timing of live replicas: the rounds so far."""
 
 
 class WaveResult(Value):
@@ -359,6 +366,8 @@ class WaveResult(Value):
     """Answer of `ensure_capacity`, with `again_seconds`: the duration of this check."""
     unanswered: bool = False
     """Whether the wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
+    rounds: tuple[JudgedRound, ...] = ()
+    """Answer of `time_replicas`, with `again_seconds`: the rounds so far; call again with them."""
 
 
 class TransitionResult(Value):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
+from ipnext.model.gate.live import LiveLatencySpec
 from ipnext.model.manifest.optimization import MOST_STEPS, OptimizationStep, check_steps
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.replay import ReplaySpec
@@ -60,6 +61,8 @@ class ValidationSpec(WrittenValue):
     """Validator name -> the reason it is skipped; the reason stays in the report."""
     replay: ReplaySpec | None = None
     """What the figures of a new generation may lose against the serving one; the check `replay`."""
+    live_latency: LiveLatencySpec | None = None
+    """How much slower live replicas may be than those of the serving generation; the check `live-latency`."""
     signers: SignerPolicy | None = None
     """Who has to have signed what is published; the check `signature`, and each host before it loads."""
 

@@ -14,6 +14,8 @@ from ipnext.store.repository import Repository
 VALIDATED: Final = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 """Kinds of changes with a validation."""
 
+_REFUSED: Final = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
+"""Ends by a check: of the validation, or of live replicas, after which the transition is reverted."""
 _REPLACES: Final = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE})
 
 
@@ -57,7 +59,7 @@ def override_check(
     """
     given = repository.check_overrides(change.id).get(check)
     again = repository.find_change(names.again_id(change.model, change.sequence))
-    if given is not None and (again is not None or change.state is not ChangeState.REFUSED):
+    if given is not None and (again is not None or change.state not in _REFUSED):
         return given, again
     if not change.state.final and change.kind in VALIDATED:
         return repository.override_check(change.id, check, who=who, reason=reason), None
@@ -76,7 +78,7 @@ def _check_refused(repository: Repository, change: Change, check: str) -> None:
     refusals = () if report is None else report.refusals
     if change.kind not in VALIDATED:
         why = f"is a {change.kind}, which no check refuses"
-    elif change.state is not ChangeState.REFUSED:
+    elif change.state not in _REFUSED:
         why = f"is {change.state} already; there is nothing to override"
     elif again is not None:
         why = f"is carried out again as {again.id}: override the check for that one"

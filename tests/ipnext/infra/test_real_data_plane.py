@@ -1,6 +1,7 @@
 """Real agent, Envoy, router and torch hosts: a model of two parts is rolled out and answered."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from activities.transition.gate.live import judge_live, read_figures
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.process.places import run_directory
@@ -23,6 +25,7 @@ from ipnext.model.deployment.deployment import (
     RouteTable,
     ServedGeneration,
 )
+from ipnext.model.gate.live import JudgedRound, LiveLatencySpec, TimedReplica, TimingRound
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.engines.torch.program import WEIGHTS_FILE
 from serving.export import export_model
@@ -144,6 +147,52 @@ def test_a_second_generation_takes_over_from_the_first(region, publish):
     found = [count for count in agent.infra.observe("eu").traffic if count.model == "scaled"]
     traffic = {count.generation: count.requests for count in found}
     assert traffic == {1: 2, 2: 1}
+
+
+class Slow(nn.Module):
+    """As `Scale`, with so much arithmetic that a pass takes longer than any noise of the machine."""
+
+    def __init__(self):
+        super().__init__()
+        self.heavy = nn.Parameter(torch.full((1500, 1500), 1e-9))
+
+    def forward(self, x):
+        return x + (self.heavy @ self.heavy @ self.heavy).sum()
+
+
+def test_a_slow_generation_is_found_by_its_live_replica_before_any_request_reaches_it(region, store, publish, tmp_path):
+    export_model(Slow(), {"x": torch.zeros(2, 3)}, tmp_path / "slow")
+    source = ingest_directory(store, tmp_path / "slow")
+    slow = AssignedSnapshot(snapshot=2, digest=source.manifest.digest, uri=source.uri, generations=(2,))
+    key = deployment("first", model="timed").key
+    region.infra.apply(deployment("first", publish("first", 1, 2), slow, model="timed"))
+    for generation in (1, 2):
+        region.await_ready(key, generation)
+    replica = region.replicas(key)[0].id
+
+    def judge(new, serving):
+        asked = TimingRound(
+            model="timed",
+            part="first",
+            new=TimedReplica(id=replica, generation=new),
+            serving=TimedReplica(id=replica, generation=serving),
+            bodies=(json.dumps(BODY),),
+            requests=16,
+            concurrency=2,
+            seconds=20,
+            share=1,
+        )
+        times = region.infra.time_replicas("eu", asked)
+        figures = {"new": read_figures(times.new, 2), "serving": read_figures(times.serving, 2)}
+        return JudgedRound(part="first", region="eu", hardware="cpu", **figures)
+
+    limits = LiveLatencySpec.model_validate({"maxP50Ratio": 1.5, "minThroughputRatio": 0.7})
+    refused = judge_live(limits, [judge(2, 1) for _ in range(3)])
+    assert refused.outcome == "refused", refused.message
+    assert refused.message.startswith("p50 ")
+    assert "; throughput " in refused.message
+    assert judge_live(limits, [judge(1, 2) for _ in range(3)]).outcome == "passed"
+    assert not [count for count in region.infra.observe("eu").traffic if count.model == "timed"]
 
 
 def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(region, publish, store):

@@ -7,13 +7,16 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from temporalio import activity
 
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.infra.process.parent_death import tether
+from ipnext.model.gate.live import ROUNDS
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ReplanState
 from ipnext.temporal import signal_drain, wake_replan
@@ -139,6 +142,34 @@ async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(
     kit.check_floor(house.infrastructure, model, DEMAND)
     with house.store.read() as repository:
         assert repository.model(model).serving_generation == 1
+
+
+async def test_a_worker_killed_while_it_times_replicas_is_replaced_and_one_round_is_repeated(
+    house, kit, model, worker_process, submit, ended, until
+):
+    house.apply(model, validation={"liveLatency": {"maxP50Ratio": 1.2}})
+    features = np.arange(400, dtype=np.float32).reshape(100, 4)
+
+    def publish(number):
+        more = {"replay.safetensors": save({"features": features})}
+        return house.publish(model, number, sparse=house.source(kit.SPARSE, kit.weights(number), more=more))
+
+    process = worker_process(None)
+    first = publish(1)
+    await submit(first)
+    assert (await ended(first)).state is ChangeState.DONE
+    process.kill()
+    process.wait()
+    process = worker_process("time_replicas:after")
+    second = publish(2)
+    await submit(second)
+    await until(lambda: process.poll() is not None)
+    assert process.returncode == -9
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+    worker_process(None)
+    assert (await ended(second)).state is ChangeState.DONE
+    assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
+    assert len(house.infrastructure.calls("time_replicas")) == ROUNDS + 1
 
 
 REPLAN_STAGES = ("replan_fleet", "move_models", "finish_replan")

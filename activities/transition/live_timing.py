@@ -1,0 +1,295 @@
+"""Times live replicas of a new generation against those of the serving one, before its first traffic moves.
+
+It makes the check `live-latency`, with the same form of result as the checks of the validation.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from temporalio import activity
+
+from activities.runtime.failed_attempts import of_a_step
+from activities.runtime.fence import of_a_wave, still_ours
+from activities.state.facts import ancestors
+from activities.state.observed import observe
+from activities.transition.gate.live import judge_live, read_figures
+from activities.transition.replay_requests import UnfitReplay, read_requests
+from activities.transition.wave_context import WaveContext
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import NotFound, RegionUnreachable, Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.model.gate.live import ROUNDS, JudgedRound, LiveLatencySpec, TimedReplica, TimingRound
+from ipnext.model.lifecycle.checks import LIVE_LATENCY, CheckOutcome, CheckOverride, CheckResult, ValidationReport
+from ipnext.model.lifecycle.failure_cause import GATE, Cause, Place
+from ipnext.model.lifecycle.messages import WaveInput, WaveResult
+from ipnext.model.lifecycle.status import Reason
+from ipnext.model.registry.optimization import REPLAY_FILE
+from ipnext.model.registry.registry import Generation, Snapshot
+from ipnext.store.repository import Repository
+from ipnext.store.store import Store
+
+ENGINE: Final = "torch"
+AGAIN_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part, as stored."""
+
+    name: str
+    new: Snapshot
+    serving: Snapshot | None
+    replay: Snapshot | None
+    """The snapshot that brings the replay set: the new one, else the newest one that it is a delta of."""
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is something to compare."""
+        return self.serving is not None and self.serving.digest != self.new.digest
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One comparison, as stored."""
+
+    limits: LiveLatencySpec
+    former: int | None
+    """The serving generation; None if no other one serves."""
+    is_split: bool
+    parts: tuple[_Part, ...]
+    regions: frozenset[str]
+    change: str
+    override: CheckOverride | None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Ready replicas of both generations, on one hardware kind of one region."""
+
+    region: str
+    hardware: str
+    new: Sequence[Replica]
+    serving: Sequence[Replica]
+
+
+class LiveTimingActivities:
+    """The activity that times live replicas, on the store, the infrastructure and the artifact store."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure, artifacts: ArtifactStore) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._artifacts = artifacts
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Return the activities that a worker registers."""
+        return (self.time_replicas,)
+
+    @activity.defn(name="time_replicas", no_thread_cancel_exception=True)
+    @of_a_wave
+    @of_a_step
+    def time_replicas(self, wave: WaveInput) -> WaveResult:
+        """Make one more round of the comparison, or judge it and add the results to the generation's report.
+
+        If `again_seconds` is above 0, the workflow calls again with the `rounds` of the result. Raises
+        RegionUnreachable if the replicas of a region can't be seen, Unavailable if one has ended since.
+        """
+        with self._store.read() as repository:
+            case = _read_case(repository, wave)
+        if case is None:
+            return WaveResult(ok=True)
+        results = tuple(_judge_stored(wave.model, case))
+        if results:
+            return self._end(wave, case, results)
+        pairs = self._find_pairs(wave, case)
+        rounds, unfit = wave.rounds, []
+        for part in case.parts:
+            own = [each for each in rounds if each.part == part.name]
+            if not part.has_changed or part.name not in pairs or len(own) == ROUNDS:
+                continue
+            try:
+                rounds += (self._make_round(wave, case, part, pairs[part.name], len(own)),)
+            except UnfitReplay as error:
+                unfit.append(_result(part.name, CheckOutcome.REFUSED, f"the limits can't be judged: {error}"))
+        if not unfit and any(count < ROUNDS for count in _count_rounds(rounds)):
+            return WaveResult(ok=True, again_seconds=AGAIN_SECONDS, rounds=rounds)
+        return self._end(wave, case, unfit or [_judge_part(case, part, rounds) for part in case.parts])
+
+    def _find_pairs(self, wave: WaveInput, case: _Case) -> Mapping[str, _Pair]:
+        states, silent = observe(self._infrastructure, case.regions, [wave.model])
+        found = {part.name: _find_pair(states.values(), part.name, wave.generation, case.former) for part in case.parts}
+        if silent and None in found.values():
+            msg = f"region {silent[0]!r} can't be reached, so its replicas can't be timed"
+            raise RegionUnreachable(msg)
+        return {part: pair for part, pair in found.items() if pair is not None}
+
+    def _make_round(self, wave: WaveInput, case: _Case, part: _Part, pair: _Pair, number: int) -> JudgedRound:
+        limits = case.limits
+        asked = TimingRound(
+            model=wave.model,
+            part=part.name,
+            new=TimedReplica(id=pair.new[number % len(pair.new)].id, generation=wave.generation),
+            serving=TimedReplica(id=pair.serving[number % len(pair.serving)].id, generation=case.former or 0),
+            bodies=self._read_bodies(part, limits.rows),
+            requests=limits.requests // ROUNDS,
+            concurrency=limits.concurrency,
+            seconds=limits.seconds / ROUNDS / len(case.parts),
+        )
+        began = time.monotonic()
+        try:
+            times = self._infrastructure.time_replicas(pair.region, asked)
+        except NotFound as error:  # a replica has ended since: another try finds others
+            raise Unavailable(error.message) from error
+        return JudgedRound(
+            part=part.name,
+            region=pair.region,
+            hardware=pair.hardware,
+            new=read_figures(times.new, limits.concurrency),
+            serving=read_figures(times.serving, limits.concurrency),
+            seconds=round(time.monotonic() - began, 6),
+        )
+
+    def _read_bodies(self, part: _Part, rows: int) -> tuple[str, ...]:
+        bearer = part.replay or part.new
+        file = next((file for file in bearer.manifest.files if file.path == REPLAY_FILE), None)
+        if file is None:
+            msg = f"snapshot {part.new.number} has no {REPLAY_FILE}"
+            raise UnfitReplay(msg)
+        with self._artifacts.open_blob(file.sha256) as stream:
+            return read_requests(stream, file.size_bytes, part.new.manifest.signature, rows=rows)
+
+    def _end(self, wave: WaveInput, case: _Case, results: Iterable[CheckResult]) -> WaveResult:
+        """Add the results to the report. A refusal fails the wave, unless an operator lets the change pass."""
+        judged = tuple(_override(case.override, result) for result in results)
+        refused = next((result for result in judged if not result.passed), None)
+        with self._store.begin(wave.model) as repository:
+            still_ours(repository)
+            repository.save_report(_add_results(repository, wave, judged))
+            if refused is not None:
+                message = f"{LIVE_LATENCY}: {refused.subject}: {refused.message}"
+                place = Place(part=refused.subject, step=GATE)
+                cause = Cause(change=case.change, reason=refused.reason, message=message, place=place)
+                told = f"generation {wave.generation}, wave {wave.index + 1}: {message}"
+                repository.add_event(wave.model, refused.reason.value, told, detail=cause.detail)
+        if refused is None:
+            return WaveResult(ok=True, message="; ".join(f"{one.subject}: {one.message}" for one in judged))
+        return WaveResult(ok=False, reason=refused.reason, message=message, place=Place(part=refused.subject))
+
+
+def _read_case(repository: Repository, wave: WaveInput) -> _Case | None:
+    """Return what is compared; None if the manifest in force no longer asks for it."""
+    reaching = WaveContext.read(repository, wave, "scaled_up")
+    record = repository.model(wave.model)
+    spec = record.in_force.spec
+    limits = spec.validation.live_latency
+    if limits is None:
+        return None
+    former = record.serving_generation if record.serving_generation != wave.generation else None
+    generation = repository.generation(wave.model, wave.generation)
+    hosted = [part.name for part in spec.hosted_parts if part.engine == ENGINE]
+    named = [part for part in hosted if part in generation.optimized and limits.part in {None, part}]
+    new, old = _snapshots(repository, generation, named), {}
+    if former is not None:
+        old = _snapshots(repository, repository.generation(wave.model, former), named)
+    known = ancestors(repository, new.values())
+    parts = [_Part(part, new[part], old.get(part), _find_bearer(new[part], known)) for part in named]
+    if limits.part is None and any(part.replay for part in parts):
+        parts = [part for part in parts if part.replay is not None]
+    return _Case(
+        limits=limits,
+        former=former,
+        is_split=generation.layout is not None,
+        parts=tuple(parts),
+        regions=frozenset(region for _, region, _ in reaching.state.slots) - reaching.facts.lost,
+        change=reaching.record.change_id,
+        override=repository.check_overrides(reaching.record.change_id).get(LIVE_LATENCY),
+    )
+
+
+def _snapshots(repository: Repository, generation: Generation, parts: Iterable[str]) -> dict[str, Snapshot]:
+    numbers = generation.optimized
+    return {part: repository.snapshot(generation.model, part, numbers[part]) for part in parts if part in numbers}
+
+
+def _find_bearer(snapshot: Snapshot, known: Mapping[tuple[str, str], Snapshot]) -> Snapshot | None:
+    """Return the snapshot that brings the replay set: itself, else the newest one that it is a delta of."""
+    found: Snapshot | None = snapshot
+    while found is not None and not any(file.path == REPLAY_FILE for file in found.manifest.files):
+        found = known.get((found.part, found.manifest.parent or ""))
+    return found
+
+
+def _judge_stored(model: str, case: _Case) -> Iterator[CheckResult]:
+    """Yield the results of a comparison that needs no replica: there is nothing to compare, or nothing to send."""
+    if case.former is None:
+        yield _result(model, CheckOutcome.SKIPPED, "no other generation serves: there is nothing to compare with")
+    elif case.is_split:
+        yield _result(model, CheckOutcome.SKIPPED, "the model is split: a replay set has no requests of its pieces")
+    elif not case.parts:
+        told = f"{case.limits.part or 'no part'!r} is a part of engine {ENGINE}: nothing can be timed"
+        yield _result(case.limits.part or model, CheckOutcome.REFUSED, told)
+    elif not any(part.has_changed for part in case.parts):
+        for part in case.parts:
+            yield _unchanged(part)
+
+
+def _find_pair(states: Iterable[RegionState], part: str, generation: int, former: int | None) -> _Pair | None:
+    """Return the first hardware kind that has ready replicas of both generations of a part."""
+    for state in sorted(states, key=lambda state: state.region):
+        ready = [
+            replica
+            for replica in sorted(state.replicas, key=lambda replica: replica.id)
+            if replica.key.part == part and replica.phase is ReplicaPhase.RUNNING
+        ]
+        for hardware in sorted({replica.key.hardware for replica in ready}):
+            kind = [replica for replica in ready if replica.key.hardware == hardware]
+            new, serving = ([each for each in kind if number in each.ready] for number in (generation, former))
+            if new and serving:
+                return _Pair(state.region, hardware, new, serving)
+    return None
+
+
+def _count_rounds(rounds: Sequence[JudgedRound]) -> Iterator[int]:
+    for part in {each.part for each in rounds}:
+        yield sum(each.part == part for each in rounds)
+
+
+def _judge_part(case: _Case, part: _Part, rounds: Iterable[JudgedRound]) -> CheckResult:
+    own = [each for each in rounds if each.part == part.name]
+    if not part.has_changed:
+        return _unchanged(part)
+    if not own:
+        told = f"no region has ready replicas of this generation and of generation {case.former} on one hardware kind"
+        return _result(part.name, CheckOutcome.SKIPPED, told)
+    verdict = judge_live(case.limits, own)
+    against = f"on {own[0].hardware} in {own[0].region} against generation {case.former}: {verdict.message}"
+    result = _result(part.name, CheckOutcome(verdict.outcome), against)
+    limits = case.limits.model_dump(mode="json", by_alias=True)
+    took = round(sum(each.seconds for each in own), 6)
+    return result.model_copy(update={"evidence": {**verdict.evidence, "limits": limits}, "duration_seconds": took})
+
+
+def _unchanged(part: _Part) -> CheckResult:
+    same = "no snapshot of it serves" if part.serving is None else "the snapshot serves already"
+    return _result(part.name, CheckOutcome.SKIPPED, f"{same}: there is nothing to compare with")
+
+
+def _result(subject: str, outcome: CheckOutcome, message: str) -> CheckResult:
+    reason = Reason.GATE_FAILED if outcome is CheckOutcome.REFUSED else Reason.SUCCEEDED
+    return CheckResult(check=LIVE_LATENCY, subject=subject, outcome=outcome, reason=reason, message=message)
+
+
+def _override(given: CheckOverride | None, result: CheckResult) -> CheckResult:
+    if given is None or result.passed:
+        return result
+    message = f"overridden by {given.who}: {given.reason}; {result.message}"
+    return result.model_copy(update={"outcome": CheckOutcome.OVERRIDDEN, "message": message})
+
+
+def _add_results(repository: Repository, wave: WaveInput, results: Iterable[CheckResult]) -> ValidationReport:
+    """Return the generation's report with these results in the place of the check's earlier ones."""
+    report = repository.report(wave.model, wave.generation)
+    others = [] if report is None else [each for each in report.checks if each.check != LIVE_LATENCY]
+    return ValidationReport(model=wave.model, generation=wave.generation, checks=(*others, *results))
