@@ -25,7 +25,7 @@ TORCH := 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
 # MLflow pins other versions than the platform, which talks to its servers over HTTP only: the tests' server has an environment of its own.
 MLFLOW := $(VENV)-mlflow
 
-.PHONY: help setup kernels setup-genai setup-mlflow demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients fuzz bench docs build clean constraints histories
+.PHONY: help setup kernels setup-genai setup-mlflow demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients collect fuzz bench docs build clean constraints histories
 
 help: ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-16s %s\n' "$$verb" "$$text"; done
@@ -121,6 +121,9 @@ test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (ma
 
 test-all: kernels ## all tests but the nemesis; those on vLLM are skipped without it (make setup-genai)
 	$(call BY_FILE,4,not nemesis)
+
+collect: $(READY) ## import all tests without running any: one that can't be imported is named at once, and what was compiled is kept
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --collect-only -qq | tail -n 20
 
 e2e: kernels ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)

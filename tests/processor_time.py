@@ -1,8 +1,9 @@
-"""What the tests cost, by file and tier: a pytest plugin that tests/conftest.py loads.
+"""What the tests cost, by tier, file and test: a pytest plugin that tests/conftest.py loads.
 
-With `--durations`, the summary names the files that took most processor time beside the tests that took longest: the
-time of a test on a busy machine says more about its neighbors than about itself. The time of a process that a test
-starts counts once it has ended and was waited for, so that of a platform counts for the file in which it ends.
+With `--durations`, the summary names the files and tests that took most processor time beside those that took longest:
+the time of a test on a busy machine says more about its neighbors than about itself. The time of a process that a test
+starts counts once it has ended and was waited for, so that of a platform counts for the test with which it ends, and
+that of a Temporal server for the last test of its package.
 """
 
 import resource
@@ -14,8 +15,8 @@ import pytest
 
 from tests.tiers import TIERS
 
-FILES = 40
-"""Files that the summary names."""
+MOST = 40
+"""Files, and tests, that the summary names."""
 SPENT = pytest.StashKey[Counter[str]]()
 """Processor seconds by file and by tier; of all processes, in the one that writes the summary."""
 OUTPUT = "processor_time"
@@ -41,7 +42,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
     finally:
         taken = spent_seconds() - before
         tier = next((name for name in TIERS if item.get_closest_marker(name)), "none")
-        item.config.stash[SPENT].update({f"tier {tier}": taken, item.nodeid.partition("::")[0]: taken})
+        file = item.nodeid.partition("::")[0]
+        item.config.stash[SPENT].update({f"tier {tier}": taken, file: taken, item.nodeid: taken})
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -63,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     spent = config.stash[SPENT]
     if config.getoption("durations") is None or not spent:
         return
-    terminalreporter.section(f"processor time, in seconds: tiers, and the {FILES} files that took most")
+    terminalreporter.section(f"processor time, in seconds: tiers, and the {MOST} files and tests that took most")
     for line in summarize(spent):
         terminalreporter.write_line(line)
 
@@ -74,9 +76,11 @@ def of_tiers(spent: Counter[str]) -> Counter[str]:
 
 
 def summarize(spent: Counter[str]) -> list[str]:
-    """Return a line for each tier, for what is no test, and for the files that took most; the most first."""
-    tests = of_tiers(spent)
+    """Return a line for each tier, for what is no test, and for the files and tests that took most; the most first."""
+    tiers = of_tiers(spent)
     files = Counter({name: taken for name, taken in spent.items() if name.endswith(".py")})
-    others = Counter({name: taken for name, taken in spent.items() if name not in tests and name not in files})
-    ranked = [*tests.most_common(), *others.most_common(), *files.most_common(FILES)]
+    tests = Counter({name: taken for name, taken in spent.items() if "::" in name})
+    others = spent.keys() - tiers.keys() - files.keys() - tests.keys()
+    rest = Counter({name: spent[name] for name in others})
+    ranked = [*tiers.most_common(), *rest.most_common(), *files.most_common(MOST), *tests.most_common(MOST)]
     return [f"{taken:8.1f}  {name}" for name, taken in ranked]
