@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from activities.runtime.single_calls import OF_ONE, describe
@@ -18,6 +18,8 @@ class DesiredSet:
     generations: frozenset[int]
     own: Mapping[int, int]
     """Generation -> processes that hold nothing else; empty if all generations share processes."""
+    shadow: Mapping[int, int] = field(default_factory=dict)
+    """Generation that answers no client -> processes, among `replicas`, that hold it alone."""
 
 
 class ReadSets(NamedTuple):
@@ -49,4 +51,4 @@ class ParsedSets:
 
 def _parse_set(text: str) -> DesiredSet:
     found = decode(Deployment, text)
-    return DesiredSet(found.replicas, frozenset(found.generations), dict(found.own))
+    return DesiredSet(found.replicas, frozenset(found.generations), dict(found.own), dict(found.shadow))

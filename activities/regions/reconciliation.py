@@ -339,6 +339,8 @@ def in_sync(wanted: DesiredSet, replicas: Collection[Replica]) -> bool:
     if len(replicas) != wanted.replicas:
         return False
     held = [{*replica.ready, *replica.coming} for replica in replicas]
-    if wanted.own:
-        return all(sum(number in has for has in held) >= count for number, count in wanted.own.items())
-    return all(wanted.generations <= has for has in held)
+    alone = {**wanted.own, **wanted.shadow}
+    if not all(sum(number in has for has in held) >= count for number, count in alone.items()):
+        return False
+    shared = wanted.generations - wanted.shadow.keys()
+    return bool(wanted.own) or sum(shared <= has for has in held) >= wanted.replicas - sum(wanted.shadow.values())

@@ -99,7 +99,7 @@ def _able(deployments: Iterable[Deployment]) -> dict[GatewayPlace, float]:
     for found in deployments:
         region, part = found.key.region, found.key.part
         if not found.own:
-            able[part, region, None] += found.replicas * found.qps
+            able[part, region, None] += found.clients_replicas * found.qps
         for generation in found.generations:
             able[part, region, generation] += found.replicas_of(generation) * found.qps
     return able

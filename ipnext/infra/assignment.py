@@ -1,7 +1,7 @@
 """Desired snapshots of hosts: from a deployment, and in the change from one set to another. Pure functions."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ipnext.model.deployment.deployment import (
@@ -26,6 +26,8 @@ class ReplicaSet:
     replicas: int
     holds: tuple[AssignedSnapshot, ...]
     own: bool = False
+    apart: frozenset[str] = frozenset()
+    """Contents of snapshots that only a shadow has: a process with any of them may not join the set."""
 
     @property
     def digests(self) -> frozenset[str]:
@@ -36,8 +38,22 @@ class ReplicaSet:
 def replica_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
     """Return one set of all snapshots, or one for each generation if generations have separate processes.
 
-    Generations of exactly the same snapshots share a set, which has the processes of all of them.
+    Generations of exactly the same snapshots share a set, which has the processes of all of them. Shadows have sets of
+    their own, and come last: a process that fits both answers clients.
     """
+    if not deployment.shadow:
+        return _clients_sets(deployment)
+    holds = _of_generations(deployment, deployment.clients_generations)
+    clients = deployment.model_copy(update={"replicas": deployment.clients_replicas, "holds": holds, "shadow": {}})
+    shadows = tuple(
+        ReplicaSet(count, _of_generations(deployment, (generation,)), own=True)
+        for generation, count in sorted(deployment.shadow.items())
+    )
+    apart = frozenset[str]().union(*(one.digests for one in shadows)) - {held.content for held in holds}
+    return (*(replace(one, apart=apart) for one in _clients_sets(clients)), *shadows)
+
+
+def _clients_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
     if not deployment.own:
         return (ReplicaSet(deployment.replicas, deployment.holds),)
     groups: dict[frozenset[tuple[str, int]], list[int]] = {}
@@ -70,7 +86,9 @@ def assign_processes(
         fitting = (
             found
             for found, wanted in zip(members, sets, strict=True)
-            if len(found) < wanted.replicas and (not wanted.own or wanted.digests <= digests)
+            if len(found) < wanted.replicas
+            and (not wanted.own or wanted.digests <= digests)
+            and wanted.apart.isdisjoint(digests)
         )
         next(fitting, rest).append(process)
     if swap:

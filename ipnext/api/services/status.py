@@ -220,9 +220,12 @@ def _replica_sets(replicas: Iterable[Replica]) -> Mapping[tuple[str, str, str], 
 def _ready_of(deployment: Deployment, replicas: Iterable[Replica]) -> int:
     """Count the set's replicas that are ready for all of their desired generations."""
     if deployment.own:
-        return sum(not deployment.own.keys().isdisjoint(replica.ready) for replica in replicas)
-    generations = set(deployment.generations)
-    return sum(generations.issubset(replica.ready) for replica in replicas)
+        alone = deployment.own.keys() | deployment.shadow.keys()
+        return sum(not alone.isdisjoint(replica.ready) for replica in replicas)
+    return sum(
+        deployment.clients_generations.issubset(replica.ready) or not deployment.shadow.keys().isdisjoint(replica.ready)
+        for replica in replicas
+    )
 
 
 def _shortage(deployment: Deployment, states: States, replicas: Sequence[Replica], generation: int) -> Trouble | None:

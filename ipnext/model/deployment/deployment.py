@@ -90,6 +90,8 @@ class Deployment(Value):
     """Generation -> processes with only that generation, `replicas` in total; empty: every process has everything."""
     swap: bool = False
     """With `own`: a surplus process swaps to a generation that lacks processes, before new ones start."""
+    shadow: Mapping[int, int] = Field(default_factory=dict)
+    """Generation that answers no client -> processes, among `replicas`, that hold it alone. Others do not hold it."""
     swap_wait_seconds: float | None = None
     """With `swap`: the longest wait of a request for a swapping process; None: the time that requests in flight
     have."""
@@ -98,6 +100,16 @@ class Deployment(Value):
     def generations(self) -> tuple[int, ...]:
         """All generations that the replicas serve, ascending."""
         return tuple(sorted({g for held in self.holds for g in held.generations}))
+
+    @property
+    def clients_replicas(self) -> int:
+        """The number of processes without those of shadows."""
+        return self.replicas - sum(self.shadow.values())
+
+    @property
+    def clients_generations(self) -> frozenset[int]:
+        """The generations without those of shadows."""
+        return frozenset(self.generations) - self.shadow.keys()
 
     def pieces(self, generation: int) -> frozenset[str]:
         """Return the names that the graph of a generation may call here: the part, or its loaded segments."""
@@ -109,8 +121,10 @@ class Deployment(Value):
 
     def replicas_of(self, generation: int) -> int:
         """Return the number of processes with a generation."""
+        if generation in self.shadow:
+            return self.shadow[generation]
         if not self.own:
-            return self.replicas if generation in self.generations else 0
+            return self.clients_replicas if generation in self.generations else 0
         mine = self.snapshots_of(generation)
         return sum(count for other, count in self.own.items() if self.snapshots_of(other) == mine)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.regions.reconciliation import DesiredRegion, DesiredSet, differences
+from activities.regions.reconciliation import DesiredRegion, DesiredSet, differences, in_sync
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
 
 KEY = DeploymentKey(model="m", part="dense", region="us-east", hardware="cpu")
@@ -40,6 +40,22 @@ def test_replicas_of_a_model_whose_users_are_astray_are_left_to_its_repair(ready
     found = differences(desired(astray=True), state(KEY, OTHER, ready=ready))
 
     assert (found.apply, found.delete, found.route) == ([], [], ["m"])
+
+
+@pytest.mark.parametrize(
+    ("ready", "synced"),
+    [
+        ([(1, 2), (1, 2), (3,)], True),
+        ([(1, 2), (1, 2), (1, 2)], False),
+        ([(1, 2), (3,), (3,)], False),
+        ([(1, 2), (1, 2)], False),
+    ],
+)
+def test_processes_of_a_shadow_count_apart(ready, synced) -> None:
+    wanted = DesiredSet(3, frozenset({1, 2, 3}), {}, {3: 1})
+    running = [Replica(id=str(n), key=KEY, phase=ReplicaPhase.RUNNING, ready=held) for n, held in enumerate(ready)]
+
+    assert in_sync(wanted, running) is synced
 
 
 @pytest.mark.parametrize(("followed", "told"), [({}, ["n"]), ({"n": 3}, [])])

@@ -48,6 +48,7 @@ def facts_of(tables: dict[str, RouteTable], *, lost: Collection[str] = (), deman
     """A model of one part `p`, with so many requests/s of users of each region."""
     return SimpleNamespace(
         model=M,
+        shadow=None,
         demand=dict.fromkeys(tables, demand),
         tables=tables,
         lost=frozenset(lost),
@@ -122,7 +123,7 @@ def test_who_leaves_a_region_is_told_before_who_comes_to_it(monkeypatch):
         SimpleNamespace(
             key=SimpleNamespace(part="p", region=region),
             generations=(1,),
-            replicas=1,
+            clients_replicas=1,
             qps=10.0,
             own={},
             replicas_of=lambda _: 1,

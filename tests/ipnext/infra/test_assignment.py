@@ -51,6 +51,34 @@ def test_snapshots_can_be_left_out(holds):
     assert generations(without(holds({1: (1,), 2: (2, 3)}), {("dense", 1)})) == {2, 3}
 
 
+def shadowed(builder, wanted, shadow, **fields):
+    """A replica set with processes of a shadow among its own."""
+    return builder("m").deployment(wanted).model_copy(update={"shadow": shadow, **fields})
+
+
+def sets_of(deployment):
+    return [
+        (found.replicas, {held.snapshot: held.generations for held in found.holds})
+        for found in replica_sets(deployment)
+    ]
+
+
+def test_a_shadow_has_processes_that_hold_it_alone(builder):
+    deployment = shadowed(builder, {1: (1, 2), 3: (3,)}, {3: 1}, replicas=4)
+    assert sets_of(deployment) == [(3, {1: (1, 2)}), (1, {3: (3,)})]
+    assert (deployment.replicas_of(2), deployment.replicas_of(3)) == (3, 1)
+    apart = shadowed(builder, {1: (1,), 2: (2,), 3: (3,)}, {3: 1}, replicas=4, own={1: 1, 2: 2})
+    assert sets_of(apart) == [(1, {1: (1,)}), (2, {2: (2,)}), (1, {3: (3,)})]
+
+
+def test_no_process_of_a_shadow_is_taken_for_clients_and_none_of_theirs_for_it(builder):
+    deployment = shadowed(builder, {1: (1,), 3: (3,)}, {3: 1}, replicas=3)
+    clients, shadow = (found.digests for found in replica_sets(deployment))
+    assert assign_processes(replica_sets(deployment), [("s", shadow), ("a", clients)]) == ([["a"], ["s"]], [])
+    same = shadowed(builder, {1: (1, 3)}, {3: 1}, replicas=2)
+    assert assign_processes(replica_sets(same), [("a", clients)]) == ([["a"], []], [])
+
+
 @pytest.fixture
 def segments(builder):
     """Holds of a part that is called in two stages: segment -> {snapshot: generations}."""

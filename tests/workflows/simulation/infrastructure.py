@@ -35,6 +35,16 @@ class Deployment:
     own: Mapping[int, int]
     swap: bool = False
 
+    @property
+    def clients_replicas(self) -> int:
+        """All of them: no change of the simulation has a shadow."""
+        return self.replicas
+
+    @property
+    def clients_generations(self) -> frozenset[int]:
+        """The same for generations."""
+        return frozenset(self.generations)
+
     def replicas_of(self, generation: int) -> int:
         """Processes that hold a generation."""
         if self.own:
@@ -48,6 +58,7 @@ class Own(NamedTuple):
     replicas: int
     digests: frozenset[int]
     own: bool = True
+    apart: frozenset[int] = frozenset()
 
 
 class Failure(NamedTuple):
