@@ -37,8 +37,8 @@ with workflow.unsafe.imports_passed_through():
         TransitionPlanned,
     )
     from ipnext.model.lifecycle.preparation import PreparationResult
-    from ipnext.model.lifecycle.stage_order import ComposedStage, StageCall
-    from ipnext.model.lifecycle.stages import DEFAULT_STAGES
+    from ipnext.model.lifecycle.stage_order import ComposedStage
+    from ipnext.model.lifecycle.stages import DEFAULT_STAGES, OPTIONAL_STAGES, StageJudged
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.manifest.freeze import Frozen
     from ipnext.model.value import Value
@@ -58,6 +58,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.stages.plugged import Superseded, record_lacking, run_stage
     from workflows.stages.preparation import is_done, prepare
     from workflows.stages.retirement import release
+    from workflows.stages.shadow import run_shadow
     from workflows.stages.transition_run import TransitionRun, lasting_attributes
 
 A = TypeVar("A", bound=Value)
@@ -185,8 +186,8 @@ class LifecycleWorkflow(TransitionRun):
             return refused
         self._prepared = await self._prepare(self._stage(begun), stages)
         for index, each in enumerate(stages):
-            if each.call is not None:
-                result = await self._plugged(begun, each.name, each.call, before=stages[:index])
+            if each.call is not None or each.name in OPTIONAL_STAGES:
+                result = await self._inserted(begun, each, before=stages[:index])
             else:
                 result = await self._built_in(begun, each.name)
             if result is not None:
@@ -215,15 +216,18 @@ class LifecycleWorkflow(TransitionRun):
             self._enter(name, begun.generation)
         return await self._carriers[name](self._stage(begun))
 
-    async def _plugged(
-        self, begun: ChangeBegun, name: str, call: StageCall, *, before: Sequence[ComposedStage]
+    async def _inserted(
+        self, begun: ChangeBegun, inserted: ComposedStage, *, before: Sequence[ComposedStage]
     ) -> LifecycleResult | None:
-        """Run a stage of another distribution. It may take long: a freeze that began in that time is waited for."""
+        """Run a stage that an entry has inserted.
+
+        It may take long: a freeze that began in that time is waited for.
+        """
         if (stop := await self._unheld(begun)) is not None:
             return stop
-        self._enter(name, begun.generation)
+        self._enter(inserted.name, begun.generation)
         try:
-            judged = await run_stage(self._stage(begun), name, call, lambda: self._gives_way)
+            judged = await self._judge(self._stage(begun), inserted)
         except Superseded:
             return self._make_superseded(begun, self._newer) if self._newer is not None else None
         if not judged.passed:
@@ -232,18 +236,29 @@ class LifecycleWorkflow(TransitionRun):
             return await self._wait_thaw(self._stage(begun))
         return None
 
+    async def _judge(self, stage: StageInput, inserted: ComposedStage) -> StageJudged:
+        if inserted.call is not None:
+            return await run_stage(stage, inserted.name, inserted.call, lambda: self._gives_way)
+        patience = self._supply_seconds
+        return await run_shadow(stage, inserted.settings, lambda: self._gives_way, patience_seconds=patience)
+
+    @property
+    def _supply_seconds(self) -> float:
+        """Longest wait for supply."""
+        return policies.SUPPLY_PATIENCE.total_seconds() if self._patience is None else self._patience
+
     @property
     def _gives_way(self) -> bool:
         """True if a newer publish or apply ends a stage that runs: a few times in a row, so that one finally serves."""
         return self._newer is not None and self._newer.may_turn
 
     async def _prepare(self, stage: StageInput, stages: Sequence[ComposedStage]) -> PreparationResult:
-        """Run the short stages in one activity, up to the first one of another distribution.
+        """Run the short stages in one activity, up to the first one that an entry has inserted.
 
         A run that is paused, or retires the model, stops before the stages that wait.
         """
         held = self._held is not None and stage.kind not in PASSES_PAUSE
-        ends = {"withdrawal", "planning"} if held else {"withdrawal"}
+        ends = {"withdrawal", *OPTIONAL_STAGES, *(["planning"] if held else [])}
         self._enter("preparation", stage.generation or None)
         short = takewhile(lambda each: each.call is None and each.name not in ends, stages)
         return await prepare(stage, tuple(each.name for each in short), urgent=self._urgent)
@@ -324,11 +339,10 @@ class LifecycleWorkflow(TransitionRun):
         count.
         """
         summary = f"plan the way to generation {stage.generation}"
-        seconds = policies.SUPPLY_PATIENCE.total_seconds() if self._patience is None else self._patience
         step = policies.PLAN_TRANSITION.passing(urgent=self._urgent)
         interruption = Interruption(lambda: bool(self._newer or self._held), lambda: self._stop_of_wait(stage))
         try:
-            return await within_patience(step, stage, summary, seconds=seconds, interruption=interruption)
+            return await within_patience(step, stage, summary, seconds=self._supply_seconds, interruption=interruption)
         except PatienceOver as over:
             return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {over}")
 

@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.preparation import PreparationResult
     from ipnext.model.lifecycle.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
     from ipnext.model.lifecycle.replan_moves import MoveTurnResult
+    from ipnext.model.lifecycle.shadow import ShadowSeen
     from ipnext.model.lifecycle.sources import PickUpResult, PollResult
     from ipnext.model.lifecycle.stages import StageJudged, StageRequest
     from ipnext.model.lifecycle.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
@@ -296,6 +297,8 @@ OPTIMIZE_GENERATION = ActivityStep(
 )
 BEGIN_STAGE = ActivityStep("begin_stage", StageRequest, total=STEP_PATIENCE)
 RECORD_STAGE = ActivityStep("record_stage", StageJudged, total=STEP_PATIENCE)
+KEEP_SHADOW = ActivityStep("keep_shadow", ShadowSeen, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
+END_SHADOW = ActivityStep("end_shadow", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
 FREEZE_OF = ActivityStep("freeze_of", FreezeAnswer, total=STEP_PATIENCE)
 PLACE_MODEL = ActivityStep(
     "place_model",
@@ -388,6 +391,8 @@ STEPS: tuple[ActivityStep[Any], ...] = (
     OPTIMIZE_GENERATION,
     BEGIN_STAGE,
     RECORD_STAGE,
+    KEEP_SHADOW,
+    END_SHADOW,
     FREEZE_OF,
     PLACE_MODEL,
     PLAN_TRANSITION,

@@ -61,6 +61,7 @@ from activities.runtime.lease import SENT_LATE_SECONDS
 from activities.runtime.owner_turns import OwnerShares
 from activities.runtime.stage_places import StagePlaces
 from activities.stages.activities import StageActivities
+from activities.stages.shadow import ShadowActivities
 from activities.transition.activities import TransitionActivities
 from activities.transition.live_timing import LiveTimingActivities
 from activities.transition.takeover import IsOpen, TakeoverActivities
@@ -188,6 +189,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
             store, artifacts, cutter=cutter, deriver=deriver, signer=library_signer, shares=shares
         ).all(),
         *StageActivities(store).all(),
+        *ShadowActivities(store, infrastructure).all(),
         *known.activities,
         *freezes.all(),
         *transition.all(),

@@ -13,6 +13,7 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import fencing, still_ours
 from activities.runtime.single_calls import OF_ONE, describe, name_failed
 from activities.state.drained_fleet import DrainedFleet, same
+from activities.state.shadow_removal import ShadowRemoval
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
@@ -35,6 +36,7 @@ class DeploymentActivities:
     def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
         self._store = store
         self._infrastructure = infrastructure
+        self._shadows = ShadowRemoval(store, infrastructure)
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -48,8 +50,9 @@ class DeploymentActivities:
         parts that only the former generation has. A change that is final stays. One that failed because of a lost
         region is recorded again, as a new change. The change's transition is closed with it,
         so that the next one may begin: no run of it may be in progress any more. A Conflict that lasts ends the change,
-        with the Conflict as its message.
+        with the Conflict as its message. A shadow that it keeps ends first.
         """
+        self._shadows.remove(record.model, record.change_id)
         try:
             return self._finish(record)
         except Conflict as error:

@@ -48,7 +48,7 @@ def drift_of(repository: Repository, model: str) -> str:
     lost = DrainedFleet.of(repository.drains()).lost
     tables = [table for table in repository.routes(model) if table.region not in lost]
     deployments = [found for found in repository.deployments(model) if found.key.region not in lost]
-    loaded = {number for found in deployments for number in (*found.generations, *found.own)}
+    loaded = {number for found in deployments for number in (*found.clients_generations, *found.own)}
     told = [*describe_astray(tables, serving)]
     if loaded - {serving}:  # of most models nothing more is read
         served = repository.have_served(model, loaded)
@@ -145,13 +145,13 @@ def _pauses(changes: Iterable[Change], now: datetime) -> bool:
 
 
 def _find_leftovers(deployments: Iterable[Deployment], serving: Generation, served: frozenset[int]) -> Iterable[str]:
-    """Yield replicas of a generation that does not serve.
+    """Yield replicas of a generation that does not serve. A shadow is none: its change ends it.
 
     They are in dedicated processes, or loaded though it never served, or of a part that the serving one lacks.
     """
     for found in deployments:
-        others = set(found.generations) - {serving.number}
+        others = found.clients_generations - {serving.number}
         left = {number for number, count in found.own.items() if count and number != serving.number}
         left |= others if found.key.part not in serving.parts else others - served
-        if found.replicas and left:
+        if found.clients_replicas and left:
             yield f"{found.key.part} in {found.key.region} holds generation {', '.join(map(str, sorted(left)))}"

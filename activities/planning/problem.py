@@ -117,7 +117,7 @@ def fleet_problem(
 
 
 def running(deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> CurrentState:
-    """Return the running state, all generations together."""
+    """Return the running state, all generations together, without shadows: no plan has them."""
     shares: dict[tuple[str, str, str], float] = {}
     for table in tables:
         for share in table.shares:
@@ -125,9 +125,9 @@ def running(deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> 
             shares[route] = shares.get(route, 0.0) + share.fraction
     return CurrentState(
         replicas=tuple(
-            ReplicaCount(**deployment.key.model_dump(), count=deployment.replicas)
+            ReplicaCount(**deployment.key.model_dump(), count=deployment.clients_replicas)
             for deployment in deployments
-            if deployment.replicas
+            if deployment.clients_replicas
         ),
         traffic=tuple(
             TrafficShare.model_validate({"model": model, "from": origin, "to": to, "fraction": min(fraction, 1.0)})
@@ -311,6 +311,8 @@ def units_of(
 def units_in_use(repository: Repository, *, but: str) -> Units:
     """Return the most units that all other models need at any moment now: planned, running, or in a transition.
 
+    The shadow of the model itself counts as another model: its waves get on without these units.
+
     The number of statements does not depend on how many models move.
     """
     moving = repository.moving_models(but=but)
@@ -321,6 +323,10 @@ def units_in_use(repository: Repository, *, but: str) -> Units:
         on_the_way = _units_on_the_way(found, placed.get(found.model, ()), running.get(found.model, ()))
         for cell, units in on_the_way.items():
             used[cell] = used.get(cell, 0.0) + units
+    shadow = repository.shadow(but)
+    for alone in shadow.sets if shadow is not None else ():
+        cell = (alone.key.region, alone.key.hardware)
+        used[cell] = used.get(cell, 0.0) + alone.replicas * alone.units
     return used
 
 

@@ -12,7 +12,7 @@ from activities.state.desired import DesiredFacts
 from activities.state.failover_shares import Survivor
 from activities.state.observed import observe
 from activities.state.route_shares import fail_over, survivors
-from activities.state.routed_models import read_routed
+from activities.state.routed_models import name_shadow, read_routed
 from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
@@ -327,12 +327,13 @@ def tables_around(
     changed = {region for region, found in new.items() if found != now[region]}
     targets = {share.to for region in changed for share in new[region] if share.fraction > 0}
     ahead = {region for region in targets & now.keys() if _is_ahead(facts.tables[region], states.get(region))}
-    return [
+    tables = (
         facts.tables[region].model_copy(
             update={"shares": new[region], "revision": _next(facts.tables[region], states.get(region))}
         )
         for region in sorted(changed | ahead)
-    ]
+    )
+    return [name_shadow(facts, table) for table in tables]
 
 
 def ready_counts(states: Iterable[RegionState]) -> Mapping[tuple[DeploymentKey, int], int]:

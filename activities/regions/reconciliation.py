@@ -20,6 +20,7 @@ from activities.regions.returned_regions import ReturnedRegions
 from activities.runtime.deadline import beat
 from activities.runtime.single_calls import SingleCalls
 from activities.state.drained_fleet import DrainedFleet
+from activities.state.shadow_removal import ShadowRemoval
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
@@ -85,6 +86,7 @@ class ReconciliationActivities:
         """Region -> models that differed in the last pass: an event is written when they change."""
         self._parsed = ParsedSets()
         self._returned = ReturnedRegions()
+        self._shadows = ShadowRemoval(store, infrastructure)
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -96,7 +98,7 @@ class ReconciliationActivities:
 
         Also, once, for models of a region that is back after a loss. A model without a serving generation is withdrawn
         instead. A model that fails is left to the next pass. Models that serve a denied snapshot go back to a former
-        generation.
+        generation. Shadows of changes that have ended end.
         """
         del nothing
         calls, recorded = SingleCalls(), list[str]()
@@ -106,6 +108,9 @@ class ReconciliationActivities:
             lost = DrainedFleet.of(repository.drains()).lost
             astray = sorted({*repository.models_astray(but=lost), *repository.models_unrepaired(), *drifted})
             unserved = repository.models_unserved()
+            shadows = repository.shadows_left()
+        for model, change_id in shadows:
+            calls.run(model, partial(self._shadows.remove, model, change_id))
         for model in astray:
             beat(f"{model} drifted")
             calls.run(model, partial(self._repair, model, recorded))

@@ -16,7 +16,7 @@ from activities.regions.failover import BATCH
 from activities.runtime.single_calls import OF_ONE, describe, read_each
 from activities.state.desired import DesiredFacts
 from activities.state.replica_sets import shrinking_first
-from activities.state.routed_models import merge_served, read_routed
+from activities.state.routed_models import merge_served, name_shadow, read_routed
 from activities.state.served_generations import served_generations
 from activities.state.wave_state import keep_held_shares
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
@@ -200,7 +200,7 @@ class RegionRecovery:
         if table is None:
             return None
         served, shares = self._list_served(facts, table), self._shares(facts, table, settled)
-        same = table.model_copy(update={"shares": shares, "served": served})
+        same = name_shadow(facts, table.model_copy(update={"shares": shares, "served": served}))
         applied = self._revisions.get(facts.model, 0)
         if same == table and (applied < table.revision or self._has(table)):
             return table

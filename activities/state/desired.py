@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.facts import at_work, read_generations
+from activities.state.shadow_sets import without_shadow
 from ipnext.model.access.predictions import PredictionAccess
 from ipnext.model.deployment.deployment import (
     Deployment,
@@ -15,6 +16,7 @@ from ipnext.model.deployment.deployment import (
     RouteTable,
     ServedGeneration,
 )
+from ipnext.model.lifecycle.shadow import ModelShadow
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import Generation, Snapshot
@@ -31,6 +33,7 @@ class DesiredFacts:
     generations: Mapping[int, Generation]
     snapshots: Mapping[tuple[str, int], Snapshot]
     deployments: Mapping[DeploymentKey, Deployment]
+    """Without the processes of the shadow."""
     tables: Mapping[str, RouteTable]
     """By users' region, without pending ones."""
     pending: Mapping[str, int] = field(default_factory=dict)
@@ -53,6 +56,8 @@ class DesiredFacts:
     """The generation that an open change brings with its manifest: it is served by that one's graph."""
     denied: Mapping[tuple[str, int], Denial] = field(default_factory=dict)
     """By part or segment, and number: snapshots that no host may load any more."""
+    shadow: ModelShadow | None = None
+    """The shadow that an open change keeps: part of all that is applied or stored, and of no wave."""
     sets_before: Mapping[DeploymentKey, Deployment] = field(default_factory=dict)
     """In a revert: the replica sets as they were desired before the transition."""
     served_before: Mapping[int, ServedGeneration] = field(default_factory=dict)
@@ -82,7 +87,8 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
 
     The cost does not depend on the number of published generations (`activities.state.facts`).
     """
-    lost = DrainedFleet.of(repository.drains()).lost
+    drained = DrainedFleet.of(repository.drains())
+    lost, shadow = drained.lost, repository.shadow(model)
     record = repository.model(model)
     deployments, tables = repository.deployments(model), repository.routes(model)
     numbers = at_work(record, deployments, tables, (target, *named))
@@ -92,11 +98,12 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         target=target,
         generations=generations,
         snapshots=snapshots,
-        deployments={d.key: d for d in deployments},
+        deployments={d.key: d for d in without_shadow(deployments)},
         tables=index_tables(tables),
         pending=pending_revisions(tables),
         serving=record.serving_generation,
         lost=lost,
+        shadow=shadow.outside(drained.regions) if shadow is not None else None,
         rtt_ms=round_trips(repository) if lost else {},
         unmet_rules=unmet_rules(repository, record.in_force),
         placed_units=_placed_units(repository.placement(model)),

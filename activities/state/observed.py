@@ -75,6 +75,12 @@ def first_failure(model: str, generation: int, regions: Iterable[RegionState]) -
     return None
 
 
+def first_load_failure(model: str, generation: int, regions: Iterable[RegionState]) -> Failure | None:
+    """Return the first replica of the model that cannot load the generation."""
+    replicas = (replica for region in regions for replica in region.replicas if replica.key.model == model)
+    return next((found for replica in replicas if (found := _load_failure(replica, generation))), None)
+
+
 def _load_failure(replica: Replica, generation: int) -> Failure | None:
     for failure in replica.failures:
         if generation in failure.generations:

@@ -6,6 +6,7 @@ Kept with the transition, because the manifest in force is that of the change wh
 from dataclasses import replace
 
 from activities.state.desired import DesiredFacts, index_tables
+from activities.state.shadow_sets import without_shadow
 from ipnext.store.records import StateBefore
 from ipnext.store.repository import Repository
 
@@ -26,4 +27,4 @@ def state_before(repository: Repository, model: str) -> StateBefore:
         for table in sorted(index_tables(repository.routes(model)).values(), key=lambda table: table.region)
         for found in table.served
     }
-    return StateBefore(deployments=repository.deployments(model), served=tuple(served.values()))
+    return StateBefore(deployments=without_shadow(repository.deployments(model)), served=tuple(served.values()))

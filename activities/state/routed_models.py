@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable
 from activities.state.desired import DesiredFacts, index_tables, pending_revisions, round_trips
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.facts import at_work, by_model, snapshots_of
-from ipnext.model.deployment.deployment import ServedGeneration
+from activities.state.shadow_sets import without_shadow
+from ipnext.model.deployment.deployment import RouteTable, ServedGeneration
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.repository import Repository
 
@@ -39,6 +40,8 @@ def read_routed(repository: Repository, models: Collection[str]) -> tuple[Desire
     snapshots: dict[str, dict[tuple[str, int], Snapshot]] = defaultdict(dict)
     for held in repository.snapshots_named(snapshots_of(undescribed)):
         snapshots[held.model][held.part, held.number] = held
+    stored = repository.shadows(records.keys())
+    shadows = {name: found.shadow.outside(drained.regions) for name, found in stored.items()}
     rtt_ms = round_trips(repository) if drained.lost else {}
     return tuple(
         DesiredFacts(
@@ -46,11 +49,12 @@ def read_routed(repository: Repository, models: Collection[str]) -> tuple[Desire
             target=0,
             generations=generations[name],
             snapshots=snapshots[name],
-            deployments={d.key: d for d in deployments[name]},
+            deployments={d.key: d for d in without_shadow(deployments[name])},
             tables=index_tables(tables[name]),
             pending=pending_revisions(tables[name]),
             serving=records[name].serving_generation,
             lost=drained.lost,
+            shadow=shadows.get(name),
             rtt_ms=rtt_ms,
         )
         for name in models
@@ -62,3 +66,10 @@ def merge_served(new: Iterable[ServedGeneration], old: Iterable[ServedGeneration
     """Merge by generation: all of `new`, and those of `old` that it lacks."""
     found = {served.generation: served for served in (*old, *new)}
     return tuple(found[number] for number in sorted(found))
+
+
+def name_shadow(facts: DesiredFacts, table: RouteTable) -> RouteTable:
+    """Return a route table that names the model's shadow, if one is kept in its region, and no other one."""
+    if facts.shadow is not None:
+        return facts.shadow.put_into(table)
+    return table if table.shadow is None else table.model_copy(update={"shadow": None})

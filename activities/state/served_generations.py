@@ -30,12 +30,14 @@ def served_generations(
 ) -> tuple[ServedGeneration, ...]:
     """Return generations that a region holds completely: every hosted part of them has a replica set there.
 
+    A shadow is none of them.
+
     `leaving`: replica sets, and generations that they hold besides the desired ones, as their processes swap later.
     """
     held: dict[int, set[str]] = {}
     for deployment in deployments:
         if deployment.key.region == region and deployment.replicas:
-            for generation in deployment.generations:
+            for generation in deployment.clients_generations:
                 held.setdefault(generation, set()).add(deployment.key.part)
     for key, generation in leaving:
         if key.region == region:

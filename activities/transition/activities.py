@@ -22,6 +22,7 @@ from activities.state.observed import Failure, first_failure, missing_replicas, 
 from activities.state.replica_sets import choose_kept_sets, shrinking_first, wanted_deployments
 from activities.state.restored import state_before
 from activities.state.route_shares import wanted_shares
+from activities.state.shadow_sets import add_shadow
 from activities.state.wave_state import ModelWaveState
 from activities.transition.admission import AT_ONCE
 from activities.transition.draft import Draft
@@ -136,7 +137,6 @@ class TransitionActivities:
         between.
         """
         left = wave.deadline_seconds - wave.waited_seconds
-        capacity = Capacity(self._infrastructure, Deadline(left, pause=self._pause))
         with self._store.begin(wave.model) as repository:
             still_ours(repository)
             if wave.back and wave.reason not in _ASKED_BACK:
@@ -157,7 +157,8 @@ class TransitionActivities:
             later = [found for found in find_delayed(wanted, strays, final) if found not in fewer]
             for deployment in wanted:
                 if deployment not in fewer and deployment not in later:
-                    repository.put_deployment(deployment)
+                    repository.put_deployment(add_shadow(deployment, facts.shadow))
+        capacity = Capacity(self._infrastructure, Deadline(left, pause=self._pause), facts.shadow)
         running = {key: stored.replicas for key, stored in facts.deployments.items()}
         told = shrinking_first(choose_told(facts, wanted, final), running)
         early = EarlyRelease(

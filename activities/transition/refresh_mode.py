@@ -26,7 +26,9 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
         return spec.rollout.refresh
     serving = [part.name for part in spec.hosted_parts if part.engine in SERVING_ENGINES]
     model = manifest.name
-    loaded = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
+    loaded = {
+        generation for deployment in repository.deployments(model) for generation in deployment.clients_generations
+    }
     at_once = loaded | {row.generation for end in ends for row in end.replicas}
     generations = repository.generations_at_work(model, at_once)
     if any(len({engine_of(generation, part) for generation in generations}) > 1 for part in serving):

@@ -12,6 +12,7 @@ from activities.runtime.fence import still_ours
 from activities.state.desired import DesiredFacts
 from activities.state.drained_fleet import DrainedFleet, check_unchanged
 from activities.state.observed import observe
+from activities.state.shadow_sets import add_shadow, shadow_set
 from activities.state.wave_state import ModelWaveState, peak
 from activities.transition.revert import waiting
 from activities.transition.traffic_shift import Gateways
@@ -108,16 +109,22 @@ class CapacityRelease:
             with self._store.begin(self._facts.model) as repository:
                 still_ours(repository)
                 for deployment in added:
-                    repository.put_deployment(deployment)
+                    repository.put_deployment(add_shadow(deployment, self._facts.shadow))
 
     def _tell(self, deployment: Deployment, *, keep: bool) -> None:
         check_unchanged(self._store, self._facts.lost)
         if deployment.key.region in self._facts.lost:
             return
-        if keep:
-            self._infrastructure.apply(deployment)
+        left = self._left(deployment, keep=keep)
+        if left is not None:
+            self._infrastructure.apply(left)
         else:
             self._infrastructure.delete(deployment.key)
+
+    def _left(self, deployment: Deployment, *, keep: bool) -> Deployment | None:
+        """Return what is left of a replica set, with the processes of the model's shadow; None if it ends."""
+        shadow = self._facts.shadow
+        return add_shadow(deployment, shadow) if keep else shadow_set(deployment.key, shadow)
 
     def _write(self, told: Iterable[Deployment], kept: Collection[DeploymentKey]) -> Unavailable | None:
         """Record the applied changes.
@@ -132,8 +139,8 @@ class CapacityRelease:
                 region = deployment.key.region
                 if region in back:
                     returned = Unavailable(f"region {region!r} is back, and still holds what was to go")
-                elif deployment.key in kept:
-                    repository.put_deployment(deployment)
+                elif (left := self._left(deployment, keep=deployment.key in kept)) is not None:
+                    repository.put_deployment(left)
                 else:
                     repository.delete_deployment(deployment.key)
         return returned

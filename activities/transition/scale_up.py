@@ -6,6 +6,7 @@ from activities.runtime.deadline import POLL_SECONDS, Deadline
 from activities.runtime.fence import still_ours
 from activities.state.failure_cause import first_lacking
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
+from activities.state.shadow_sets import add_shadow
 from activities.state.wave_state import ModelWaveState
 from activities.transition.hot_swap import Announcement
 from activities.transition.scale_down import EarlyRelease
@@ -14,15 +15,20 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment, RegionState, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.messages import WaveInput, WaveResult
+from ipnext.model.lifecycle.shadow import ModelShadow
 from ipnext.model.lifecycle.status import Reason
 
 
 class Capacity:
-    """Capacity of a wave. All waits together end with the wave's deadline, and within the time of one poll."""
+    """Capacity of a wave. All waits together end with the wave's deadline, and within the time of one poll.
 
-    def __init__(self, infrastructure: Infrastructure, deadline: Deadline) -> None:
+    The processes of `shadow` are applied with it, and not waited for.
+    """
+
+    def __init__(self, infrastructure: Infrastructure, deadline: Deadline, shadow: ModelShadow | None = None) -> None:
         self._infrastructure = infrastructure
         self._deadline = deadline
+        self._shadow = shadow
 
     def until_drained(self, told: Sequence[Deployment]) -> WaveResult | None:
         """Wait for replicas that still stream their last answers.
@@ -105,7 +111,7 @@ class Capacity:
                 continue
             still_ours()
             try:
-                self._infrastructure.apply(deployment)
+                self._infrastructure.apply(add_shadow(deployment, self._shadow))
             except Unavailable:
                 silent.add(deployment.key.region)
                 untold.append(deployment)

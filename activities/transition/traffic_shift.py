@@ -9,7 +9,7 @@ from activities.runtime.fence import still_ours
 from activities.state.desired import DesiredFacts
 from activities.state.drained_fleet import check_unchanged, same
 from activities.state.observed import observe
-from activities.state.routed_models import merge_served
+from activities.state.routed_models import merge_served, name_shadow
 from activities.state.served_generations import served_generations
 from activities.state.wave_state import keep_held_shares
 from activities.transition.route_updates import follow_routes
@@ -182,7 +182,7 @@ class Gateways:
 
     def _table(self, region: str, revision: int, shares: Shares, served: tuple[ServedGeneration, ...]) -> RouteTable:
         rules = () if shares else self._facts.unmet_rules.get(region, ())
-        return RouteTable(
+        table = RouteTable(
             model=self._facts.model,
             region=region,
             revision=revision,
@@ -191,6 +191,7 @@ class Gateways:
             access=self._facts.access,
             unmet_rules=rules,
         )
+        return name_shadow(self._facts, table)
 
     def _says(self, stored: RouteTable | None, table: RouteTable) -> bool:
         """Check whether the stored table has the same content. An empty one is needed only if users are refused."""

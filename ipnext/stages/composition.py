@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.messages import ChangeKind
-from ipnext.model.lifecycle.stages import DEFAULT_STAGES, SAFETY_CRITICAL
+from ipnext.model.lifecycle.stages import DEFAULT_STAGES, OPTIONAL_STAGES, SAFETY_CRITICAL
 from ipnext.model.manifest.stages import PlatformStageEntry, StageEntry
 
 OF_MANIFEST = "spec.lifecycle"
@@ -18,6 +18,8 @@ _LAST = "transition"
 """The stage that moves traffic: nothing comes after it."""
 _JUDGES_FIRST = ("metadata", "validation")
 """Stages that come before any of another distribution: no other code reads bytes that were not validated."""
+_PLANS = "planning"
+"""The stage that comes before optional built-in ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +96,19 @@ class _Change:
         placed = PlacedStage(self.entry.stage or "", self.entry, self.place)
         if self.entry.position == "replaces" and not self._spares_split(order[at]):
             self._check_may_go(order, at)
+            self._check_place(order, at)
             return (*order[:at], placed, *order[at + 1 :])
         index = at if self.entry.position == "before" else at + 1
-        if not self._may_take(order, index):
-            why = "a stage of another distribution comes after metadata and validation, before any traffic moves"
-            self._refuse(f"leaves no place there: {why}", self._allowed(order))
+        self._check_place(order, index)
         return (*order[:index], placed, *order[index:])
+
+    def _check_place(self, order: Order, index: int) -> None:
+        if self._may_take(order, index):
+            return
+        why = "a stage of another distribution comes after metadata and validation, before any traffic moves"
+        if self.entry.stage in OPTIONAL_STAGES:
+            why = f"{self.entry.stage} comes after {_PLANS}, which plans its replicas, before any traffic moves"
+        self._refuse(f"leaves no place there: {why}", self._allowed(order))
 
     def _check_may_go(self, order: Order, at: int) -> None:
         if self._must_stay(order[at]):
@@ -118,12 +127,16 @@ class _Change:
 
     def _may_take(self, order: Order, index: int) -> bool:
         following = [stage.name for stage in order[index:]]
+        if self.entry.stage in OPTIONAL_STAGES and _PLANS not in {stage.name for stage in order[:index]}:
+            return False
         return _LAST in following and not any(name in following for name in _JUDGES_FIRST)
 
     def _allowed(self, order: Order) -> tuple[str, ...]:
         """Return the stages that the entry may name instead."""
         if self.entry.position in {"leaveOut", "replaces"}:
-            return tuple(stage.name for stage in order if not self._must_stay(stage))
+            named = self.entry.stage is not None
+            may_go = (at for at, stage in enumerate(order) if not self._must_stay(stage))
+            return tuple(order[at].name for at in may_go if not named or self._may_take(order, at))
         shift = 0 if self.entry.position == "before" else 1
         return tuple(stage.name for at, stage in enumerate(order) if self._may_take(order, at + shift))
 

@@ -18,12 +18,13 @@ from ipnext.model.api.plugins import StageView
 from ipnext.model.lifecycle.checks import BUILT_IN
 from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.lifecycle.stage_order import ComposedStage, StageCall
-from ipnext.model.lifecycle.stages import DEFAULT_STAGES, SAFETY_CRITICAL
+from ipnext.model.lifecycle.stages import DEFAULT_STAGES, OPTIONAL_STAGES, SAFETY_CRITICAL
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.stages import PlatformStageEntry, StageEntry
 from ipnext.model.value import Name
 from ipnext.plugins import contain_faults, source_of
 from ipnext.stages.composition import OF_PLATFORM, PlacedStage, check_entries, compose
+from ipnext.stages.optional import check_settings, find_misfit
 from ipnext.stages.port import Stage
 
 _NAME: Final = TypeAdapter(Name)
@@ -89,6 +90,7 @@ class StageKinds:
         for index, entry in enumerate(spec.lifecycle):
             if entry.stage is not None:
                 self._check_stage(f"spec.lifecycle.{index}", entry.stage, entry)
+                _check_fits(f"spec.lifecycle.{index}.stage", entry.stage, spec)
 
     def composed(self, kind: ChangeKind, spec: ModelSpec) -> tuple[ComposedStage, ...] | None:
         """Return the stages of a change in their order, with how each is run; None for the default order.
@@ -96,14 +98,22 @@ class StageKinds:
         Raises InvalidInput if the entries of the platform and of the manifest do not fit each other.
         """
         order = compose(kind, self._platform, spec.lifecycle, splits=spec.split is not None)
+        order = tuple(stage for stage in order if not find_misfit(stage.name, spec))
         if tuple(stage.name for stage in order) == DEFAULT_STAGES[kind]:
             return None
         return tuple(self._composed(stage) for stage in order)
 
     @property
     def views(self) -> tuple[StageView, ...]:
-        """The built-in stages in their order, then those of other distributions."""
-        return (*map(_view_built_in, BUILT_IN_NAMES), *map(self._view, self.plugins))
+        """The built-in stages in their order, the optional ones, then those of other distributions."""
+        built_in = (*map(_view_built_in, BUILT_IN_NAMES), *map(self._view_optional, OPTIONAL_STAGES))
+        return (*built_in, *map(self._view, self.plugins))
+
+    def _entries_of(self, stage: str) -> Sequence[PlatformStageEntry]:
+        return [entry for entry in self._platform if entry.stage == stage]
+
+    def _view_optional(self, name: str) -> StageView:
+        return StageView(name=name, source=BUILT_IN, **_view_entries(self._entries_of(name)))
 
     def _registered(self) -> Iterator[Stage]:
         """Yield the stages that lifecycle workers run."""
@@ -114,6 +124,8 @@ class StageKinds:
     def _composed(self, placed: PlacedStage) -> ComposedStage:
         if placed.entry is None:
             return ComposedStage(name=placed.name)
+        if placed.name in OPTIONAL_STAGES:
+            return ComposedStage(name=placed.name, settings=placed.entry.settings)
         known = self.by_name.get(placed.name)
         if known is None or known.stage is None:
             return ComposedStage(name=placed.name, lacking=f"{placed.place}: {self._why_not(placed.name)}")
@@ -129,11 +141,14 @@ class StageKinds:
 
     def _check_stage(self, place: str, name: str, entry: StageEntry) -> None:
         known = self.by_name.get(name)
+        if name in OPTIONAL_STAGES:
+            _check_settings(f"{place}.settings", check_settings, entry.settings)
+            return
         if known is None or known.stage is None:
-            field, allowed = f"{place}.stage", tuple(self.by_name)
-            msg = f"{field}: {self._why_not(name)}; allowed: {', '.join(allowed) or 'none, for none is installed'}"
+            field, allowed = f"{place}.stage", (*OPTIONAL_STAGES, *self.by_name)
+            msg = f"{field}: {self._why_not(name)}; allowed: {', '.join(allowed)}"
             raise InvalidInput(msg, field=field, value=name, allowed=allowed)
-        _check_settings(f"{place}.settings", known.stage, entry.settings)
+        _check_settings(f"{place}.settings", contain_faults(name)(known.stage.check), entry.settings)
 
     def _why_not(self, name: str) -> str:
         refused = next((each for each in self.plugins if each.name == name), None)
@@ -146,13 +161,12 @@ class StageKinds:
     def _view(self, each: FoundStage) -> StageView:
         if each.stage is None:
             return StageView(name=each.name, source=each.source, state="refused", reason=each.reason)
-        entries = [entry for entry in self._platform if entry.stage == each.name]
+        entries = self._entries_of(each.name)
         call = _call_of(each.stage, each.source, {})
         return StageView(
             name=each.name,
             source=each.source,
-            changes=tuple(ChangeKind(kind) for entry in entries for kind in entry.changes),
-            may_be_left_out=not any(entry.required for entry in entries),
+            **_view_entries(entries),
             runs=call.runs,
             queue=call.queue or names.LIFECYCLE_QUEUE,
             schedule_to_close_seconds=call.schedule_to_close_seconds,
@@ -160,6 +174,14 @@ class StageKinds:
             heartbeat_seconds=call.heartbeat_seconds,
             attempts=call.attempts,
         )
+
+
+def _view_entries(entries: Sequence[PlatformStageEntry]) -> dict[str, Any]:
+    """Return the fields of a view that follow from the platform's entries."""
+    return {
+        "changes": tuple(ChangeKind(kind) for entry in entries for kind in entry.changes),
+        "may_be_left_out": not any(entry.required for entry in entries),
+    }
 
 
 def _view_built_in(name: str) -> StageView:
@@ -184,10 +206,15 @@ def _call_of(stage: Stage, source: str, settings: Mapping[str, Any]) -> StageCal
     )
 
 
-def _check_settings(place: str, stage: Stage, settings: Mapping[str, Any]) -> None:
+def _check_fits(field: str, name: str, spec: ModelSpec) -> None:
+    if misfit := find_misfit(name, spec):
+        msg = f"{field}: {misfit}"
+        raise InvalidInput(msg, field=field, value=name)
+
+
+def _check_settings(place: str, check: Callable[[Mapping[str, Any]], None], settings: Mapping[str, Any]) -> None:
     try:
-        with contain_faults(stage.name):
-            stage.check(settings)
+        check(settings)
     except InvalidInput as error:
         field = f"{place}.{error.field}" if error.field else place
         msg = f"{place}: {error.message}"
@@ -195,7 +222,7 @@ def _check_settings(place: str, stage: Stage, settings: Mapping[str, Any]) -> No
 
 
 def _load_all(points: Iterable[EntryPoint]) -> Iterator[FoundStage]:
-    taken = dict.fromkeys(BUILT_IN_NAMES, BUILT_IN)
+    taken = dict.fromkeys((*BUILT_IN_NAMES, *OPTIONAL_STAGES), BUILT_IN)
     for point in points:
         found = _load(point)
         if found.stage is not None and found.name in taken:

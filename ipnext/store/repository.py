@@ -15,6 +15,7 @@ from ipnext.store.changes.history import History
 from ipnext.store.changes.ownership import NamespaceOwner
 from ipnext.store.changes.pauses import Pauses
 from ipnext.store.changes.publications import Publications
+from ipnext.store.changes.shadows import Shadows
 from ipnext.store.changes.sources import Sources
 from ipnext.store.changes.transitions import Transitions
 from ipnext.store.lists.lineages import Lineages
@@ -37,6 +38,7 @@ class Repository(
     History,
     Drains,
     Pauses,
+    Shadows,
     Journal,
     NamespaceOwner,
     Overviews,

@@ -1,4 +1,4 @@
-"""docs/shadow.md tells of the fields, limits and bounds that there are."""
+"""docs/shadow.md tells of the fields, settings, limits and bounds that there are."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,19 @@ import pytest
 
 from ipnext.model.deployment.deployment import Shadow
 from ipnext.model.gate.shadow import MOST_OUTPUTS, OTHER_OUTPUTS, DropReason, Mismatch, ShadowLimits
+from ipnext.model.lifecycle.shadow import ShadowSettings
 from serving.metrics.answer_differences import RANKED
 from serving.router.shadow_mirror import HELD_BYTES, MAX_ANSWER_BYTES, MAX_JSON_BYTES, MAX_REQUEST_BYTES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "shadow.md").read_text(encoding="utf-8")
-ROWS = {name: text.strip() for name, text in re.findall(r"^\| `(\w+)` \|([^|]*)\|", TEXT, re.MULTILINE)}
+STAGE, _, DATA_PLANE = TEXT.partition("## What is mirrored")
+
+
+def rows_of(text):
+    return {name: cell.strip() for name, cell in re.findall(r"^\| `(\w+)` \|([^|]*)\|", text, re.MULTILINE)}
+
+
+ROWS = rows_of(DATA_PLANE)
 
 
 def test_every_field_every_limit_and_every_reason_to_drop_has_a_line():
@@ -25,6 +33,15 @@ def test_the_defaults_are_the_documented_ones():
     fields += [(field.alias, field.default) for field in ShadowLimits.model_fields.values()]
     numbers = {name: f"{default:g}" for name, default in fields if isinstance(default, int | float)}
     assert {name: ROWS[name] for name in numbers} == numbers
+
+
+def test_every_setting_of_the_stage_has_a_line_with_its_default():
+    own = ShadowSettings.model_fields.keys() - ShadowLimits.model_fields.keys()
+    fields = {name: ShadowSettings.model_fields[name] for name in own}
+    told = {str(field.alias): field.default for field in fields.values()}
+    assert rows_of(STAGE) == {
+        name: f"{default:g}" if isinstance(default, int | float) else default for name, default in told.items()
+    }
 
 
 @pytest.mark.parametrize(

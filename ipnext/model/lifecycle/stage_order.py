@@ -29,5 +29,7 @@ class ComposedStage(Value):
     name: Name
     call: StageCall | None = None
     """None: it is built in, or lacking."""
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    """Of a built-in stage that an entry has inserted."""
     lacking: str = ""
     """Why the worker that began the change can't run it."""

@@ -23,6 +23,10 @@ DEFAULT_STAGES: Final[Mapping[ChangeKind, tuple[str, ...]]] = {
 }
 """The order of built-in stages of each kind of change, unless `spec.lifecycle` or the platform changes it."""
 
+SHADOW: Final = "shadow"
+OPTIONAL_STAGES: Final = (SHADOW,)
+"""Built-in stages that only an entry inserts. They need the plan of their change, so they come after `planning`."""
+
 SAFETY_CRITICAL: Final = ("metadata", "validation", "freeze", "planning", "transition", "withdrawal")
 """Built-in stages that can be neither left out nor replaced. With `spec.split`, `optimization` is one more: it makes
 the parts that are planned."""

@@ -88,6 +88,20 @@ class PauseRow(Row, table=True):
     created_at: datetime = time_field()
 
 
+class ShadowRow(Row, table=True):
+    """The shadow that a model's change keeps."""
+
+    __tablename__ = "shadows"
+    __table_args__ = (model_key(),)
+
+    model: str = text_field(primary_key=True)
+    change_id: str = text_field()
+    shadow: str = text_field()
+    seen: str = text_field()
+    """The last look at it."""
+    created_at: datetime = time_field()
+
+
 class DeploymentRow(Row, table=True):
     """The desired state of one replica set."""
 

@@ -44,7 +44,7 @@ EUROPE = "eu-west"
 STATEMENTS = 25
 """Of a whole return, beside those of its batches: each pass reads marks, and the drain's end is recorded."""
 
-STATEMENTS_OF_A_BATCH = 12
+STATEMENTS_OF_A_BATCH = 13
 STATEMENTS_OF_A_UNIT = 8
 """Of one that writes: it holds up writers of its models, or of all."""
 
@@ -184,7 +184,7 @@ def units(store):
 def test_its_router_keeps_what_gateways_of_other_regions_send_there(house, monkeypatch, sent, kept):
     """Its processes are to hold generation 1 only. Generation 3 was known, and nobody sends to it."""
     own, other = table("us-east", "us-east", 1, 1, 2, 3), table("eu-west", "us-east", sent)
-    facts = SimpleNamespace(model="m", tables={"us-east": own, "eu-west": other}, deployments={})
+    facts = SimpleNamespace(model="m", tables={"us-east": own, "eu-west": other}, deployments={}, shadow=None)
     monkeypatch.setattr(returning, "served_generations", lambda *_: own.served[:1])
     state = RegionState(region="us-east", gateway_url="http://gateway", routes={"m": 4})
     monkeypatch.setattr(house.infrastructure, "observe", lambda _: state)

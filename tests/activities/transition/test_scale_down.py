@@ -114,6 +114,7 @@ def released(monkeypatch):
         tables = {"us": table("us", "eu", 2), "eu": table("eu", "de", 2)}
         facts = SimpleNamespace(
             model=M,
+            shadow=None,
             access="open",
             demand=dict.fromkeys(tables, 1.0),
             generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
@@ -182,6 +183,7 @@ def test_no_processes_are_swapped_that_a_gateway_still_sends_to(monkeypatch, wai
     swapped = [deployed(region, 1).model_copy(update={"own": {1: 1}, "swap": True}) for region in ("eu", "us")]
     facts = SimpleNamespace(
         model=M,
+        shadow=None,
         access="open",
         demand={"us": 1.0},
         generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
@@ -254,7 +256,7 @@ def test_a_replica_set_that_would_go_stays_while_the_region_that_replaces_it_is_
 
 def test_what_is_released_is_written_in_one_unit_and_nothing_of_a_region_that_is_away():
     written, regions = Written(), Regions("us")
-    facts = SimpleNamespace(model=M, lost=frozenset())
+    facts = SimpleNamespace(model=M, shadow=None, lost=frozenset())
     release = CapacityRelease(written, regions, facts).release
 
     error = ActivityEnvironment().run(
@@ -273,7 +275,7 @@ def test_what_a_lost_region_held_is_struck_off_only_while_it_is_lost(back):
     written, regions = Written(), Regions()
     drain = SimpleNamespace(region="eu", lost=True, holds=True, force=False)
     written.drains = () if back else (drain,)
-    facts = SimpleNamespace(model=M, lost=frozenset({"eu"}))
+    facts = SimpleNamespace(model=M, shadow=None, lost=frozenset({"eu"}))
     release = CapacityRelease(written, regions, facts).release
 
     error = ActivityEnvironment().run(lambda: release((), [deployed("eu", 1)]))
@@ -307,7 +309,7 @@ def transition(*, end: str) -> Transition:
 def test_replica_sets_that_answer_nobody_and_are_in_no_wave_go_first():
     stored = {key(region): deployed(region, 1) for region in ("eu", "de", "us", "gone")}
     tables = {"us": table("us", "us", 1)}
-    facts = SimpleNamespace(model=M, deployments=stored, tables=tables, lost=frozenset({"gone"}))
+    facts = SimpleNamespace(model=M, shadow=None, deployments=stored, tables=tables, lost=frozenset({"gone"}))
 
     assert [found.key.region for found in stray(facts, transition(end="eu"))] == ["de"]
 
@@ -333,7 +335,7 @@ def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, e
     """
     stored = {key(region): deployed(region, 1) for region in ("eu", "de", "us")}
     facts = SimpleNamespace(
-        model=M, access="open", deployments=stored, tables={"us": table("us", "us", 1)}, lost=frozenset()
+        model=M, shadow=None, access="open", deployments=stored, tables={"us": table("us", "us", 1)}, lost=frozenset()
     )
     planned = transition(end="eu")
     released = state_undone(planned, M, 0, "released")

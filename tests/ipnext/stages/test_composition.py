@@ -99,6 +99,20 @@ def test_no_stage_comes_before_validation_or_after_traffic_moved(entry, field):
     assert error.value not in error.allowed
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"stage": "shadow", "after": "freeze"},
+        {"stage": "shadow", "replaces": "optimization"},
+        {"stage": "shadow", "before": "transition", "changes": ["move"]},
+    ],
+)
+def test_a_shadow_comes_after_the_plan_of_its_replicas(entry):
+    error = refused(entry)
+    assert "shadow comes after planning, which plans its replicas" in error.message
+    assert order("publish", {"stage": "shadow", "after": "planning"})[-2:] == ["shadow", "transition"]
+
+
 def test_an_anchor_that_a_kind_lacks_is_refused_with_those_that_it_has():
     error = refused({"stage": "audit", "after": "validation", "changes": ["publish", "move"]})
     assert "'validation' is no stage of a change of kind move; allowed: freeze" in error.message

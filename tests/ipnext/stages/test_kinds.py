@@ -139,7 +139,7 @@ def test_stages_are_listed_with_limits_kinds_and_whether_they_may_be_left_out():
     platform = PlatformStageEntry.model_validate({"stage": "review", "after": "validation", "changes": ["publish"]})
     views = {view.name: view for view in StageKinds([platform]).views if view.state == "active"}
     own = [view for view in views.values() if view.source == "built-in"]
-    assert [view.name for view in own if view.may_be_left_out] == ["optimization"]
+    assert [view.name for view in own if view.may_be_left_out] == ["optimization", "shadow"]
     assert views["freeze"].changes == ("publish", "apply", "move", "retire")
     audit, review = views["audit"], views["review"]
     assert (audit.changes, audit.may_be_left_out) == ((), True)
@@ -158,7 +158,7 @@ def test_stages_are_listed_with_limits_kinds_and_whether_they_may_be_left_out():
         (
             AUDIT | {"stage": "audits"},
             "stage",
-            "no stage 'audits' is installed here; allowed: audit, else",
+            "no stage 'audits' is installed here; allowed: shadow, audit, else",
         ),
         (AUDIT | {"stage": "broken"}, "stage", "was refused: ZeroDivisionError: division by zero"),
         (AUDIT | {"settings": {}}, "settings", "limit: has to be above 0"),
@@ -173,6 +173,55 @@ def test_an_apply_refuses_unknown_stages_wrong_settings_and_gaps(spec, entry, fi
         kinds.check(spec(entry))
     assert error.value.field == f"spec.lifecycle.0.{field}"
     assert told in error.value.message
+
+
+SHADOW = {"stage": "shadow", "before": "transition"}
+
+
+def test_a_shadow_is_listed_and_composed_with_its_settings(spec):
+    shadow = next(view for view in StageKinds().views if view.name == "shadow")
+    assert (shadow.source, shadow.changes, shadow.may_be_left_out, shadow.runs) == ("built-in", (), True, "built-in")
+    entry = SHADOW | {"settings": {"share": 0.5}}
+    StageKinds().check(spec(entry))
+    composed = StageKinds().composed(ChangeKind.PUBLISH, spec(entry))
+    assert [(stage.name, stage.call, dict(stage.settings)) for stage in composed][-2:] == [
+        ("shadow", None, {"share": 0.5}),
+        ("transition", None, {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "told"),
+    [
+        ({"share": 0}, "share", "greater than 0 (got 0)"),
+        ({"share": 2}, "share", "less than or equal to 1 (got 2)"),
+        ({"shares": 0.1}, "shares", "unknown field; allowed here: "),
+        ({"minRequests": 0}, "minRequests", "greater than or equal to 1"),
+        ({"seconds": 1e9}, "seconds", "less than or equal to 604800"),
+        ({"maxDifference": {"quantile": 0.9}}, "maxDifference", "give `absolute`, `relative` or both"),
+        ({"onTooFew": "wait"}, "onTooFew", "'pass' or 'fail' (got 'wait')"),
+    ],
+)
+def test_an_apply_refuses_settings_of_a_shadow_by_field(spec, settings, field, told):
+    with pytest.raises(InvalidInput) as error:
+        StageKinds().check(spec(SHADOW | {"settings": settings}))
+    assert error.value.field == f"spec.lifecycle.0.settings.{field}"
+    assert told in error.value.message
+
+
+def test_a_model_that_generates_has_no_shadow(spec):
+    part = {"name": "llm", "engine": "vllm", "hardware": [{"kind": "gpu", "units": 1, "tokensPerSecond": 100}]}
+    demand = [{"region": "eu", "tokensPerSecond": 1}]
+    generating = {"task": "generation", "parts": [part], "demand": demand, "lifecycle": [SHADOW]}
+    with pytest.raises(InvalidInput) as error:
+        StageKinds().check(ModelSpec.model_validate(generating))
+    assert error.value.field == "spec.lifecycle.0.stage"
+    assert "the model has parts that generate: 'llm' (vllm)" in error.value.message
+    platform = [PlatformStageEntry.model_validate(SHADOW)]
+    plain = ModelSpec.model_validate(generating | {"lifecycle": []})
+    StageKinds(platform).check(plain)
+    assert StageKinds(platform).composed(ChangeKind.PUBLISH, plain) is None
+    assert StageKinds(platform).composed(ChangeKind.PUBLISH, spec()) is not None
 
 
 @pytest.mark.usefixtures("packages")
@@ -236,7 +285,7 @@ def test_a_worker_logs_entries_of_the_platform_that_no_change_can_go_through():
         StageKinds([PlatformStageEntry.model_validate(entry) for entry in entries]).log_refused()
     told = [log["reason"] for log in logs if log["event"] == "stage of the platform's setting refused"]
     assert "limit: has to be above 0" in told[0]
-    assert "no stage 'none' is installed here; allowed: audit, else" in told[1]
+    assert "no stage 'none' is installed here; allowed: shadow, audit, else" in told[1]
 
 
 def test_the_platform_takes_entries_for_all_models_from_its_settings(monkeypatch):

@@ -53,6 +53,7 @@ PLAIN = frozenset({"json", "orjson", "pickle"})
 
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "activities/stages/activities.py": frozenset({PAYLOAD}),
+    "activities/stages/shadow.py": frozenset({PAYLOAD}),
     "activities/regions/parsed_sets.py": frozenset({DOCUMENT}),
     "activities/regions/recovery.py": frozenset({DOCUMENT}),
     "ipnext/client/calls/access.py": frozenset({API_ANSWER}),
@@ -89,6 +90,7 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "ipnext/store/planning/placements.py": frozenset({DOCUMENT}),
     "ipnext/store/planning/plans.py": frozenset({DOCUMENT}),
     "ipnext/store/planning/replans.py": frozenset({DOCUMENT}),
+    "ipnext/store/changes/shadows.py": frozenset({DOCUMENT}),
     "ipnext/store/changes/sources.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/denials.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/models.py": frozenset({DOCUMENT}),
@@ -173,6 +175,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/model/wire.py": "is the tolerant reader itself",
     "ipnext/plugins.py": OTHERS,
     "ipnext/stages/kinds.py": OTHERS,
+    "ipnext/stages/optional.py": PEOPLE,
     "ipnext/profiling/engine.py": OTHERS,
     "ipnext/store/access/audit.py": COLUMNS,
     "ipnext/store/changes/freezes.py": COLUMNS,

@@ -347,6 +347,9 @@ class Journal:
                 )
         return found
 
+    def shadow(self, model: str) -> None:
+        """No change of the simulation has the stage."""
+
     def held_slots(self, models: Collection[str]) -> tuple[tuple[records.HeldSlot, ...], tuple[records.HeldSlot, ...]]:
         """As the repository answers: replica sets by the plan in force, and as they are wanted now."""
         placed, running = [], []

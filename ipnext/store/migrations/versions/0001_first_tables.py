@@ -32,6 +32,7 @@ DROPPED = (
     "routes",
     "route_shares",
     "plan_in_force",
+    "shadows",
     "pauses",
     "owner_claims",
     "generations",
@@ -515,6 +516,16 @@ def upgrade() -> None:
         sa.Column("amount", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_owner_claims_models")),
         sa.PrimaryKeyConstraint("model", "quota", name=op.f("pk_owner_claims")),
+    )
+    op.create_table(
+        "shadows",
+        sa.Column("model", columns.SafeText(), nullable=False),
+        sa.Column("change_id", columns.SafeText(), nullable=False),
+        sa.Column("shadow", columns.SafeText(), nullable=False),
+        sa.Column("seen", columns.SafeText(), nullable=False),
+        sa.Column("created_at", columns.UtcDateTime(), nullable=False),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_shadows_models")),
+        sa.PrimaryKeyConstraint("model", name=op.f("pk_shadows")),
     )
     op.create_table(
         "pauses",
