@@ -23,7 +23,7 @@ from ipnext.cli.tables.profiles import profile_tables
 from ipnext.cli.tables.regions import fleet_tables, regions_table
 from ipnext.cli.tables.reports import report_tables
 from ipnext.cli.tables.sources import source_tables, sources_table
-from ipnext.cli.tables.stages import stage_results_table, stages_table
+from ipnext.cli.tables.stages import shadow_table, stage_results_table, stages_table
 from ipnext.cli.tables.validators import validators_table
 from ipnext.client import Client
 from ipnext.client.lists import Listing
@@ -328,6 +328,8 @@ def model_tables(
     yield rows("\ndeployments", ("part", "region", "hardware", "wanted", "ready", "generations"), wanted)
     replicas = ((r.id, r.phase.value, _list(r.ready), r.restarts, r.note) for r in status.replicas)
     yield rows("\nreplicas", ("replica", "phase", "answers for", "restarts", "message"), replicas)
+    changes = tuple(changes)
+    yield from (shadow_table(change.shadow) for change in changes if change.shadow is not None)
     yield generations_table(generations)
     yield changes_table(changes)
 

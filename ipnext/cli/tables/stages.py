@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from ipnext.cli.output import rows
+from ipnext.cli.output import age, rows
 from ipnext.model.api.plugins import StageView
 from ipnext.model.lifecycle.checks import CheckResult
+from ipnext.model.lifecycle.shadow import ShadowView
 from ipnext.model.lifecycle.stages import activity_name
 from ipnext.model.value import canonical_json
 
@@ -30,6 +31,19 @@ def stage_results_table(results: Iterable[CheckResult], generation: int) -> Tabl
         for result in results
     )
     return rows(f"\nstages of generation {generation}", ("stage", "outcome", "took", "message", "evidence"), lines)
+
+
+def shadow_table(shadow: ShadowView) -> Table:
+    """Everything about the shadow of a change that runs."""
+    figures = ", ".join(f"{value} {name}" for name, value in shadow.evidence.items())
+    lines = (
+        ("state", f"{shadow.state}, for {age(shadow.since)}"),
+        ("mirrored", f"{shadow.share:.0%} of the requests in {', '.join(shadow.regions)}"),
+        ("takes", shadow.takes),
+        ("requests", figures or "-"),
+        ("verdict so far", shadow.message or "-"),
+    )
+    return rows(f"\nshadow: generation {shadow.generation}", ("", ""), lines)
 
 
 def _line(stage: StageView) -> tuple[str, ...]:

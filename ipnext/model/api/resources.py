@@ -17,6 +17,7 @@ from ipnext.model.lifecycle.drain import DrainView
 from ipnext.model.lifecycle.freshness import PartFreshness, SnapshotServing
 from ipnext.model.lifecycle.messages import Change, DeploymentStatus, Replan
 from ipnext.model.lifecycle.replan_moves import MovesPause
+from ipnext.model.lifecycle.shadow import ShadowView
 from ipnext.model.lifecycle.status import ModelStatus, Reason
 from ipnext.model.manifest.freeze import Frozen, ReasonText
 from ipnext.model.manifest.manifest import ModelManifest
@@ -67,6 +68,8 @@ class ChangeView(Change):
     again: str | None = None
     """The change that carries this one out again, as a region was lost in its way. Only `GET /v1/changes/{change_id}`
     has it."""
+    shadow: ShadowView | None = None
+    """The shadow that it keeps while its stage `shadow` runs. Lists of changes of all models do not have it."""
 
 
 class FieldChange(WrittenValue):

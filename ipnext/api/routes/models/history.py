@@ -18,8 +18,10 @@ from ipnext.errors import NotFound
 from ipnext.model.api.resources import ChangeView, EventView, ListPage, SnapshotView, TransitionView
 from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.shadow import ShadowView
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.value import Name
+from ipnext.store.changes.shadows import StoredShadow
 from ipnext.store.paging import ordinal_of
 from ipnext.store.repository import Repository
 
@@ -32,7 +34,8 @@ def read_change(change_id: RecordId, rooms: Rooms) -> ChangeView:
     with rooms.store.read() as unit:
         change = unit.change(change_id)
         again = unit.find_change(names.again_id(change.model, change.sequence)) if change.state.final else None
-    view = change_view(change, rooms.lifecycle)
+        shadow = unit.stored_shadow(change.model)
+    view = _with_shadow(change_view(change, rooms.lifecycle), shadow)
     return view if again is None else view.model_copy(update={"again": again.id})
 
 
@@ -50,8 +53,26 @@ def list_all_changes(
 def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> ListPage[ChangeView]:
     """Newest first."""
     with rooms.store.read() as unit:
-        page = unit.change_page(name, after=after, limit=limit)
-    return view_page(page.map(lambda change: change_view(change, rooms.lifecycle)))
+        page, shadow = unit.change_page(name, after=after, limit=limit), unit.stored_shadow(name)
+    return view_page(page.map(lambda change: _with_shadow(change_view(change, rooms.lifecycle), shadow)))
+
+
+def _with_shadow(view: ChangeView, stored: StoredShadow | None) -> ChangeView:
+    """Return the view of a change with the shadow that it keeps."""
+    if stored is None or stored.shadow.change_id != view.id:
+        return view
+    shadow, seen = stored.shadow, stored.seen
+    shown = ShadowView(
+        generation=shadow.generation,
+        share=shadow.settings.share,
+        regions=shadow.regions,
+        takes=shadow.takes,
+        state=seen.state,
+        message=seen.message,
+        evidence=seen.evidence,
+        since=stored.since,
+    )
+    return view.model_copy(update={"shadow": shown})
 
 
 @router.get("/models/{name}/generations", dependencies=[may("models.read")], summary="List a model's generations")
