@@ -1,8 +1,10 @@
-"""Gates on the whole platform.
+"""Gates and shadows on the whole platform.
 
-A new generation that answers worse is taken back by itself, and no request fails meanwhile.
+A new generation that answers worse is taken back by itself, and no request fails meanwhile. With a shadow before the
+transition no client even sees it.
 """
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from ipnext.names import DEADLINE_HEADER
 from serving.export import export_model
 from serving.protocol.tensors import Tensor as Given
 from serving.protocol.v2 import InferRequest, encode_request
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e
 
@@ -54,6 +56,13 @@ spec:
       onTooFew: fail
 """
 
+
+SHADOW = """
+  lifecycle:
+    - stage: shadow
+      before: transition
+      settings: {share: 1.0, minRequests: 30, seconds: 600, maxDifference: {absolute: 0.1}}
+"""
 
 ASK_SECONDS = 0.1
 """Between two requests of a client: the processors are for the platform, too."""
@@ -96,6 +105,8 @@ class Asking:
     """What the load saw."""
 
     asked: int = 0
+    versions: set[str] = field(default_factory=set)
+    """Generations that answered."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -110,8 +121,13 @@ class Scorer:
         export_model(Base().eval(), {"x": torch.zeros(2, 4)}, root / "base")
 
     def publish(self, what: str, **top: Any) -> Any:
+        return self.wait(self.submit(what, **top))
+
+    def submit(self, what: str, **top: Any) -> Any:
         export_model(Top(**top).eval(), {"x": torch.zeros(2, 4)}, self.root / what)
-        change = self.client.publish(self.name, {"base": self.root / "base", "top": self.root / what})
+        return self.client.publish(self.name, {"base": self.root / "base", "top": self.root / what})
+
+    def wait(self, change: Any) -> Any:
         return self.client.wait_change(change.id, timeout_seconds=2 * PATIENCE_SECONDS)  # each wave waits for answers
 
     @contextmanager
@@ -147,6 +163,9 @@ class Scorer:
                 asking.asked += 1
                 if answer.status_code != 200:
                     asking.wrong.append(f"{answer.status_code} {answer.text[:200]}")
+                    continue
+                length = int(answer.headers["inference-header-content-length"])
+                asking.versions.add(json.loads(answer.content[:length])["model_version"])
 
     def serving(self) -> int | None:
         return self.client.model(self.name).status.serving_generation
@@ -199,3 +218,24 @@ def test_a_generation_that_answers_alike_passes_all_gates(scorer: Scorer) -> Non
     assert done.state == "done", done.message
     assert scorer.serving() == done.generation
     assert asking.wrong == []
+
+
+def test_a_generation_that_answers_otherwise_is_refused_by_its_shadow_and_no_client_saw_it(scorer: Scorer) -> None:
+    before = scorer.serving()
+    (applied,) = scorer.client.apply(MANIFEST.replace("NAME", scorer.name) + SHADOW)
+    with scorer.load() as asking:
+        done = scorer.wait(applied.change)
+        assert done.state == "done", done.message
+        change = scorer.submit("otherwise", shift=0.5)
+        shadow = until(
+            lambda: found if (found := scorer.client.change(change.id).shadow) and found.state != "planned" else None,
+            why=lambda: f"a shadow: {scorer.client.change(change.id)}",
+        )
+        done = scorer.wait(change)
+    assert (done.state, done.reason) == ("refused", "StageRefused"), done.message
+    assert "absolute difference of output 'score' 0.5" in done.message
+    assert "at quantile 0.99, allowed 0.1" in done.message
+    assert shadow.generation == done.generation
+    assert all(f"units of {region}/cpu" in shadow.takes for region in shadow.regions)
+    assert (asking.wrong, asking.versions, scorer.serving()) == ([], {str(before)}, before)
+    assert not any(done.generation in found.generations for found in scorer.client.model(scorer.name).deployments)

@@ -53,10 +53,11 @@ def day(tmp_path: Path) -> Callable[[str], None]:
 async def ask(platform: Any) -> None:
     """Send requests until it is cancelled."""
     url = f"{platform.endpoints['gateways']['us-east']}/v2/models/{NAME}/infer"
-    rows = {"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4]}
+    random = np.random.default_rng(7)  # equal requests would all be in the shadow's share, or none of them
+    rows = {"name": "features", "shape": [1, 4], "datatype": "FP32"}
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         while True:
-            await client.post(url, json={"inputs": [rows]})
+            await client.post(url, json={"inputs": [rows | {"data": random.standard_normal(4).tolist()}]})
 
 
 async def test_each_new_day_is_trained_published_judged_and_promoted(
@@ -91,3 +92,9 @@ async def test_each_new_day_is_trained_published_judged_and_promoted(
         assert (second["day"], second["state"]) == ("2026-11-02", "done"), second
     model = await asyncio.to_thread(platform.client.model, NAME)
     assert model.status.serving_generation == 2
+    events = await asyncio.to_thread(platform.client.events, NAME)
+    assert [event.kind for event in events].count("ShadowPlanned") == 1, "the first publish has nothing to compare with"
+    report = await asyncio.to_thread(platform.client.report, NAME, 2)
+    (shadow,) = [check for check in report.checks if check.check == "stage.shadow"]
+    assert shadow.passed, shadow.message
+    assert shadow.evidence["compared"] >= 20

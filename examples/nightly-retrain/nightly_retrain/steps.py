@@ -51,14 +51,18 @@ class Steps:
 
     @activity.defn(name="await_canary")
     def await_canary(self, night: Night) -> str:
-        """Wait until the canary needs an approval (`waits`), or the change has ended: its state."""
+        """Wait until the canary needs an approval (`waits`), or the change has ended: its state.
+
+        The model's shadow comes first: one that is refused ends the change.
+        """
         while True:
             change = self._client.change(night.change_id)
             if change.finished_at is not None:
                 return change.state.value
             if self._waits(night):
                 return "waits"
-            _pause(f"change {night.change_id} is {change.state}")
+            shadow = "" if change.shadow is None else f", its shadow {change.shadow.state}: {change.shadow.message}"
+            _pause(f"change {night.change_id} is {change.state}{shadow}")
 
     @activity.defn(name="judge_canary")
     def judge_canary(self, night: Night) -> Verdict:
