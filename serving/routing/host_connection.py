@@ -218,9 +218,13 @@ async def connect(url: str, *, reach: Reach | None = None, answers: AnswerBudget
     connection = HostConnection(answers)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            await (await _begin_handshake(url, connection.frames, reach)).done
+            handshake = await _begin_handshake(url, connection.frames, reach)
+            try:
+                await handshake.done
+            except BaseException:
+                handshake.abort()  # the frames have not taken the connection over: nothing else would close it
+                raise
     except (OSError, TimeoutError) as error:
-        connection.close()
         raise ConnectionLost from error
     return connection
 
@@ -272,6 +276,11 @@ class _Handshake(asyncio.Protocol):
         else:
             self._transport.close()
             self.done.set_exception(OSError("the host speaks no frames"))
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the handshake: the host closed the connection."""

@@ -125,6 +125,37 @@ async def test_a_host_that_works_long_on_a_call_gives_signs_of_life_and_is_waite
         connection.close()
 
 
+class Mute:
+    """A host that takes connections, reads, and answers nothing."""
+
+    def __init__(self):
+        self.asked = self.ended = 0
+
+    async def take(self, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked += 1
+        await reader.read()
+        self.ended += 1
+        writer.close()
+
+
+@asynccontextmanager
+async def mute():
+    host = Mute()
+    async with await asyncio.start_server(host.take, "127.0.0.1", 0) as server:
+        yield host, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_handshake_that_is_cancelled_as_one_that_takes_too_long_is_leaves_no_connection():
+    async with mute() as (host, url):
+        connecting = asyncio.create_task(connect(url))
+        await eventually(lambda: host.asked == 1)
+        connecting.cancel()
+        await eventually(lambda: host.ended == 1)
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+
+
 async def test_a_host_that_gives_no_sign_of_life_is_given_up_with_all_its_calls():
     async with running(Host(silent=True)) as [host]:
         connection = await connect(host.url)
