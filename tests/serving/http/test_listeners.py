@@ -122,7 +122,7 @@ def test_an_agent_may_ask_for_control_and_metrics(places, name):
         ("host", "router", "GET", "/control/state"),
         ("host", "router", "PUT", "/control/holds"),
         ("host", "router", "POST", "/control/drain"),
-        ("host", "agent", "POST", "/parts/m/p/infer"),
+        ("host", "agent", "GET", "/frames"),
         ("host", "agent", "GET", "/nothing"),
     ],
 )
