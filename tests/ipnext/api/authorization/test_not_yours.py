@@ -336,7 +336,8 @@ PLAIN = {
         "spec.split.parts.name spec.sources.directory.path spec.sources.every spec.sources.mlflow.alias "
         "spec.sources.mlflow.model spec.sources.mlflow.uri spec.sources.name spec.sources.oci.repository "
         "spec.sources.oci.tag spec.sources.part spec.sources.plugin.kind spec.sources.promote.metrics.name "
-        "spec.sources.promote.tags.* spec.sources.s3.uri spec.validation.replay.output spec.validation.replay.part "
+        "spec.sources.promote.tags.* spec.sources.s3.uri spec.validation.liveLatency.part "
+        "spec.validation.replay.output spec.validation.replay.part "
         "spec.validation.signers.publicKeys spec.validation.skip.*"
     ),
     "POST /v1/models/{name}/publish": "overrideFreeze",
