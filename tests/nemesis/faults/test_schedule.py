@@ -7,9 +7,9 @@ import pytest
 
 from tests.nemesis.faults.schedule import KINDS, PLACES, SHORT_SECONDS, few, schedule
 
-ROUND = 39
-"""Nine roles killed, nine stopped, five links cut, six boundaries, six kinds of workflows terminated, a region away for
-long, two roles that swap builds, a limit."""
+ROUND = 33 + len(PLACES[::11])
+"""Nine roles killed, nine stopped, five links cut, six kinds of workflows terminated, a region away for long, two roles
+that swap builds, a limit; and one boundary of eleven."""
 
 
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():
