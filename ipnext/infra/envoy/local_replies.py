@@ -4,60 +4,86 @@ Envoy gives each of its answers details, such as `missing_host_header`. Pure fun
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from ipnext.infra.envoy import openai_config
-from ipnext.infra.envoy.openai_config import LOCAL_BODY, Json, type_url
+from ipnext.infra.envoy.openai_config import LOCAL_BODY, OTHER_TYPE, TYPES, Json, error_mapper, type_url
 
 MOST_HEADERS: Final = 100
 MOST_HEADERS_KIB: Final = 60
 """Of a request, as Envoy limits it unless configured otherwise."""
 
 
-def known_texts(header_seconds: float) -> Mapping[str, str]:
-    """Return Envoy's details of an answer -> the text that IPnext gives it."""
+class KnownReply(NamedTuple):
+    """An answer of Envoy, known by its details."""
+
+    status: int
+    """The status that Envoy gives it."""
+    text: str
+    """The text that IPnext gives it."""
+
+
+def known_replies(header_seconds: float) -> Mapping[str, KnownReply]:
+    """Return Envoy's details of an answer -> its status and text."""
     return {
-        "missing_host_header": "Host: the header is missing; allowed: a loopback address or a served name",
-        "http.invalid_authority": "Host: the header is not valid; allowed: a name or an address, and a port",
-        "upgrade_failed": (
-            "Upgrade: this gateway upgrades no connection, such as to a WebSocket; allowed: no Upgrade header"
+        "missing_host_header": KnownReply(
+            400, "Host: the header is missing; allowed: a loopback address or a served name"
         ),
-        "route_not_found": "CONNECT: this gateway is no proxy; allowed: a request with a path",
-        "absolute_path_rejected": "the target of the request is no path; allowed: one that begins with /",
-        "path_normalization_failed": (
-            "the path is not valid; allowed: a path without a fragment (#) and without a null character (%%00)"
+        "http.invalid_authority": KnownReply(
+            400, "Host: the header is not valid; allowed: a name or an address, and a port"
         ),
-        "http1.invalid_url": "the target of the request is not valid; allowed: a path that begins with /",
-        "http1.invalid_characters": (
-            "the request line or a header has a character that HTTP does not allow, such as a control character"
+        "upgrade_failed": KnownReply(
+            403, "Upgrade: this gateway upgrades no connection, such as to a WebSocket; allowed: no Upgrade header"
         ),
-        "http1.codec_error": "the request is not HTTP/1.1: its request line, a header or its body is malformed",
-        "http1.content_length_and_chunked_not_allowed": (
-            "the request has Content-Length and Transfer-Encoding; allowed: one of them"
+        "route_not_found": KnownReply(404, "CONNECT: this gateway is no proxy; allowed: a request with a path"),
+        "absolute_path_rejected": KnownReply(
+            404, "the target of the request is no path; allowed: one that begins with /"
         ),
-        "http1.invalid_transfer_encoding": "Transfer-Encoding: the encoding is not known; allowed: chunked",
-        "http1.headers_too_large": f"the headers are too large; allowed: {MOST_HEADERS_KIB} KiB",
-        "http1.too_many_headers": f"there are too many headers; allowed: {MOST_HEADERS}",
-        "low_version": "the request is of an older version of HTTP; allowed: HTTP/1.1",
-        "request_header_timeout": (
-            f"the headers were not complete within {header_seconds:g} s; send them without a pause"
+        "path_normalization_failed": KnownReply(
+            400, "the path is not valid; allowed: a path without a fragment (#) and without a null character (%%00)"
         ),
-        "overload": "the gateway has little memory left; try again later",
+        "http1.invalid_url": KnownReply(
+            400, "the target of the request is not valid; allowed: a path that begins with /"
+        ),
+        "http1.invalid_characters": KnownReply(
+            400, "the request line or a header has a character that HTTP does not allow, such as a control character"
+        ),
+        "http1.codec_error": KnownReply(
+            400, "the request is not HTTP/1.1: its request line, a header or its body is malformed"
+        ),
+        "http1.content_length_and_chunked_not_allowed": KnownReply(
+            400, "the request has Content-Length and Transfer-Encoding; allowed: one of them"
+        ),
+        "http1.invalid_transfer_encoding": KnownReply(
+            501, "Transfer-Encoding: the encoding is not known; allowed: chunked"
+        ),
+        "http1.headers_too_large": KnownReply(431, f"the headers are too large; allowed: {MOST_HEADERS_KIB} KiB"),
+        "http1.too_many_headers": KnownReply(431, f"there are too many headers; allowed: {MOST_HEADERS}"),
+        "low_version": KnownReply(426, "the request is of an older version of HTTP; allowed: HTTP/1.1"),
+        "request_header_timeout": KnownReply(
+            408, f"the headers were not complete within {header_seconds:g} s; send them without a pause"
+        ),
+        "overload": KnownReply(503, "the gateway has little memory left; try again later"),
     }
 
 
 def reply_mappers(region: str, *, header_seconds: float, idle_seconds: float) -> list[Json]:
     """Return mappers that give each of Envoy's answers a text, in OpenAI's form on its paths. The first match counts.
 
-    Answers of rules and of failed upstreams have a text. `idle_seconds`: see `openai_config.streaming`.
+    Answers of rules and of failed upstreams have a text. `idle_seconds`: see `openai_config.streaming`. Each of the
+    gateway's groups of connections has all mappers, so their number is most of what Envoy reads at its start.
     """
     mappers: list[Json] = []
-    for details, text in known_texts(header_seconds).items():
-        mappers += _of_both_forms(text, _match_details(f"response.code_details == '{details}'"))
+    for details, (status, text) in known_replies(header_seconds).items():
+        of_details = _match_details(f"response.code_details == '{details}'")
+        kind = TYPES.get(status, OTHER_TYPE)
+        mappers += [error_mapper(text, None, of_details, kind=kind), _plain_mapper(text, of_details)]
+    unknown = _match_details(f"!({_HAS_TEXT})")
     return [
         *mappers,
         *openai_config.failure_mappers(region, idle_seconds=idle_seconds),
-        *_of_both_forms(_UNKNOWN, _match_details(f"!({_HAS_TEXT})")),
+        *openai_config.error_mappers(_UNKNOWN, unknown),
+        _plain_mapper(_UNKNOWN, unknown),
         *openai_config.error_mappers(LOCAL_BODY),
     ]
 
@@ -72,11 +98,8 @@ def body_format(text: str) -> Json:
     return {"json_format": {"error": text}}
 
 
-def _of_both_forms(text: str, of_details: Json) -> list[Json]:
-    return [
-        *openai_config.error_mappers(text, of_details),
-        {"filter": of_details, "body_format_override": body_format(text)},
-    ]
+def _plain_mapper(text: str, of_details: Json) -> Json:
+    return {"filter": of_details, "body_format_override": body_format(text)}
 
 
 def _match_details(expression: str) -> Json:

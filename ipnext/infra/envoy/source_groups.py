@@ -13,7 +13,7 @@ from ipnext.infra.envoy.openai_config import type_url as _type
 Json = dict[str, Any]
 
 GROUPS: Final = 32
-"""Each has a copy of the listener's settings, some 14 kB that Envoy reads at its start. A client shares its group with
+"""Each has a copy of the listener's settings, some 30 kB that Envoy reads at its start. A client shares its group with
 one in 32 of the others."""
 SEED_BITS: Final = 32
 _STAT_PREFIX: Final = "gateway"

@@ -111,17 +111,23 @@ def wordless(tmp_path_factory, subprocesses):
     """A gateway whose texts know no details."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(local_replies, "known_texts", lambda _: {})
+            patch.setattr(local_replies, "known_replies", lambda _: {})
             port = stack.enter_context(running_envoy(tmp_path_factory.mktemp("wordless")))
         yield port
 
 
 def text_of(details, header_seconds=20.0):
-    return local_replies.known_texts(header_seconds)[details].replace("%%", "%")
+    return local_replies.known_replies(header_seconds)[details].text.replace("%%", "%")
 
 
 def test_each_answer_with_a_text_is_provoked():
-    assert {details for details, *_ in REFUSED} | ELSEWHERE == local_replies.known_texts(1.0).keys()
+    assert {details for details, *_ in REFUSED} | ELSEWHERE == local_replies.known_replies(1.0).keys()
+
+
+def test_each_answer_is_known_by_the_status_that_envoy_gives_it():
+    assert {details: local_replies.known_replies(1.0)[details].status for details, *_ in REFUSED} == {
+        details: status for details, status, _ in REFUSED
+    }
 
 
 @pytest.mark.parametrize(("details", "status", "text"), REFUSED)
