@@ -51,7 +51,7 @@ ADVICE: Mapping[Reason, str] = {
         "then apply and publish again."
     ),
     Reason.STAGE_REFUSED: (
-        "A stage of the model's lifecycle refused the change: the message names it and why; mend that, publish again."
+        "A stage of the lifecycle refused the change: the message names the stage and why; mend that, publish again."
     ),
     Reason.STAGE_FAILED: (
         "A stage of another package gave no answer: the message names it. Install or repair it for every worker and "
