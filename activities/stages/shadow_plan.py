@@ -88,8 +88,8 @@ def _admit(repository: Repository, facts: DesiredFacts, placed: ModelPlacement, 
     if (short := _shortage(repository, facts, placed, shadow.sets, fleet)) is not None:
         return _wait(f"it takes {takes}, and {short}")
     what = f"{shadow.settings.share:.0%} of the requests in {', '.join(shadow.regions)}"
-    told = f"generation {shadow.generation} answers {what} as a shadow: takes {takes} until it is judged"
-    return ShadowPlan(ShadowSeen(state="planned", message=told), shadow.model_copy(update={"takes": takes}))
+    message = f"generation {shadow.generation} answers {what} as a shadow: takes {takes} until it is judged"
+    return ShadowPlan(ShadowSeen(state="planned", message=message), shadow.model_copy(update={"takes": takes}))
 
 
 def _skip(message: str) -> ShadowPlan:
@@ -161,7 +161,9 @@ def _over_budget(repository: Repository, facts: DesiredFacts, placed: ModelPlace
     owner, fleet = facts.manifest.metadata.owner or "", repository.fleet().spec
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
     others = repository.units_of_owner(owner, but=facts.model) if owner else {}
-    spent = sum(units * prices.get(cell, 0.0) for cell, units in others.items())
+    shadows = repository.shadows_of_owner(owner, but=facts.model) if owner else ()
+    mirrored = _cells(found for shadow in shadows for found in shadow.sets)
+    spent = sum(units * prices.get(cell, 0.0) for cell, units in (*others.items(), *mirrored.items()))
     budgets = {item.owner: item.budget_per_hour for item in fleet.owners}
     limits = (
         (f"the budget of owner {owner!r}", budgets.get(owner), spent + placed.cost_per_hour),
@@ -169,7 +171,7 @@ def _over_budget(repository: Repository, facts: DesiredFacts, placed: ModelPlace
     )
     for name, budget, used in limits:
         if budget is not None and used + cost > budget + TOLERANCE:
-            return f"{name} is {budget:.9g} $/h, of which the plan spends {used:.4g}"
+            return f"{name} is {budget:.9g} $/h, of which {used:.4g} are spent"
     return None
 
 

@@ -10,6 +10,7 @@ from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowSeen
 from ipnext.model.wire import decode_frozen
 from ipnext.store.tables.changes import ChangeRow, ShadowRow
+from ipnext.store.tables.registry import ModelRow
 from ipnext.store.unit_of_work import UnitOfWork, batches, document
 
 _FINAL = tuple(state.value for state in ChangeState if state.final)
@@ -36,13 +37,16 @@ class Shadows(UnitOfWork):
         row = self._get(ShadowRow, model)
         return None if row is None else _stored(row)
 
-    def shadows(self, models: Collection[str] | None = None) -> Mapping[str, StoredShadow]:
-        """Return the shadows of these models, or of all, by model."""
-        query = select(ShadowRow)
-        wanted = (
-            [query] if models is None else [query.where(col(ShadowRow.model).in_(some)) for some in batches(models)]
-        )
+    def shadows(self, models: Collection[str]) -> Mapping[str, StoredShadow]:
+        """Return the shadows of these models, by model."""
+        wanted = (select(ShadowRow).where(col(ShadowRow.model).in_(some)) for some in batches(models))
         return {row.model: _stored(row) for each in wanted for row in self._session.exec(each)}
+
+    def shadows_of_owner(self, owner: str, *, but: str) -> tuple[ModelShadow, ...]:
+        """Return the shadows of an owner's models, except one, by model."""
+        query = select(ShadowRow).join(ModelRow, col(ModelRow.name) == col(ShadowRow.model))
+        query = query.where(col(ModelRow.owner) == owner, col(ShadowRow.model) != but).order_by(col(ShadowRow.model))
+        return tuple(_stored(row).shadow for row in self._session.exec(query))
 
     def put_shadow(self, shadow: ModelShadow, seen: ShadowSeen) -> None:
         """Create or replace a model's shadow. Raises NotFound."""

@@ -256,6 +256,21 @@ async def test_a_shadow_beyond_the_models_budget_is_refused_before_it_starts(hou
     assert events(house, model, "ShadowPlanned") == []
 
 
+async def test_shadows_of_an_owners_other_models_count_in_its_budget(house, model, shadowed, carried_out):
+    other = f"{model}-b"
+    house.apply(other, lifecycle=staged())
+    assert (await carried_out(house.publish(other, 1))).state is ChangeState.DONE
+    await shadowed()
+    with house.store.read() as repository:
+        spent = sum(repository.placement(name).cost_per_hour for name in (model, other))
+    budget = spent + 2 * 4.2 - 1
+    house.apply_fleet(two_regions() + f"  owners: [{{owner: default, budgetPerHour: {budget:.9g}}}]\n")
+    found = await carried_out(house.publish(other, 2))
+    assert found.state is ChangeState.REFUSED
+    assert f"the budget of owner 'default' is {budget:.9g} $/h, of which {spent + 4.2:.4g} are spent" in found.message
+    assert events(house, other, "ShadowPlanned") == []
+
+
 async def test_a_newer_publish_ends_the_shadow_and_brings_its_own(house, model, shadowed, submit, ended, until):
     change = await shadowed()
     newer = house.publish(model, 3)
