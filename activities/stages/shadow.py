@@ -74,7 +74,7 @@ class ShadowActivities:
                 return self._plan(asked)
             shadow, seen = self._look(stored.shadow)
             if (shadow, seen) != (stored.shadow, stored.seen):
-                self._note(asked, shadow, seen, told=stored.seen)
+                self._note(asked, shadow, seen, former=stored.seen)
             return seen
 
     @activity.defn(name="end_shadow", no_thread_cancel_exception=True)
@@ -176,14 +176,14 @@ class ShadowActivities:
             if stored is not None:
                 repository.put_shadow(shadow, stored.seen)
 
-    def _note(self, asked: ShadowAsked, shadow: ModelShadow, seen: ShadowSeen, *, told: ShadowSeen) -> None:
+    def _note(self, asked: ShadowAsked, shadow: ModelShadow, seen: ShadowSeen, *, former: ShadowSeen) -> None:
         """Keep what was seen, for users."""
         with self._store.begin(asked.model) as repository:
             still_ours(repository)
             known = repository.shadow(asked.model)
             if known is not None and known.change_id == asked.change_id:
                 repository.put_shadow(shadow, seen)
-            if (seen.state, seen.message) != (told.state, told.message):
+            if (seen.state, seen.message) != (former.state, former.message):
                 _show(repository, asked, seen)
 
 

@@ -115,13 +115,13 @@ class CapacityRelease:
         check_unchanged(self._store, self._facts.lost)
         if deployment.key.region in self._facts.lost:
             return
-        left = self._left(deployment, keep=keep)
+        left = self._remainder(deployment, keep=keep)
         if left is not None:
             self._infrastructure.apply(left)
         else:
             self._infrastructure.delete(deployment.key)
 
-    def _left(self, deployment: Deployment, *, keep: bool) -> Deployment | None:
+    def _remainder(self, deployment: Deployment, *, keep: bool) -> Deployment | None:
         """Return what is left of a replica set, with the processes of the model's shadow; None if it ends."""
         shadow = self._facts.shadow
         return add_shadow(deployment, shadow) if keep else shadow_set(deployment.key, shadow)
@@ -139,7 +139,7 @@ class CapacityRelease:
                 region = deployment.key.region
                 if region in back:
                     returned = Unavailable(f"region {region!r} is back, and still holds what was to go")
-                elif (left := self._left(deployment, keep=deployment.key in kept)) is not None:
+                elif (left := self._remainder(deployment, keep=deployment.key in kept)) is not None:
                     repository.put_deployment(left)
                 else:
                     repository.delete_deployment(deployment.key)

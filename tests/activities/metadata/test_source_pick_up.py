@@ -470,7 +470,7 @@ def test_a_snapshot_is_as_old_as_its_training_and_the_same_bytes_as_the_last_one
 
 
 class Garbage:
-    """A kind of a plug-in whose sources are whatever it is told."""
+    """A kind of a plug-in whose sources are what the test gives it."""
 
     def __init__(self, *connected: object) -> None:
         self.connected = connected
@@ -478,7 +478,7 @@ class Garbage:
     def get(self, name: str):  # noqa: ARG002 - it is each kind
         return self
 
-    def connect(self, streams):  # noqa: ARG002 - it has what it is told
+    def connect(self, streams):  # noqa: ARG002 - it has what the test gives it
         return self.connected
 
     def list_since(self, cursor: str):  # noqa: ARG002 - it has no listing
