@@ -121,7 +121,6 @@ def test_a_page_of_another_origin_changes_nothing_and_reads_nothing(logged_in, l
             },
         )
         found += followed(context, page, live.url, [a["path"] for a in actions if a["method"] == "GET"])
-        page.close()
     assert found == []
     assert {path for _, path in asked} >= {action["path"] for action in actions}, "every action was tried"
     assert {method for method, _ in asked} >= {"GET", "POST", "PUT", "DELETE"}
@@ -146,7 +145,8 @@ async ([url, text]) => {
 def followed(context, page, api, paths):
     """What the page reads of a window that it opened.
 
-    It leads to every address of the API, the page itself included.
+    It leads to every address of the API, the page itself included. The window closes with its context: one that is
+    closed while a navigation commits may stay, and Playwright waits for it for ever (its issue 42366).
     """
     page.add_script_tag(
         content="document.querySelector('button').onclick = () => { window.opened = open('about:blank'); };"
@@ -165,5 +165,4 @@ def followed(context, page, api, paths):
         read += [f"window {path}: {each}" for each in (text, again) if each]
         if path != "/" and not is_public(path):
             assert "Unauthenticated" in window.content() or "Forbidden" in window.content(), path
-    window.close()
     return read
