@@ -14,7 +14,7 @@ import numpy as np
 from planner.bound.branch_and_bound import model_bound
 from planner.bound.levels import Shop
 from planner.core.arrays import FleetArrays, Floats, Ints, Prices
-from planner.jit import kernel, side_by_side
+from planner.jit import entry_kernel, side_by_side
 
 ROUNDING = 1e-9
 """Share of a figure that is subtracted so that floating point never makes a bound too large."""
@@ -88,7 +88,7 @@ def _worth(price: Floats, limit: Floats) -> Floats:
     return np.asarray(-price[priced] * limit[priced])
 
 
-@kernel
+@entry_kernel
 def _bound(
     qps,
     rtt,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from planner.core.arrays import Floats, Ints
 from planner.fleet.demand_assignment import Space, assign, cost_within, cover, finish_assignment, rents, space
 from planner.fleet.replica_allocation import SMALL, Model, able, count_replicas, extend
-from planner.jit import kernel
+from planner.jit import entry_kernel, kernel
 
 THOROUGH = 20
 """Number of evaluations from which other levels of load are tried as well."""
@@ -105,7 +105,7 @@ def _survivable(
     return level
 
 
-@kernel
+@entry_kernel
 def configure(model: Model, supply: Floats, scale: float, effort: int, count: Ints, flow: Floats) -> float:
     """Return the $/h of the cheapest configuration found, at the model's prices.
 

@@ -23,7 +23,7 @@ from planner.fleet.replica_allocation import (
     relieve,
     take,
 )
-from planner.jit import kernel
+from planner.jit import entry_kernel, kernel
 
 
 class Bench(NamedTuple):
@@ -41,7 +41,7 @@ class Bench(NamedTuple):
     """(R,)"""
 
 
-@kernel
+@entry_kernel
 def polish(model: Model, supply: Floats, trials: int, count: Ints, flow: Floats) -> int:
     """Improve a configuration in place, by at most `trials` moves of load; return the number of moves tried."""
     regions = supply.shape[0]

@@ -17,7 +17,7 @@ from planner.core.arrays import FleetArrays, Floats, Ints, Prices
 from planner.fleet.configuration import configure
 from planner.fleet.polishing import polish
 from planner.fleet.replica_allocation import Model
-from planner.jit import kernel, side_by_side
+from planner.jit import entry_kernel, side_by_side
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _fits(found: Single, dollars: float, moves: float) -> bool:
     return bool(found.hardware <= dollars * (1 + 1e-9) + 1e-12 and found.started <= moves + 1e-9)
 
 
-@kernel
+@entry_kernel
 def _configure_some(
     begin: int,
     end: int,

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from planner import kernel_cache
-from planner.jit import kernel
+from planner.jit import entry_kernel
 
 SPOILT = {"empty": b"", "cut": b"\x80\x05\x95", "zeros": bytes(200), "text": b"no pickle at all"}
 
@@ -43,28 +43,28 @@ def sees_hit(found):
 
 
 def test_a_kernel_is_kept_in_the_users_cache_and_loaded_from_it(user_cache):
-    assert kernel(twice)(3) == 6
+    assert entry_kernel(twice)(3) == 6
     assert {path.suffix for path in entries(user_cache)} == {".nbi", ".nbc"}
-    again = kernel(twice)
+    again = entry_kernel(twice)
     assert again(3) == 6
     assert sees_hit(again) == 1
 
 
 def test_a_kernel_that_is_not_called_creates_no_folder(user_cache):
-    kernel(twice)
+    entry_kernel(twice)
     assert not user_cache.exists()
 
 
 @pytest.mark.parametrize("kind", ["*.nbi", "*.nbc"])
 @pytest.mark.parametrize("content", SPOILT.values(), ids=SPOILT)
 def test_a_spoilt_entry_is_compiled_and_written_anew(user_cache, kind, content):
-    kernel(twice)(3)
+    entry_kernel(twice)(3)
     (spoilt,) = user_cache.rglob(kind)
     spoilt.write_bytes(content)
 
-    assert kernel(twice)(3) == 6
+    assert entry_kernel(twice)(3) == 6
 
-    again = kernel(twice)
+    again = entry_kernel(twice)
     assert again(3) == 6
     assert sees_hit(again) == 1, "it was mended"
 
@@ -72,7 +72,7 @@ def test_a_spoilt_entry_is_compiled_and_written_anew(user_cache, kind, content):
 def test_without_a_writable_cache_of_the_user_a_private_folder_of_temporary_files_serves(user_cache, temporary):
     user_cache.write_text("a file in the place of a directory")
 
-    assert kernel(twice)(3) == 6
+    assert entry_kernel(twice)(3) == 6
 
     own = temporary / f"ipnext-{os.getuid()}"
     assert entries(own)
@@ -85,7 +85,7 @@ def test_a_temporary_folder_that_others_can_write_is_not_used(user_cache, tempor
     own.mkdir()
     own.chmod(0o777)
 
-    assert kernel(twice)(3) == 6
+    assert entry_kernel(twice)(3) == 6
 
     assert kernel_cache.folder() is None
     assert list(own.iterdir()) == []
@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_a_kernel_to_its_process(user_cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
-    assert kernel(twice)(3) == 6
+    assert entry_kernel(twice)(3) == 6
     assert entries(user_cache) == []
 
 
@@ -136,7 +136,7 @@ def test_one_compiles_at_a_time_and_others_see_it(user_cache):
 
 
 def test_what_is_complete_is_so_until_it_is_emptied(user_cache):
-    kernel(twice)(3)
+    entry_kernel(twice)(3)
     assert not kernel_cache.is_complete()
     kernel_cache.mark_complete()
     assert kernel_cache.is_complete()
