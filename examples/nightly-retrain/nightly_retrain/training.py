@@ -35,7 +35,8 @@ def train(data: Path, directory: Path) -> None:
     for _ in range(STEPS):
         optimiser.zero_grad()
         scores = ranker(features[:-newest])["score"]
-        nn.functional.binary_cross_entropy(scores, clicked[:-newest]).backward()
+        loss = nn.functional.binary_cross_entropy(scores, clicked[:-newest])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     replay = {"features": features[-newest:], "labels:score": clicked[-newest:]}
     export_model(ranker, {"features": features[:4]}, directory, replay=replay)

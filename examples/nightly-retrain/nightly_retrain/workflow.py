@@ -29,7 +29,8 @@ class NightlyRetrain:
         if state == "waits":
             verdict: Verdict = await self._step("judge_canary", night, Verdict, limit=timedelta(hours=12))
             await self._step("promote" if verdict.promote else "abort", (night, verdict.reason), None)
-        return await self._step("await_end", night, Outcome, limit=timedelta(hours=12))
+        outcome: Outcome = await self._step("await_end", night, Outcome, limit=timedelta(hours=12))
+        return outcome
 
     async def _step(self, name: str, given: Any, answer: Any, limit: timedelta = timedelta(minutes=5)) -> Any:
         return await workflow.execute_activity(
