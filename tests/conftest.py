@@ -47,7 +47,10 @@ IN_ONE_PROCESS = (
         *("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),
         *("e2e/test_doors.py", "e2e/test_machine_details.py", "e2e/test_prediction_access.py"),
     ),
-    ("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
+    (
+        *("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
+        *("e2e/test_optimization.py", "e2e/test_nightly_retrain.py"),
+    ),
 )
 """Files below tests/ that run one after the other: on one platform, or on vLLM, of which memory holds few at a time."""
 LONG_FIRST = (

@@ -18,7 +18,7 @@ from temporalio.bridge.testing import EphemeralServer
 
 FAST, CI, FULL = "fast", "ci", "full"
 """Profiles: of `make test`, of `make test-all`, and of every other run."""
-EXAMPLES = {FAST: 10, CI: 25}
+EXAMPLES = {FAST: 10, CI: 10}
 """Most examples of a property by profile; the profile `full` has as many as the property asks for."""
 settings.register_profile(FULL, settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 for _name, _most in EXAMPLES.items():
