@@ -1,8 +1,9 @@
 """Signatures of cosign's key pairs over an OCI image, as signatures of the snapshot that the image has.
 
-cosign signs a short document with the digest of an image (its "simple signing" payload). The image's manifest names
-each file by its SHA-256, and so the snapshot's manifest, which names all others again. A proof has these documents, so
-that hosts judge it without the registry. Format: SIGNATURE_SPEC.md of sigstore/cosign.
+cosign signs a short document with the digest of an image: its "simple signing" payload (cosign 2), or an in-toto
+statement in a DSSE envelope (cosign 3). The image's manifest names each file by its SHA-256, and so the snapshot's
+manifest, which names all others again. A proof has these documents, so that hosts judge it without the registry.
+Formats: SIGNATURE_SPEC.md and cmd/cosign/cli/sign of sigstore/cosign.
 """
 
 import base64
@@ -16,12 +17,15 @@ from pydantic.alias_generators import to_camel
 from ipnext.artifacts.bounded_json import parse_bounded, validate_document
 from ipnext.errors import InvalidInput, SignatureInvalid
 from ipnext.model.registry.registry import SNAPSHOT_FILE
+from ipnext.model.registry.signing import PAYLOAD_TYPE as STATEMENT_MEDIA_TYPE
 from ipnext.model.registry.signing import CosignProof
 from ipnext.model.value import Value
 
 PAYLOAD_MEDIA_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
 PAYLOAD_TYPE: Final = "cosign container image signature"
+PREDICATE_TYPE: Final = "https://sigstore.dev/cosign/sign/v1"
+STATEMENT_TYPES: Final = ("https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1")
 TITLES: Final = ("org.cncf.model.filepath", "org.opencontainers.image.title")
 """Annotations of a layer that have its path, the first one that is there."""
 MOST_SEPARATORS: Final = 20_000
@@ -65,6 +69,16 @@ class _Payload(_Document):
     critical: _Critical
 
 
+class _Subject(_Document):
+    digest: Mapping[str, str]
+
+
+class _Statement(_Document):
+    type: str = Field(alias="_type")
+    predicate_type: str
+    subject: tuple[_Subject, ...] = Field(min_length=1, max_length=1)
+
+
 def signed_bytes(proof: CosignProof, digest: str) -> bytes:
     """Return the bytes that cosign signed, if they lead to the snapshot `digest`.
 
@@ -75,20 +89,50 @@ def signed_bytes(proof: CosignProof, digest: str) -> bytes:
     try:
         payload = base64.b64decode(proof.payload, validate=True)
         documents = [base64.b64decode(one, validate=True) for one in proof.documents]
-        _check_path(payload, documents, digest)
+        _check_path(_image_of_statement(payload) if proof.dsse else _image_of_payload(payload), documents, digest)
     except (ValueError, InvalidInput) as error:
         fault = error.message if isinstance(error, InvalidInput) else str(error)
         msg = f"its signature by cosign can't be followed: {fault}"
         raise SignatureInvalid(msg) from error
-    return payload
+    return _envelope_bytes(payload) if proof.dsse else payload
 
 
-def _check_path(payload: bytes, documents: list[bytes], digest: str) -> None:
+def is_signature(statement: bytes) -> bool:
+    """Check whether an in-toto statement is one by which cosign signs, and no attestation."""
+    try:
+        _image_of_statement(statement)
+    except InvalidInput:
+        return False
+    return True
+
+
+def _envelope_bytes(payload: bytes) -> bytes:
+    from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
+
+    found: bytes = Envelope(payload, STATEMENT_MEDIA_TYPE, {}).pae()
+    return found
+
+
+def _image_of_payload(payload: bytes) -> str:
     critical = _read(payload, _Payload, "payload").critical
     if critical.type != PAYLOAD_TYPE:
         msg = f"payload: critical.type is {critical.type[:100]!r}; allowed: {PAYLOAD_TYPE!r}"
         raise InvalidInput(msg)
-    named = critical.image.docker_manifest_digest
+    return critical.image.docker_manifest_digest
+
+
+def _image_of_statement(payload: bytes) -> str:
+    statement = _read(payload, _Statement, "statement")
+    if statement.type not in STATEMENT_TYPES:
+        msg = f"statement: _type is {statement.type[:100]!r}; allowed: {', '.join(STATEMENT_TYPES)}"
+        raise InvalidInput(msg)
+    if statement.predicate_type != PREDICATE_TYPE:
+        msg = f"statement: predicateType is {statement.predicate_type[:100]!r}; allowed: {PREDICATE_TYPE!r}"
+        raise InvalidInput(msg)
+    return f"sha256:{statement.subject[0].digest.get('sha256', '')}"
+
+
+def _check_path(named: str, documents: list[bytes], digest: str) -> None:
     for document in documents[:-1]:
         _check_digest(document, named, "index")
         inner = f"sha256:{hashlib.sha256(documents[-1]).hexdigest()}"

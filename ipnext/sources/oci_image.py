@@ -54,13 +54,13 @@ ALLOWED_LAYERS: Final = (
 _PACKED: Final = frozenset({"tar", "gzip", "gz", "tgz", "zstd", "zip", "bzip2", "xz"})
 
 
-class _Document(Value):
-    """Part of a manifest; unknown fields are left."""
+class Document(Value):
+    """Part of a document of a registry; unknown fields are left."""
 
     model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
 
 
-class Descriptor(_Document):
+class Descriptor(Document):
     """A layer of an image, or an image of an index."""
 
     media_type: str = ""
@@ -75,7 +75,7 @@ class Descriptor(_Document):
         return (self.annotations or {}).get(name, "")
 
 
-class Image(_Document):
+class Image(Document):
     """An image manifest."""
 
     media_type: str = ""
@@ -83,7 +83,7 @@ class Image(_Document):
     annotations: Mapping[str, str] | None = None
 
 
-class Index(_Document):
+class Index(Document):
     """Several images below one tag."""
 
     manifests: tuple[Descriptor, ...] = Field(max_length=MOST_LAYERS)

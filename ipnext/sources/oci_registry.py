@@ -137,6 +137,18 @@ class Repository:
             self._check(answer, reference, ArtifactMissing, 200)
             return self._read(answer, f"the manifest of {self.place.url}@{reference}", most_bytes, ends_at)
 
+    def read_referrers(self, digest: str, kind: str, most_bytes: int, ends_at: float) -> bytes:
+        """Return the registry's index, of a media type, of what refers to a manifest.
+
+        Raises ArtifactMissing, also by a registry without such lists, TooLarge or Unavailable.
+        """
+        with self._ask("GET", f"referrers/{digest}", {"Accept": kind}, ends_at) as answer:
+            self._check(answer, f"list of what refers to {digest}", ArtifactMissing, 200)
+            if answer.headers.get("content-type", "").partition(";")[0].strip() != kind:
+                msg = f"{self.place.url} keeps no list of what refers to {digest}"
+                raise ArtifactMissing(msg)
+            return self._read(answer, f"what refers to {self.place.url}@{digest}", most_bytes, ends_at)
+
     def open_blob(self, digest: str, start: int, ends_at: float) -> httpx.Response:
         """Open a blob at a byte; the caller reads and closes it. One redirect to an allowed server is followed.
 

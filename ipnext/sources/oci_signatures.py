@@ -1,4 +1,7 @@
-"""Signatures that cosign pushed next to an image: below the tag `sha256-DIGEST.sig` of the same repository."""
+"""Signatures that cosign pushed next to an image, in the same repository.
+
+cosign 2 lists them below the tag `sha256-DIGEST.sig`, cosign 3 pushes bundles that refer to the image.
+"""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -15,6 +18,7 @@ from ipnext.model.registry.signing import (
     CosignProof,
 )
 from ipnext.sources.oci_blob import open_blob
+from ipnext.sources.oci_bundles import Signed, find_bundles
 from ipnext.sources.oci_image import IMAGE, Descriptor, Image, read_manifest
 from ipnext.sources.oci_registry import Repository
 
@@ -32,49 +36,52 @@ class Cosignature(NamedTuple):
 def find_signatures(
     repository: Repository, digest: str, documents: Sequence[bytes], ends_at: float
 ) -> tuple[Cosignature, ...]:
-    """Return the signatures of the image or index `digest` (sha256:...), the newest MOST_SIGNATURES; none if unsigned.
+    """Return the signatures of the image or index `digest` (sha256:...); none if unsigned.
 
-    `documents`: its bytes and, below an index, those of the image that is read. `ends_at` is of the monotonic clock.
+    The newest MOST_SIGNATURES of each form. `documents`: the bytes of what has the digest and, below an index, those of
+    the image that is read. `ends_at` is of the monotonic clock.
 
     Raises:
-        SignatureInvalid: the image or its list of signatures is larger than what is kept, or can't be read.
+        SignatureInvalid: the image or a list of its signatures is larger than what is kept, or can't be read.
         Unavailable: the registry does not answer.
     """
     subject = f"{repository.place.url}@{digest}"
-    tag = f"{digest.replace(':', '-')}.sig"
     try:
-        content = repository.read_manifest(tag, IMAGE, LARGEST_MANIFEST_BYTES, ends_at)
-    except ArtifactMissing:
-        return ()
+        simple = tuple(_list_payloads(repository, digest, ends_at))
+        bundles = tuple(find_bundles(repository, digest, ends_at))
     except TooLarge as error:
         raise SignatureInvalid(error.message) from error
+    except (InvalidInput, ArtifactMissing, ArtifactDigestMismatch) as error:
+        msg = f"{subject}: its signatures by cosign can't be read: {error.message}"
+        raise SignatureInvalid(msg) from error
     size = sum(map(len, documents))
-    if size > LARGEST_IMAGE_BYTES:
+    if (simple or bundles) and size > LARGEST_IMAGE_BYTES:
         msg = (
             f"{subject}: its manifest has {size} bytes; allowed for signatures by cosign: {LARGEST_IMAGE_BYTES}. "
             "Push fewer files, or sign by `ipnext sign`"
         )
         raise SignatureInvalid(msg)
-    try:
-        listed = read_manifest(content, f"{tag} of {repository.place.url}")
-        if not isinstance(listed, Image):
-            return ()
-        return tuple(_read_all(repository, listed, documents, ends_at))
-    except (InvalidInput, ArtifactMissing, ArtifactDigestMismatch) as error:
-        msg = f"{subject}: its signatures by cosign can't be read: {error.message}"
-        raise SignatureInvalid(msg) from error
-
-
-def _read_all(
-    repository: Repository, listed: Image, documents: Sequence[bytes], ends_at: float
-) -> Iterator[Cosignature]:
     shown = tuple(base64.b64encode(one).decode() for one in documents)
-    signed = [layer for layer in listed.layers if layer.media_type == PAYLOAD_MEDIA_TYPE]
+    return tuple(
+        Cosignature(sig, CosignProof(payload=payload, documents=shown, dsse=dsse))
+        for signed, dsse in ((simple, False), (bundles, True))
+        for payload, sig in signed
+    )
+
+
+def _list_payloads(repository: Repository, digest: str, ends_at: float) -> Iterator[Signed]:
+    tag = f"{digest.replace(':', '-')}.sig"
+    try:
+        content = repository.read_manifest(tag, IMAGE, LARGEST_MANIFEST_BYTES, ends_at)
+    except ArtifactMissing:
+        return
+    listed = read_manifest(content, f"{tag} of {repository.place.url}")
+    layers = listed.layers if isinstance(listed, Image) else ()
+    signed = [layer for layer in layers if layer.media_type == PAYLOAD_MEDIA_TYPE]
     for layer in signed[-MOST_SIGNATURES:]:
         sig = layer.annotation(SIGNATURE_ANNOTATION)
         if 0 < len(sig) <= LONGEST_SIGNATURE and 0 < layer.size <= LARGEST_PAYLOAD_BYTES:
-            payload = base64.b64encode(_read_payload(repository, layer, ends_at)).decode()
-            yield Cosignature(sig, CosignProof(payload=payload, documents=shown))
+            yield Signed(base64.b64encode(_read_payload(repository, layer, ends_at)).decode(), sig)
 
 
 def _read_payload(repository: Repository, layer: Descriptor, ends_at: float) -> bytes:

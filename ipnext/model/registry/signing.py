@@ -60,9 +60,10 @@ class CosignProof(Value):
     """What a signature by cosign is over, and how that leads to the snapshot: all in base64.
 
     `payload` names the digest of the first of `documents`, an OCI index or image manifest; the last one, an image
-    manifest, has the snapshot's manifest among its layers.
+    manifest, has the snapshot's manifest among its layers. With `dsse` it is an in-toto statement, signed as DSSE does.
     """
 
+    dsse: bool = False
     payload: str = Field(min_length=1, max_length=2 * LARGEST_PAYLOAD_BYTES)
     documents: tuple[str, ...] = Field(min_length=1, max_length=MOST_IMAGE_DOCUMENTS)
 

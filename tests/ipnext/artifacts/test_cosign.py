@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ipnext.artifacts.cosign import PREDICATE_TYPE, STATEMENT_TYPES
 from ipnext.artifacts.signing import check_signature, find_cosigner, read_keys
 from ipnext.errors import SignatureInvalid
 from ipnext.model.registry.signing import CosignProof, EnvelopeSignature, SignerPolicy, envelope_of, statement
@@ -48,6 +49,11 @@ def payload(digest, kind="cosign container image signature"):
     )
 
 
+def bundled(digest, predicate_type=PREDICATE_TYPE, kind=STATEMENT_TYPES[0], subjects=1):
+    subject = [{"digest": {"sha256": digest.removeprefix("sha256:")}}]
+    return encode({"_type": kind, "subject": subjects * subject, "predicateType": predicate_type, "predicate": {}})
+
+
 class Cosigner:
     """A key pair as cosign makes one."""
 
@@ -62,6 +68,13 @@ class Cosigner:
         proof = CosignProof(payload=text(content), documents=tuple(map(text, documents)))
         (keyid,) = read_keys([self.public])
         return EnvelopeSignature(keyid=keyid, sig=sig, cosign=proof)
+
+    def bundle(self, content: bytes, *documents: bytes) -> EnvelopeSignature:
+        """A signature of a statement in a DSSE envelope, by the encoding of its specification."""
+        kind = "application/vnd.in-toto+json"
+        signed = self.sign(f"DSSEv1 {len(kind)} {kind} {len(content)} ".encode() + content, *documents)
+        proof = signed.cosign.model_copy(update={"payload": text(content), "dsse": True})
+        return signed.model_copy(update={"cosign": proof})
 
 
 @pytest.fixture
@@ -88,6 +101,41 @@ def test_the_key_is_found_among_those_that_are_trusted(signer):
     keys = read_keys([Cosigner().public, signer.public]).values()
     assert find_cosigner(one.cosign, one.sig, DIGEST, keys) == one
     assert find_cosigner(one.cosign, one.sig, DIGEST, read_keys([Cosigner().public]).values()) is None
+
+
+@pytest.mark.parametrize("kind", STATEMENT_TYPES)
+def test_a_statement_of_an_image_or_index_signs_the_snapshot(signer, kind):
+    index = encode({"schemaVersion": 2, "manifests": [{"digest": sha(image()), "size": 9}]})
+    assert judge(signer, signer.bundle(bundled(sha(image()), kind=kind), image())).startswith("signed by ")
+    assert judge(signer, signer.bundle(bundled(sha(index), kind=kind), index, image())).startswith("signed by ")
+
+
+WRONG_STATEMENTS = {
+    "another image": lambda: bundled(sha(image(OTHER))),
+    "an attestation": lambda: bundled(sha(image()), predicate_type="https://slsa.dev/provenance/v1"),
+    "another form": lambda: bundled(sha(image()), kind="https://in-toto.io/Statement/v2"),
+    "two subjects": lambda: bundled(sha(image()), subjects=2),
+    "no subject": lambda: bundled(sha(image()), subjects=0),
+    "IPnext's own statement": lambda: statement(DIGEST),
+    "a simple payload": lambda: payload(sha(image())),
+    "no JSON": lambda: b"{",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_STATEMENTS)
+def test_a_statement_that_does_not_lead_to_the_snapshot_counts_for_nothing(signer, wrong):
+    one = signer.bundle(WRONG_STATEMENTS[wrong](), image())
+    with pytest.raises(SignatureInvalid):
+        judge(signer, one)
+    with pytest.raises(SignatureInvalid, match="can't be followed"):
+        find_cosigner(one.cosign, one.sig, DIGEST, read_keys([signer.public]).values())
+
+
+@pytest.mark.parametrize("dsse", [True, False])
+def test_a_signature_of_one_form_is_none_of_the_other(signer, dsse):
+    right = signer.sign(payload(sha(image())), image()) if dsse else signer.bundle(bundled(sha(image())), image())
+    with pytest.raises(SignatureInvalid):
+        judge(signer, right.model_copy(update={"cosign": right.cosign.model_copy(update={"dsse": dsse})}))
 
 
 WRONG = {

@@ -137,6 +137,14 @@ class Cosign:
     def sign(self, reference: str) -> None:
         self._run("sign", "--key", "cosign.key", "--tlog-upload=false", "--allow-http-registry", "-y", reference)
 
+    def bundle(self, reference: str, predicate_type: str) -> None:
+        """Push a bundle with a statement, as cosign 3 signs; version 2 makes it by `attest`."""
+        (self._directory / "predicate.json").write_text("{}")
+        given = ("--predicate", "predicate.json", "--type", predicate_type, "--new-bundle-format")
+        self._run(
+            *("attest", "--key", "cosign.key", "--tlog-upload=false", "--allow-http-registry", "-y"), *given, reference
+        )
+
     def _run(self, *arguments: str) -> None:
         env = {"HOME": str(self._directory), "PATH": os.defpath, "COSIGN_PASSWORD": ""}
         done = subprocess.run(
