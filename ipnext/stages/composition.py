@@ -41,9 +41,11 @@ Order = tuple[PlacedStage, ...]
 
 
 def compose(
-    kind: ChangeKind, platform: Sequence[PlatformStageEntry], own: Sequence[StageEntry], *, splits: bool
+    kind: ChangeKind, platform: Sequence[PlatformStageEntry], own: Sequence[StageEntry], *, optimizes: bool
 ) -> Order:
-    """Return the stages of a change in their order. `splits`: the manifest has `spec.split`.
+    """Return the stages of a change in their order.
+
+    `optimizes`: the manifest has `spec.split` or `spec.optimization`.
 
     Raises InvalidInput: an entry names a stage that is not in the order by then, one that must stay, or a place that no
     stage of another distribution may take.
@@ -51,14 +53,14 @@ def compose(
     order: Order = tuple(map(PlacedStage, DEFAULT_STAGES[kind]))
     for entry, place in (*_numbered(platform, OF_PLATFORM), *_numbered(own, OF_MANIFEST)):
         if kind in entry.changes:
-            order = _Change(kind, entry, place, splits=splits).applied(order)
+            order = _Change(kind, entry, place, optimizes=optimizes).applied(order)
     return order
 
 
-def check_entries(platform: Sequence[PlatformStageEntry], own: Sequence[StageEntry], *, splits: bool) -> None:
+def check_entries(platform: Sequence[PlatformStageEntry], own: Sequence[StageEntry], *, optimizes: bool) -> None:
     """Check the entries for every kind of change. Raises InvalidInput."""
     for kind in ChangeKind:
-        compose(kind, platform, own, splits=splits)
+        compose(kind, platform, own, optimizes=optimizes)
 
 
 def _numbered(entries: Iterable[StageEntry], of: str) -> Iterable[tuple[StageEntry, str]]:
@@ -72,7 +74,7 @@ class _Change:
     kind: ChangeKind
     entry: StageEntry
     place: str
-    splits: bool
+    optimizes: bool
 
     def applied(self, order: Order) -> Order:
         names = [stage.name for stage in order]
@@ -87,14 +89,14 @@ class _Change:
         return self._inserted(order, at)
 
     def _left_out(self, order: Order, at: int) -> Order:
-        if self._spares_split(order[at]):
+        if self._passes_over(order[at]):
             return order
         self._check_may_go(order, at)
         return order[:at] + order[at + 1 :]
 
     def _inserted(self, order: Order, at: int) -> Order:
         placed = PlacedStage(self.entry.stage or "", self.entry, self.place)
-        if self.entry.position == "replaces" and not self._spares_split(order[at]):
+        if self.entry.position == "replaces" and not self._passes_over(order[at]):
             self._check_may_go(order, at)
             self._check_place(order, at)
             return (*order[:at], placed, *order[at + 1 :])
@@ -113,16 +115,18 @@ class _Change:
     def _check_may_go(self, order: Order, at: int) -> None:
         if self._must_stay(order[at]):
             why = "is required by the platform" if order[at].is_required else "is safety-critical"
+            if order[at].name not in SAFETY_CRITICAL and not order[at].is_required:
+                why = "carries out spec.split or spec.optimization, which the manifest has,"
             self._refuse(f"{why} and stays", self._allowed(order))
 
     def _must_stay(self, stage: PlacedStage) -> bool:
         if stage.entry is not None:
             return stage.is_required and not isinstance(self.entry, PlatformStageEntry)
-        return stage.name in SAFETY_CRITICAL or self.splits
+        return stage.name in SAFETY_CRITICAL or self.optimizes
 
-    def _spares_split(self, stage: PlacedStage) -> bool:
-        """Check whether an entry for all models passes over the one stage that a model with a split needs."""
-        is_needed = stage.entry is None and stage.name not in SAFETY_CRITICAL and self.splits
+    def _passes_over(self, stage: PlacedStage) -> bool:
+        """Check whether an entry for all models leaves alone the one stage that a model with a split or steps needs."""
+        is_needed = stage.entry is None and stage.name not in SAFETY_CRITICAL and self.optimizes
         return is_needed and isinstance(self.entry, PlatformStageEntry)
 
     def _may_take(self, order: Order, index: int) -> bool:

@@ -47,7 +47,7 @@ class StageKinds:
     def __init__(self, platform: Sequence[PlatformStageEntry] = ()) -> None:
         """Raise InvalidInput if the platform's entries leave out what must stay, or do not fit each other."""
         self._platform = tuple(platform)
-        check_entries(self._platform, (), splits=False)
+        check_entries(self._platform, (), optimizes=False)
 
     @cached_property
     def plugins(self) -> tuple[FoundStage, ...]:
@@ -86,7 +86,7 @@ class StageKinds:
 
     def check(self, spec: ModelSpec) -> None:
         """Check the entries of a manifest, and the settings that it gives. Raises InvalidInput with the place."""
-        check_entries(self._platform, spec.lifecycle, splits=spec.split is not None)
+        check_entries(self._platform, spec.lifecycle, optimizes=_optimizes(spec))
         for index, entry in enumerate(spec.lifecycle):
             if entry.stage is not None:
                 self._check_stage(f"spec.lifecycle.{index}", entry.stage, entry)
@@ -97,7 +97,7 @@ class StageKinds:
 
         Raises InvalidInput if the entries of the platform and of the manifest do not fit each other.
         """
-        order = compose(kind, self._platform, spec.lifecycle, splits=spec.split is not None)
+        order = compose(kind, self._platform, spec.lifecycle, optimizes=_optimizes(spec))
         order = tuple(stage for stage in order if not find_misfit(stage.name, spec))
         if tuple(stage.name for stage in order) == DEFAULT_STAGES[kind]:
             return None
@@ -254,3 +254,8 @@ def _find_fault(stage: Any) -> str:
     except ValidationError:
         return f"the name {stage.name!r} is not of lower case letters, digits and dashes"
     return stage.find_fault()
+
+
+def _optimizes(spec: ModelSpec) -> bool:
+    """Check whether a model needs the stage `optimization`: it is cut, or has steps that derive what serves."""
+    return spec.split is not None or bool(spec.optimization)

@@ -12,18 +12,18 @@ from ipnext.stages.composition import check_entries, compose
 AUDIT = {"stage": "audit", "after": "validation"}
 
 
-def order(kind, *own, platform=(), splits=False):
+def order(kind, *own, platform=(), optimizes=False):
     entries = [StageEntry.model_validate(each) for each in own]
     of_all = [PlatformStageEntry.model_validate(each) for each in platform]
-    return [stage.name for stage in compose(ChangeKind(kind), of_all, entries, splits=splits)]
+    return [stage.name for stage in compose(ChangeKind(kind), of_all, entries, optimizes=optimizes)]
 
 
-def refused(*own, platform=(), splits=False):
+def refused(*own, platform=(), optimizes=False):
     with pytest.raises(InvalidInput) as error:
         check_entries(
             [PlatformStageEntry.model_validate(each) for each in platform],
             [StageEntry.model_validate(each) for each in own],
-            splits=splits,
+            optimizes=optimizes,
         )
     return error.value
 
@@ -133,14 +133,14 @@ def test_entries_of_the_platform_come_first_and_required_ones_stay():
     assert "audit" not in order("publish", platform=[AUDIT, {"leaveOut": "audit"}])
 
 
-def test_a_model_with_a_split_needs_its_optimization():
-    error = refused({"leaveOut": "optimization"}, splits=True)
-    assert "is safety-critical and stays; allowed: none" in error.message
+def test_a_model_with_a_split_or_steps_needs_its_optimization():
+    error = refused({"leaveOut": "optimization"}, optimizes=True)
+    assert "carries out spec.split or spec.optimization, which the manifest has, and stays; allowed: none" in error.message
     for entry in ({"leaveOut": "optimization"}, {"stage": "audit", "replaces": "optimization"}):
-        assert "optimization" in order("publish", platform=[entry], splits=True)
+        assert "optimization" in order("publish", platform=[entry], optimizes=True)
         assert "optimization" not in order("publish", platform=[entry])
     replaces = {"stage": "audit", "replaces": "optimization"}
-    assert order("publish", platform=[replaces], splits=True)[2:4] == ["optimization", "audit"]
+    assert order("publish", platform=[replaces], optimizes=True)[2:4] == ["optimization", "audit"]
 
 
 @pytest.mark.parametrize(

@@ -294,3 +294,11 @@ def test_the_platform_takes_entries_for_all_models_from_its_settings(monkeypatch
     monkeypatch.setenv("IPNEXT_LIFECYCLE", json.dumps([{"stage": "review"}]))
     with pytest.raises(InvalidInput, match=r"IPNEXT_LIFECYCLE\): .*exactly one of after, before, replaces"):
         platform_settings()
+
+
+@pytest.mark.parametrize("kind", ["publish", "apply"])
+def test_an_apply_does_not_leave_out_steps_that_the_manifest_asks_for(spec, kind):
+    leaves_out = {"leaveOut": "optimization", "changes": [kind]}
+    StageKinds().check(spec(leaves_out))
+    with pytest.raises(InvalidInput, match=r"lifecycle\.0\.leaveOut: 'optimization' carries out spec\.split or spec"):
+        StageKinds().check(spec(leaves_out, optimization=[{"quantize": {"embeddings": "int8"}}]))
