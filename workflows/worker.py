@@ -20,98 +20,100 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import structlog
-import uvloop
-from temporalio.client import Client
-from temporalio.common import WorkerDeploymentVersion
-from temporalio.runtime import Runtime
-from temporalio.worker import (
-    Interceptor,
-    PollerBehaviorAutoscaling,
-    UnsandboxedWorkflowRunner,
-    Worker,
-    WorkerDeploymentConfig,
-)
+from ipnext.process.garbage_collection import collect_after_imports, collect_rarely
 
-from activities.deployment.activities import DeploymentActivities
-from activities.deployment.freeze_activities import FreezeActivities
-from activities.deployment.hold_activities import HoldingActivities
-from activities.metadata.activities import MetadataActivities
-from activities.metadata.collection import CollectingActivities
-from activities.metadata.freshness import FreshnessActivities
-from activities.metadata.prefetch import SnapshotPrefetcher
-from activities.metadata.source_pick_up import SourcePickUpActivities
-from activities.metadata.source_poll import SourcePollActivities
-from activities.optimization.activities import OptimizationActivities
-from activities.optimization.split_process import Cutter, cut_in_process
-from activities.optimization.step_process import Deriver, derive_in_process
-from activities.planning.activities import PlanningActivities
-from activities.planning.move_window import MoverActivities, Submit
-from activities.planning.policy import PlanningPolicy
-from activities.planning.replan_activities import ReplanActivities, Wake
-from activities.planning.solver import LaterSolver, ProcessSolver, Solver, ThreadSolver
-from activities.planning.solver_process import PLANNER
-from activities.preparation import PreparationActivities
-from activities.regions.activities import DrainActivities
-from activities.regions.drain_check import DrainCheckActivities
-from activities.regions.reconciliation import ReconciliationActivities
-from activities.runtime.errors import TypedFailures
-from activities.runtime.heartbeat import Alive
-from activities.runtime.lease import SENT_LATE_SECONDS
-from activities.runtime.owner_turns import OwnerShares
-from activities.runtime.stage_places import StagePlaces
-from activities.stages.activities import StageActivities
-from activities.stages.shadow import ShadowActivities
-from activities.transition.activities import TransitionActivities
-from activities.transition.live_timing import LiveTimingActivities
-from activities.transition.takeover import IsOpen, TakeoverActivities
-from activities.validation.activities import ValidationActivities
-from activities.validation.validator import Validator, discover_validators
-from ipnext import names
-from ipnext.artifacts.native_code import LibrarySigner, library_signer, read_native_signers
-from ipnext.artifacts.port import ArtifactStore
-from ipnext.artifacts.stores.locations import open_store
-from ipnext.components.private_files import keep_new_files_private
-from ipnext.devfile import TaskQueueGroup
-from ipnext.errors import InvalidInput, IPnextError, Unavailable
-from ipnext.infra.local_agents import LocalProcessInfrastructure
-from ipnext.infra.port import Infrastructure
-from ipnext.model.lifecycle.messages import Change
-from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
-from ipnext.platform.access_lists import AccessPublisher
-from ipnext.platform.collection import DEFAULT_RETENTION, Retention
-from ipnext.platform.publication import Publisher
-from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
-from ipnext.platform.setup import warn_of_missing
-from ipnext.plugins import Plugins
-from ipnext.process.end import end_process
-from ipnext.process.garbage_collection import collect_rarely
-from ipnext.process.settings_only import read_no_arguments
-from ipnext.settings import PlatformSettings, platform_settings
-from ipnext.sources.kinds import SourceKinds
-from ipnext.stages.kinds import StageKinds
-from ipnext.store.store import Store
-from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
-from ipnext.temporal_access import read_access
-from ipnext.timing import Timing
-from planner import kernel_cache
-from serving.confinement.landlock import Confinement
-from workflows.collect import CollectWorkflow
-from workflows.drain import DrainWorkflow
-from workflows.lifecycle import LifecycleWorkflow
-from workflows.model import ModelWorkflow
-from workflows.pick_up import PickUpWorkflow
-from workflows.policies import BUILD_ID, ONE_RUN
-from workflows.reconcile import ReconcileWorkflow
-from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
-from workflows.runtime.build_routing import claim_runs, succeed_unversioned
-from workflows.runtime.credential_renewal import CurrentClient
-from workflows.runtime.fault_injection import FaultInjector, fault_of
-from workflows.runtime.health import ActivityLoad, announce_ready, keep_ready
-from workflows.runtime.package_check import check_neighbours
-from workflows.time_limits import TimeLimitInterceptor
-from workflows.transition import TransitionWorkflow
-from workflows.watch import WatchWorkflow
+with collect_after_imports():
+    import structlog
+    import uvloop
+    from temporalio.client import Client
+    from temporalio.common import WorkerDeploymentVersion
+    from temporalio.runtime import Runtime
+    from temporalio.worker import (
+        Interceptor,
+        PollerBehaviorAutoscaling,
+        UnsandboxedWorkflowRunner,
+        Worker,
+        WorkerDeploymentConfig,
+    )
+
+    from activities.deployment.activities import DeploymentActivities
+    from activities.deployment.freeze_activities import FreezeActivities
+    from activities.deployment.hold_activities import HoldingActivities
+    from activities.metadata.activities import MetadataActivities
+    from activities.metadata.collection import CollectingActivities
+    from activities.metadata.freshness import FreshnessActivities
+    from activities.metadata.prefetch import SnapshotPrefetcher
+    from activities.metadata.source_pick_up import SourcePickUpActivities
+    from activities.metadata.source_poll import SourcePollActivities
+    from activities.optimization.activities import OptimizationActivities
+    from activities.optimization.split_process import Cutter, cut_in_process
+    from activities.optimization.step_process import Deriver, derive_in_process
+    from activities.planning.activities import PlanningActivities
+    from activities.planning.move_window import MoverActivities, Submit
+    from activities.planning.policy import PlanningPolicy
+    from activities.planning.replan_activities import ReplanActivities, Wake
+    from activities.planning.solver import LaterSolver, ProcessSolver, Solver, ThreadSolver
+    from activities.planning.solver_process import PLANNER
+    from activities.preparation import PreparationActivities
+    from activities.regions.activities import DrainActivities
+    from activities.regions.drain_check import DrainCheckActivities
+    from activities.regions.reconciliation import ReconciliationActivities
+    from activities.runtime.errors import TypedFailures
+    from activities.runtime.heartbeat import Alive
+    from activities.runtime.lease import SENT_LATE_SECONDS
+    from activities.runtime.owner_turns import OwnerShares
+    from activities.runtime.stage_places import StagePlaces
+    from activities.stages.activities import StageActivities
+    from activities.stages.shadow import ShadowActivities
+    from activities.transition.activities import TransitionActivities
+    from activities.transition.live_timing import LiveTimingActivities
+    from activities.transition.takeover import IsOpen, TakeoverActivities
+    from activities.validation.activities import ValidationActivities
+    from activities.validation.validator import Validator, discover_validators
+    from ipnext import names
+    from ipnext.artifacts.native_code import LibrarySigner, library_signer, read_native_signers
+    from ipnext.artifacts.port import ArtifactStore
+    from ipnext.artifacts.stores.locations import open_store
+    from ipnext.components.private_files import keep_new_files_private
+    from ipnext.devfile import TaskQueueGroup
+    from ipnext.errors import InvalidInput, IPnextError, Unavailable
+    from ipnext.infra.local_agents import LocalProcessInfrastructure
+    from ipnext.infra.port import Infrastructure
+    from ipnext.model.lifecycle.messages import Change
+    from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
+    from ipnext.platform.access_lists import AccessPublisher
+    from ipnext.platform.collection import DEFAULT_RETENTION, Retention
+    from ipnext.platform.publication import Publisher
+    from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
+    from ipnext.platform.setup import warn_of_missing
+    from ipnext.plugins import Plugins
+    from ipnext.process.end import end_process
+    from ipnext.process.settings_only import read_no_arguments
+    from ipnext.settings import PlatformSettings, platform_settings
+    from ipnext.sources.kinds import SourceKinds
+    from ipnext.stages.kinds import StageKinds
+    from ipnext.store.store import Store
+    from ipnext.temporal import connect, is_open, metrics_runtime, namespace_of, submit_change, wake_replan
+    from ipnext.temporal_access import read_access
+    from ipnext.timing import Timing
+    from planner import kernel_cache
+    from serving.confinement.landlock import Confinement
+    from workflows.collect import CollectWorkflow
+    from workflows.drain import DrainWorkflow
+    from workflows.lifecycle import LifecycleWorkflow
+    from workflows.model import ModelWorkflow
+    from workflows.pick_up import PickUpWorkflow
+    from workflows.policies import BUILD_ID, ONE_RUN
+    from workflows.reconcile import ReconcileWorkflow
+    from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
+    from workflows.runtime.build_routing import claim_runs, succeed_unversioned
+    from workflows.runtime.credential_renewal import CurrentClient
+    from workflows.runtime.fault_injection import FaultInjector, fault_of
+    from workflows.runtime.health import ActivityLoad, announce_ready, keep_ready
+    from workflows.runtime.package_check import check_neighbours
+    from workflows.time_limits import TimeLimitInterceptor
+    from workflows.transition import TransitionWorkflow
+    from workflows.watch import WatchWorkflow
 
 WORKFLOWS: Sequence[type] = (
     ModelWorkflow,

@@ -19,23 +19,26 @@ from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, NamedTuple
 
-import httpx
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from ipnext.process.garbage_collection import collect_after_imports
 
-from ipnext.api.authorization.access import KEPT_SECONDS
-from ipnext.api.authorization.credentials import check_own_page
-from ipnext.api.requests.origins import SourceCheck
-from ipnext.client.errors import error_of
-from ipnext.components.private_files import keep_new_files_private
-from ipnext.errors import EXIT_OK, IPnextError, Unauthenticated
-from ipnext.network.allowed_hosts import AllowedHosts, opens_document
-from ipnext.network.bounded_server import BoundedServer, bounded_config
-from ipnext.network.connections import ConnectionLimits, room_for_connections
-from ipnext.process.end import end_process
+with collect_after_imports():
+    import httpx
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, Response, StreamingResponse
+    from starlette.types import Receive, Scope, Send
+
+    from ipnext.api.authorization.credentials import check_own_page
+    from ipnext.api.requests.origins import SourceCheck
+    from ipnext.client.errors import error_of
+    from ipnext.components.private_files import keep_new_files_private
+    from ipnext.errors import EXIT_OK, IPnextError, Unauthenticated
+    from ipnext.model.access.rights import KEPT_SECONDS
+    from ipnext.network.allowed_hosts import AllowedHosts, opens_document
+    from ipnext.network.bounded_server import BoundedServer, bounded_config
+    from ipnext.network.connections import ConnectionLimits, room_for_connections
+    from ipnext.process.end import end_process
 
 ASK: Final = "/v1/temporal-ui"
 ANSWER_SECONDS: Final = 120.0

@@ -1,6 +1,9 @@
 """`python -m serving.router`, also as a fork: docs/decisions/0022."""
 
-from serving.router.router import main
+from ipnext.process.garbage_collection import collect_after_imports
+
+with collect_after_imports():
+    from serving.router.router import main
 
 __all__ = ["main"]
 

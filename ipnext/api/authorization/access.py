@@ -22,12 +22,9 @@ from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
 from ipnext.api.authorization.entry_budget import EntryBudget
 from ipnext.errors import Forbidden, NotFound, Unauthenticated, Unavailable
-from ipnext.model.access.rights import ANY, Principal, Role
+from ipnext.model.access.rights import ANY, KEPT_SECONDS, Principal, Role
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
-
-KEPT_SECONDS: Final = 2.0
-"""Time for which a proved credential is not looked up again; a revocation is in force after it."""
 
 KEPT: Final = 4096
 NOTED_SECONDS: Final = 5.0

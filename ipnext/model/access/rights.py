@@ -16,6 +16,9 @@ Scope = Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}", max_le
 
 KeyId = Annotated[str, StringConstraints(pattern=r"^[a-z2-7]{16}$")]
 
+KEPT_SECONDS: Final = 2.0
+"""Time for which a proved credential is not looked up again; a revocation is in force after it."""
+
 LONGEST_SECONDS: Final = 10 * 366 * 86_400
 
 

@@ -135,7 +135,9 @@ def test_entries_of_the_platform_come_first_and_required_ones_stay():
 
 def test_a_model_with_a_split_or_steps_needs_its_optimization():
     error = refused({"leaveOut": "optimization"}, optimizes=True)
-    assert "carries out spec.split or spec.optimization, which the manifest has, and stays; allowed: none" in error.message
+    assert (
+        "carries out spec.split or spec.optimization, which the manifest has, and stays; allowed: none" in error.message
+    )
     for entry in ({"leaveOut": "optimization"}, {"stage": "audit", "replaces": "optimization"}):
         assert "optimization" in order("publish", platform=[entry], optimizes=True)
         assert "optimization" not in order("publish", platform=[entry])

@@ -12,11 +12,11 @@ import pytest
 
 from ipnext.access.policy import Policies
 from ipnext.api.app import create_app
-from ipnext.api.authorization.access import KEPT_SECONDS, Access
+from ipnext.api.authorization.access import Access
 from ipnext.api.authorization.authentication import is_public
 from ipnext.api.authorization.persons import persons_of
 from ipnext.errors import Forbidden, InvalidInput
-from ipnext.model.access.rights import Grant, Role
+from ipnext.model.access.rights import KEPT_SECONDS, Grant, Role
 from ipnext.process.machine_details import shorten_text
 from ipnext.settings import PlatformSettings, platform_settings
 from tests.identity_provider import AUDIENCE, CLIENT_ID, rsa_key
