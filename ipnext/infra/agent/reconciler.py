@@ -313,10 +313,9 @@ class Region:
             raise Unavailable(msg)
         urls = {each: self._timed_url(asked, each) for each in (asked.new, asked.serving)}
 
-        async def send(replica: TimedReplica, body: str) -> None:
-            await self._control.infer(
-                urls[replica], asked.model, asked.part, replica.generation, body, seconds=asked.seconds
-            )
+        async def send(replica: TimedReplica, body: str, seconds: float) -> None:
+            url = urls[replica]
+            await self._control.infer(url, asked.model, asked.part, replica.generation, body, seconds=seconds)
 
         self._timed.add(asked.model)
         try:

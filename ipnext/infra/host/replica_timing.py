@@ -12,8 +12,12 @@ from ipnext.model.gate.live import ReplicaTimes, RoundTimes, TimedReplica, Timin
 LONGEST_TEXT: Final = 300
 """Of an error in the answer."""
 
-Send = Callable[[TimedReplica, str], Awaitable[None]]
-"""Sends one request to a replica; returns with its answer. Raises an IPnextError if that is no good one."""
+LARGEST_FRACTION: Final = 0.5
+"""Of a round's seconds: the longest time of one request."""
+
+Send = Callable[[TimedReplica, str, float], Awaitable[None]]
+"""Sends one request to a replica; returns with its answer. Raises an IPnextError if that is no good one, or if there is
+none after so many seconds."""
 
 
 async def time_replicas(
@@ -26,13 +30,13 @@ async def time_replicas(
     """Send the requests of a round: half of them one at a time, half `concurrency` at once.
 
     The replicas alternate with each step, and which one is first alternates, too. A pause after each pair keeps both
-    replicas, or the one that has both generations, idle for the rest of their time. Ends early once `seconds` have
-    passed.
+    replicas, or the one that has both generations, idle for the rest of their time. Ends once `seconds` have passed,
+    whatever a replica does: the caller waits no longer.
     """
-    sides = _Side(asked, asked.new, send, clock), _Side(asked, asked.serving, send, clock)
+    ends_at = clock() + asked.seconds
+    sides = tuple(_Side(asked, replica, send, clock, ends_at) for replica in (asked.new, asked.serving))
     steps = asked.requests // 2
     groups = max(1, steps // asked.concurrency)
-    ends_at = clock() + asked.seconds
     is_one = asked.new.id == asked.serving.id
     for step in range(steps + groups):
         size = asked.concurrency if _is_group(step, steps, groups) else 1
@@ -54,9 +58,12 @@ def _is_group(step: int, steps: int, groups: int) -> bool:
 class _Side:
     """One of both replicas: sends, and keeps the times."""
 
-    def __init__(self, asked: TimingRound, replica: TimedReplica, send: Send, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, asked: TimingRound, replica: TimedReplica, send: Send, clock: Callable[[], float], ends_at: float
+    ) -> None:
         self._bodies = asked.bodies
         self._replica, self._send, self._clock = replica, send, clock
+        self._ends_at, self._longest = ends_at, asked.seconds * LARGEST_FRACTION
         self._numbers = count()
         self._single: list[float] = []
         self._together: list[float] = []
@@ -72,12 +79,17 @@ class _Side:
         return spent
 
     async def _is_answered(self) -> bool:
+        """Return whether a request got a good answer. One that the round's end cut short counts as none."""
         body = self._bodies[next(self._numbers) % len(self._bodies)]
+        left = self._ends_at - self._clock()
+        if left <= 0:
+            return False
         try:
-            await self._send(self._replica, body)
+            await self._send(self._replica, body, min(left, self._longest))
         except IPnextError as error:
-            self._failed += 1
-            self._error = self._error or error.message[:LONGEST_TEXT]
+            if left >= self._longest or self._clock() < self._ends_at:
+                self._failed += 1
+                self._error = self._error or error.message[:LONGEST_TEXT]
             return False
         return True
 

@@ -25,6 +25,16 @@ def replay(rows, **more):
     return save({name: data for name, data in (tensors | more).items() if data is not None})
 
 
+def empty_input(shape):
+    """Return a set whose input x has this shape, and no bytes."""
+    header = {
+        "x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]},
+        "id": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]},
+    }
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
 def read(content, rows):
     return [json.loads(body) for body in read_requests(io.BytesIO(content), len(content), SIGNATURE, rows=rows)]
 
@@ -52,7 +62,13 @@ def test_a_small_set_gives_one_request_and_a_large_one_few():
         (replay(4, x=np.zeros((4, 2), np.float16)), "'x' of the replay set is F16"),
         (replay(0), "no rows"),
         (b"\x80\x02pickle, or anything else", "no safetensors file"),
-        (replay(40, x=np.full((40, 200_000), 0.123456, np.float32)), "bytes; allowed"),
+        (
+            replay(40, x=np.full((40, 200_000), 0.123456, np.float32)),
+            "a request of 32 rows has at least .* bytes; allowed",
+        ),
+        (replay(40, x=np.full((40, 40_000), -0.123456789, np.float32)), "a request of 32 rows has .* bytes; allowed"),
+        (replay(4, x=np.zeros((4, 0), np.float32)), "'x' of the replay set has no values in a row"),
+        (empty_input([1, 2**62, 0]), "'x' of the replay set has no values in a row"),
     ],
 )
 def test_a_set_that_gives_no_requests_is_refused_with_the_reason(content, words):
@@ -66,3 +82,35 @@ def test_bytes_of_all_requests_are_bounded():
     )
     assert sum(map(len, found)) <= 4 << 20
     assert 0 < len(found) < 32
+
+
+def test_a_snapshot_without_inputs_gives_no_requests():
+    with pytest.raises(UnfitReplay, match="no inputs"):
+        read_requests(io.BytesIO(replay(4)), len(replay(4)), Signature(inputs=(), outputs=()), rows=1)
+
+
+@pytest.mark.parametrize("wide", [{"x": 4000}, {"x": 900, "id": 900}])
+def test_a_wide_set_is_refused_before_its_rows_are_read(wide):
+    stream = CountedReads(
+        content := replay(32 * 1024, **{n: np.ones((32 * 1024, w), np.uint8) for n, w in wide.items()})
+    )
+    with pytest.raises(UnfitReplay, match=r"a request of 1024 rows has at least \d+ bytes; allowed: 4194304"):
+        read_requests(stream, len(content), SIGNATURE, rows=1024)
+    assert stream.count < 10_000
+
+
+def test_no_more_rows_are_read_than_may_fit():
+    stream = CountedReads(content := replay(32 * 1024, x=np.ones((32 * 1024, 1000), np.uint8)))
+    assert len(read_requests(stream, len(content), SIGNATURE, rows=1024)) == 1
+    assert stream.count < 2 << 20
+
+
+class CountedReads(io.BytesIO):
+    """Bytes that count how many of them are read."""
+
+    count = 0
+
+    def read(self, size=-1, /):
+        found = super().read(size)
+        self.count += len(found)
+        return found

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from ipnext.errors import Unavailable
 from ipnext.infra.host.replica_timing import time_replicas
 from ipnext.model.gate.live import TimedReplica, TimingRound
@@ -18,12 +20,18 @@ class Hosts:
         self.log = []
         self.busy = {NEW: 0.0, SERVING: 0.0}
         self.failing = set()
+        self.hanging = {}  # replica -> requests to both after which it answers no more
 
-    async def send(self, replica, body):
-        took = self.seconds["new" if replica == NEW else "serving"]
+    async def send(self, replica, body, seconds):
+        took = min(self.seconds["new" if replica == NEW else "serving"], seconds)
+        if replica in self.hanging and len(self.log) >= self.hanging[replica]:
+            took = seconds
         self.now += took
         self.busy[replica] += took
         self.log.append((replica, body))
+        if took == seconds:
+            msg = "no answer in time"
+            raise Unavailable(msg)
         if replica in self.failing:
             msg = "the host answered 500"
             raise Unavailable(msg)
@@ -94,3 +102,27 @@ def test_failed_requests_are_counted_and_give_no_time():
     assert (times.new.single, times.new.together, times.new.failed) == ((), (), 40)
     assert times.new.error == "the host answered 500"
     assert times.serving.failed == 0
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 30])
+@pytest.mark.parametrize("hanging", [(NEW,), (SERVING,), (NEW, SERVING)])
+def test_a_replica_that_hangs_does_not_make_a_round_longer(after, hanging):
+    hosts = Hosts()
+    hosts.hanging = dict.fromkeys(hanging, after)
+    hosts.run(seconds=10, concurrency=2)
+    assert hosts.now <= 10
+
+
+def test_a_replica_that_hangs_fails_its_request():
+    hosts = Hosts()
+    hosts.hanging = {NEW: 0}
+    times = hosts.run(seconds=10)
+    assert (times.new.single, times.new.failed, times.new.error) == ((), 1, "no answer in time")
+    assert times.serving.failed == 0
+
+
+def test_a_request_that_the_end_of_the_round_cut_short_is_no_failure():
+    hosts = Hosts(new=0.7, serving=0.3)
+    times = hosts.run(seconds=10, share=1.0)
+    assert (times.new.failed, times.serving.failed) == (0, 0)
+    assert hosts.now <= 10
