@@ -82,7 +82,8 @@ def _count_fitting(places: Mapping[str, TensorPlace], rows: int) -> int:
 
 
 def _first_fitting(bodies: Iterable[str], rows: int) -> tuple[str, ...]:
-    fitting, room = [], LARGEST_BODIES
+    fitting: list[str] = []
+    room = LARGEST_BODIES
     for body in bodies:
         room -= len(body)
         if room < 0 and not fitting:
