@@ -16,6 +16,7 @@ from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import fencing, still_ours
 from activities.stages.shadow_plan import ShadowPlan, plan_shadow
+from activities.stages.shadow_units import find_needed
 from activities.state.desired import DesiredFacts, read_facts
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.observed import first_load_failure, observe
@@ -33,6 +34,7 @@ from ipnext.model.lifecycle.shadow import ModelShadow, ShadowAsked, ShadowSeen, 
 from ipnext.model.lifecycle.stages import SHADOW
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.wire import decode_plain
+from ipnext.store.changes.shadows import StoredShadow
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
@@ -72,7 +74,7 @@ class ShadowActivities:
                 stored = None
             if stored is None:
                 return self._plan(asked)
-            shadow, seen = self._look(stored.shadow)
+            shadow, seen = self._look(stored)
             if (shadow, seen) != (stored.shadow, stored.seen):
                 self._note(asked, shadow, seen, former=stored.seen)
             return seen
@@ -105,16 +107,20 @@ class ShadowActivities:
             _show(repository, asked, planned.seen)
         return planned.seen
 
-    def _look(self, shadow: ModelShadow) -> tuple[ModelShadow, ShadowSeen]:
+    def _look(self, kept: StoredShadow) -> tuple[ModelShadow, ShadowSeen]:
         """Do what is lacking, and judge. While another change moves the model, its steps keep the shadow."""
+        shadow = kept.shadow
         with self._store.read() as repository:
             moved = repository.is_moved(shadow.model)
+            needed = find_needed(repository, kept)
             facts = read_facts(repository, shadow.model, shadow.generation)
             drained = DrainedFleet.of(repository.drains()).regions
             stored = {found.key: found for found in repository.deployments(shadow.model)}
             seconds = repository.model(shadow.model).in_force.spec.rollout.deadline_seconds
         if denied := sorted(facts.denied.keys() & shadow.shadow.served.snapshots.items()):
             return shadow, ShadowSeen(state="refused", message=f"snapshot {denied[0][1]} of {denied[0][0]!r} is denied")
+        if needed is not None and not moved:
+            return shadow, _give_back(shadow.settings, needed)
         here = shadow.outside(drained)
         wanted = [found for found in with_shadow(facts.deployments.values(), here) if found.shadow]
         if not moved and any(stored.get(found.key) != found for found in wanted):
@@ -191,6 +197,13 @@ def _show(repository: Repository, asked: ShadowAsked, seen: ShadowSeen) -> None:
     if asked.kind in {ChangeKind.PUBLISH, ChangeKind.APPLY} and not seen.is_final:
         message = f"generation {asked.generation}: stage {SHADOW}: {seen.state}: {seen.message}"
         repository.set_condition(asked.model, ConditionType.VALIDATED, "Unknown", Reason.PROGRESSING, message)
+
+
+def _give_back(settings: ShadowSettings, needed: str) -> ShadowSeen:
+    """End a shadow whose units others need, as if its requests had been too few."""
+    message = f"no verdict: other models need units that the shadow takes: {needed}"
+    passes = settings.on_too_few == "pass"
+    return ShadowSeen(state="skipped" if passes else "refused", message=message, passes=passes)
 
 
 def _lacks(wanted: Deployment, generation: int, states: States) -> str:

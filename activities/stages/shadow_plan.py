@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from activities.planning.problem import units_in_use
+from activities.stages.shadow_units import TOLERANCE, announced_units, sum_units
 from activities.state.desired import DesiredFacts, read_facts
 from activities.state.drained_fleet import DrainedFleet, without_drained
 from activities.state.replica_sets import wanted_deployments
@@ -19,12 +20,9 @@ from ipnext.model.deployment.deployment import Deployment, RouteTable, ServedGen
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowAsked, ShadowSeen, ShadowSettings
 from ipnext.model.planning.plan import ReplicaCount
-from ipnext.store.planning.placements import Units
 from ipnext.store.records import ModelPlacement
 from ipnext.store.repository import Repository
 
-TOLERANCE = 1e-9
-"""Units, and $/h: sums of fractions."""
 WAITS_SECONDS = 5.0
 """Between two looks at what a shadow waits for."""
 
@@ -139,18 +137,10 @@ def _sets(facts: DesiredFacts, region: str, hardware: Mapping[str, str], qps: fl
         yield found.model_copy(update=alone)
 
 
-def _cells(sets: Iterable[Deployment]) -> Units:
-    units: Units = {}
-    for found in sets:
-        cell = (found.key.region, found.key.hardware)
-        units[cell] = units.get(cell, 0.0) + found.replicas * found.units
-    return units
-
-
 def _price(sets: Iterable[Deployment], fleet: FleetSpec) -> tuple[float, str]:
     """Return the cost of the replicas in $/h, and their units and cost in words."""
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
-    cells = sorted(_cells(sets).items())
+    cells = sorted(sum_units(sets).items())
     cost = sum(units * prices.get(cell, 0.0) for cell, units in cells)
     named = ", ".join(f"{units:.9g} units of {region}/{hardware}" for (region, hardware), units in cells)
     return cost, f"{named} ({cost:.4g} $/h)"
@@ -162,7 +152,7 @@ def _over_budget(repository: Repository, facts: DesiredFacts, placed: ModelPlace
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
     others = repository.units_of_owner(owner, but=facts.model) if owner else {}
     shadows = repository.shadows_of_owner(owner, but=facts.model) if owner else ()
-    mirrored = _cells(found for shadow in shadows for found in shadow.sets)
+    mirrored = sum_units(found for shadow in shadows for found in shadow.sets)
     spent = sum(units * prices.get(cell, 0.0) for cell, units in (*others.items(), *mirrored.items()))
     budgets = {item.owner: item.budget_per_hour for item in fleet.owners}
     limits = (
@@ -195,10 +185,12 @@ def _shortage(
     units = {(found.key.part, found.key.hardware): found.units for found in (*sets, *facts.deployments.values())}
     units |= facts.placed_units
     used = defaultdict(float, units_in_use(repository, but=facts.model))
+    for cell, announced in announced_units(repository, but=facts.model).items():
+        used[cell] += announced
     for (part, region, hardware), count in slots.items():
         used[region, hardware] += count * units.get((part, hardware), 0.0)
     supply = {(item.region, item.hardware): item.units for item in fleet.supply}
-    for cell in sorted(_cells(sets)):
+    for cell in sorted(sum_units(sets)):
         if (lacking := used[cell] - supply.get(cell, 0.0)) > TOLERANCE:
             return f"{lacking:.9g} units of {'/'.join(cell)} are lacking"
     return None

@@ -42,6 +42,11 @@ class Shadows(UnitOfWork):
         wanted = (select(ShadowRow).where(col(ShadowRow.model).in_(some)) for some in batches(models))
         return {row.model: _stored(row) for each in wanted for row in self._session.exec(each)}
 
+    def shadows_but(self, model: str) -> tuple[StoredShadow, ...]:
+        """Return the shadows of all other models, by model."""
+        query = select(ShadowRow).where(col(ShadowRow.model) != model).order_by(col(ShadowRow.model))
+        return tuple(_stored(row) for row in self._session.exec(query))
+
     def shadows_of_owner(self, owner: str, *, but: str) -> tuple[ModelShadow, ...]:
         """Return the shadows of an owner's models, except one, by model."""
         query = select(ShadowRow).join(ModelRow, col(ModelRow.name) == col(ShadowRow.model))

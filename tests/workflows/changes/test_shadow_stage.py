@@ -320,3 +320,22 @@ async def test_a_failover_keeps_the_shadow_in_the_regions_that_are_left(house, m
     assert (await ended(change)).reason is Reason.ABORTED
     assert stored_shadows(house, model) == processes(house, model) == {}
     assert house.infrastructure.table(model, "us-east").shadow is None
+
+
+@pytest.mark.parametrize(("on_too_few", "state"), [("fail", ChangeState.REFUSED), ("pass", ChangeState.DONE)])
+async def test_a_shadow_gives_its_units_back_to_a_model_that_a_later_plan_gives_them(
+    house, model, shadowed, ended, submit, carried_out, on_too_few, state
+):
+    house.apply_fleet(two_regions(14, 6))
+    other = f"{model}-b"
+    house.apply(other, demand=[{"region": "us-east", "qps": 100}])
+    assert (await carried_out(house.publish(other, 1))).state is ChangeState.DONE
+    change = await shadowed(onTooFew=on_too_few)
+    house.apply(other, demand=[{"region": "us-east", "qps": 300}])
+    applied = house.ask(other, ChangeKind.APPLY, f"{other}-a")
+    await submit(applied)
+    assert (await ended(applied)).state is ChangeState.DONE
+    assert (await ended(change)).state is state
+    told = "no verdict: other models need units that the shadow takes: 2 units of us-east/cpu"
+    assert any(told in text for text in events(house, model, "StageEnded"))
+    assert leaves_nothing(house, model)
