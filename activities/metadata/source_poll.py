@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 from temporalio import activity
 
 from activities.runtime.errors import public_text
+from activities.runtime.owner_turns import OwnerShares
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.sources import PollResult, WatchedState, WatchInput
 from ipnext.model.registry.sources import Listing
@@ -26,7 +28,10 @@ LONGEST_BACKOFF_SECONDS: Final = 300.0
 MOST_LISTINGS: Final = 1000
 """Listings of one stream in one poll, while it says that there are more versions."""
 AT_ONCE: Final = 16
-"""Polls at once in one worker: the others wait, and so take no slots from changes."""
+"""Polls at once in one worker: the others wait, and so take no slots from changes. Systems that only one owner watches
+get that owner's share of them (`activities.runtime.owner_turns`): their servers may answer slowly on purpose."""
+POLLS: Final = "polls"
+"""Name of these turns."""
 LONGEST_TEXT: Final = 300
 SHOWN: Final = 50
 """Sources that the Web UI shows."""
@@ -48,6 +53,7 @@ class SourcePollActivities:
     def __init__(self, store: Store, kinds: SourceKinds, settings: PlatformSettings) -> None:
         self._store, self._kinds, self._settings = store, kinds, settings
         self._turns = BoundedSemaphore(AT_ONCE)
+        self._shares = OwnerShares({POLLS: AT_ONCE})
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Return the activities that a worker registers."""
@@ -58,26 +64,31 @@ class SourcePollActivities:
         """Poll the sources of one upstream system that are not paused, and name the models with something to publish.
 
         A source that fails stops no other one: the store has its error, and it is polled again after a growing pause.
-        Raises Unavailable if this worker has AT_ONCE polls under way.
+        Raises Unavailable if this worker has AT_ONCE polls under way, or the owner's share of them.
         """
+        with self._store.read() as unit:
+            found = unit.watched_sources(asked.kind, asked.upstream)
+        if not found:
+            return PollResult(over=True)
+        owners = {source.owner for source in found if source.paused_at is None}
+        with self._shares.hold(owners.pop(), POLLS) if len(owners) == 1 else nullcontext():
+            return self._take_turn(asked.kind, found)
+
+    def _take_turn(self, kind: str, found: Sequence[SourceRecord]) -> PollResult:
         if not self._turns.acquire(blocking=False):
             msg = f"{AT_ONCE} polls are under way in this worker; this one waits its turn"
             raise Unavailable(msg)
         began = time.monotonic()
         try:
-            found = self._poll_system(asked)
+            result = self._poll_system(kind, found)
         finally:
             self._turns.release()
         took = time.monotonic() - began
-        return found.model_copy(update={"next_seconds": max(found.next_seconds, took)})
+        return result.model_copy(update={"next_seconds": max(result.next_seconds, took)})
 
-    def _poll_system(self, asked: WatchInput) -> PollResult:
-        with self._store.read() as unit:
-            found = unit.watched_sources(asked.kind, asked.upstream)
-        if not found:
-            return PollResult(over=True)
+    def _poll_system(self, kind: str, found: Sequence[SourceRecord]) -> PollResult:
         active = [source for source in found if source.paused_at is None]
-        polled = self._poll(asked.kind, active)
+        polled = self._poll(kind, active)
         with self._store.read() as unit:
             models = unit.pending_models({source.model for source in active})
         paused = [_Polled(source, _describe_pause(source)) for source in found if source.paused_at is not None]

@@ -37,9 +37,9 @@ class OwnerShares:
         self._held = Counter[tuple[str, str]]()
 
     @contextmanager
-    def hold(self, owner: str) -> Iterator[None]:
-        """Hold the slot of this activity for work of an owner. Raises ShareTaken."""
-        queue = activity.info().task_queue
+    def hold(self, owner: str, queue: str | None = None) -> Iterator[None]:
+        """Hold the slot of this activity, or of another queue, for work of an owner. Raises ShareTaken."""
+        queue = queue or activity.info().task_queue
         key = (queue, owner)
         self._take(key, self._shares.get(queue))
         try:

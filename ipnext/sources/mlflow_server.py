@@ -142,7 +142,7 @@ class ListedFile(_Answer):
 
     path: Text
     is_dir: bool = False
-    file_size: Annotated[int, Field(ge=0)] | None = None
+    file_size: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
 class _ModelPage(_Answer):

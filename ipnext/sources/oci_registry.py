@@ -340,7 +340,7 @@ def _read_token(content: bytes, service: str) -> _Token:
         msg = f"the answer of {service} has no token"
         raise Unavailable(msg)
     seconds = fields.get("expires_in")
-    valid = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else TOKEN_SECONDS
+    valid = seconds if isinstance(seconds, int | float) and seconds > 0 else TOKEN_SECONDS
     return _Token(token, time.monotonic() + USED_SHARE * min(valid, LONGEST_TOKEN_SECONDS))
 
 

@@ -1,18 +1,24 @@
 """Pick-ups: which version of a part is published, what is refused, what is tried again."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import count
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.metadata import source_pick_up
 from activities.metadata.source_pick_up import SourcePickUpActivities
-from activities.metadata.source_poll import SourcePollActivities
+from activities.metadata.source_poll import AT_ONCE, SourcePollActivities
+from activities.runtime.owner_turns import OWNERS, ShareTaken
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PickUpInput, WatchInput
+from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import FoundVersion, Listing, Reach
 from ipnext.platform.publication import Publisher
@@ -22,6 +28,7 @@ from ipnext.sources import directory
 from ipnext.sources.kinds import SourceKinds
 from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.unit_of_work import utc_now
+from tests.waiting import until
 
 pytestmark = pytest.mark.trust
 
@@ -499,3 +506,52 @@ def test_what_a_plug_in_gives_instead_of_a_listing_is_the_error_of_its_source(fe
     with feeds.house.store.read() as unit:
         found = unit.source("ranker", "a")
     assert (found.failures, found.error) == (1, told)
+
+
+def test_polls_of_one_owner_leave_turns_to_others(feeds):
+    """A server that answers slowly on purpose holds the turns of its own owner."""
+    names = [f"in{number}" for number in range(AT_ONCE // OWNERS + 1)]
+    feeds.watch(*names)
+    manifest = feeds.kit.manifest("other")
+    manifest["metadata"]["owner"] = "ads"
+    with feeds.house.store.begin() as unit:
+        unit.put_model(parse_manifest(manifest), expected_version=None)
+    with feeds.house.store.begin("other") as unit:
+        spec = SourceSpec.model_validate({"name": "in", "directory": {"path": "/other"}})
+        unit.put_sources("other", [WatchedSource(spec=spec, part="whole", upstream="/other", reach=Reach.SHARED)])
+    slow = SlowKind()
+    kinds = SimpleNamespace(get=lambda _: slow)
+    activities = SourcePollActivities(feeds.house.store, kinds, feeds.settings)
+
+    def poll(upstream):
+        return activities.poll_sources(WatchInput(kind="directory", upstream=upstream))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = [pool.submit(poll, str(feeds.house.root / name)) for name in names[:-1]]
+        try:
+            until(lambda: slow.under_way == len(running))
+            with pytest.raises(ShareTaken, match="share of a worker, 4 at once"):
+                poll(str(feeds.house.root / names[-1]))
+            other = pool.submit(poll, "/other")
+            until(lambda: slow.under_way == len(running) + 1)
+        finally:
+            slow.end.set()
+        assert all(each.result().count == 1 for each in (*running, other))
+    assert poll(str(feeds.house.root / names[-1])).count == 1
+
+
+class SlowKind:
+    """Sources that answer once they are let."""
+
+    def __init__(self):
+        self.end = Event()
+        self._calls = count(1)
+        self.under_way = 0
+
+    def connect(self, streams):
+        return [self for _ in streams]
+
+    def list_since(self, cursor):
+        self.under_way = next(self._calls)
+        assert self.end.wait(60)
+        return Listing(cursor=cursor)

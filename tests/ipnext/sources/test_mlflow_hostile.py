@@ -401,3 +401,11 @@ def test_every_answer_of_every_call_is_an_error_of_ours():
         else:
             told = f"{URI}: {len(found.versions)}"
         assert URI in told
+
+
+@pytest.mark.parametrize("size", [2**63, 10**400, -1, 1.5], ids=["2**63", "10**400", "-1", "1.5"])
+def test_a_listed_size_that_is_none_is_refused(size):
+    server = with_artifacts()
+    server.answers["mlflow_artifacts_artifacts"] = {"files": [{"path": "snapshot.json", "file_size": size}]}
+    with pytest.raises(Unavailable, match=r"is not as MLflow documents it: files\.0\.file_size"):
+        server.connect().open(VERSION).open("snapshot.json")

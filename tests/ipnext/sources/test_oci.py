@@ -608,6 +608,14 @@ def test_a_token_is_not_used_with_other_credentials_or_after_its_time(registry):
         assert registry.lines[:3] == ["HEAD manifests/prod", "GET /token", "HEAD manifests/prod"]
 
 
+@pytest.mark.parametrize("seconds", [10**400, 1e308, -1, "5", True, None], ids=lambda each: str(each)[:5])
+def test_a_token_with_any_validity_is_used(registry, seconds):
+    ask_for_token(registry, f"{BASE}/token")
+    registry.answers["/token"] = lambda _: httpx.Response(200, json={"token": "t0ken", "expires_in": seconds})
+    registry.watch().list_since("")
+    assert registry.lines[:3] == ["HEAD manifests/prod", "GET /token", "HEAD manifests/prod"]
+
+
 REALMS = [
     "https://evil.example.net/token",
     f"https://user@{HOST}/token",
