@@ -22,6 +22,11 @@ with workflow.unsafe.imports_passed_through():
     from workflows.stages.plugged import Superseded
 
 
+WAITED_SHARE = 0.01
+"""Of the wait for supply so far: the shortest pause before the next look. So a wait of a year has some thousand looks,
+which the history of a run holds."""
+
+
 async def run_shadow(
     stage: StageInput, settings: Mapping[str, Any], superseded: Callable[[], bool], *, patience_seconds: float
 ) -> StageJudged:
@@ -55,7 +60,8 @@ async def _until_judged(asked: ShadowAsked, superseded: Callable[[], bool], pati
         if seen.state != state:
             state, since = seen.state, workflow.now()
         limit = patience_seconds if seen.limit_seconds is None else seen.limit_seconds
-        left = limit - (workflow.now() - since).total_seconds()
+        waited = (workflow.now() - since).total_seconds()
+        left = limit - waited
         if left <= 0:
             return seen.model_copy(update={"message": f"no verdict within {limit:g} s: {seen.message}"})
         raise_if_cancelled()
@@ -63,8 +69,13 @@ async def _until_judged(asked: ShadowAsked, superseded: Callable[[], bool], pati
             with suppress(asyncio.TimeoutError):
                 await workflow.wait_condition(
                     superseded,
-                    timeout=min(seen.again_seconds, left),
+                    timeout=min(pause_before_look(seen, waited), left),
                     timeout_summary=f"shadow of generation {asked.generation}: {state}",
                 )
         if superseded():
             raise Superseded
+
+
+def pause_before_look(seen: ShadowSeen, waited: float) -> float:
+    """Return the seconds until the next look. Waits for supply have no length of their own, so their pauses grow."""
+    return max(seen.again_seconds, WAITED_SHARE * waited) if seen.state == "waiting" else seen.again_seconds
