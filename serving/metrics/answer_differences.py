@@ -52,6 +52,8 @@ def compare_answers(real: Mapping[str, Tensor], shadow: Mapping[str, Tensor]) ->
             mismatches.add(mismatch)
         elif tensor.datatype != "BYTES":
             outputs[name] = compare_tensors(tensor, other)
+            if np.isinf(outputs[name].absolute) and _lacks_number(tensor, other):
+                mismatches.add("finite")
     return AnswerDifference(outputs, frozenset(mismatches))
 
 
@@ -63,6 +65,11 @@ def _find_mismatch(real: Tensor, shadow: Tensor) -> Mismatch | None:
     if real.datatype == "BYTES" and not np.array_equal(real.data, shadow.data):
         return "text"
     return None
+
+
+def _lacks_number(real: Tensor, shadow: Tensor) -> bool:
+    """Return whether the shadow has NaN or infinity where the client got a number."""
+    return bool((np.isfinite(_numbers(real)) & ~np.isfinite(_numbers(shadow))).any())
 
 
 def compare_tensors(real: Tensor, shadow: Tensor) -> TensorDifference:

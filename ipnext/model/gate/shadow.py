@@ -28,8 +28,8 @@ SHADOW_REQUESTS: Final = 100
 DropReason = Literal["queue", "memory", "size", "no_host", "unreadable"]
 """Why a chosen request was not mirrored: too many wait, their bodies take too much memory, its own bodies are too
 large, a part of the shadow has no host, or the client's own answer cannot be decoded."""
-Mismatch = Literal["name", "datatype", "shape", "text"]
-"""How two answers differ in more than their numbers."""
+Mismatch = Literal["name", "datatype", "shape", "text", "finite"]
+"""How two answers differ in more than their numbers. `finite`: the shadow has NaN or infinity in place of a number."""
 
 
 class OutputDifference(Value):

@@ -75,3 +75,20 @@ def test_outputs_that_are_not_alike_are_mismatches_and_the_others_are_compared()
     assert found.mismatches == {"name", "datatype", "shape", "text"}
     assert (found.outputs.keys(), found.outputs["a"].absolute) == ({"a"}, 0.5)
     assert not compare_answers(real, real).mismatches
+
+
+@pytest.mark.parametrize(
+    ("real", "shadow", "mismatches"),
+    [
+        ([1.0, 2.0], [1.0, math.nan], {"finite"}),
+        ([1.0, 2.0], [-math.inf, 2.0], {"finite"}),
+        ([1.0, math.nan], [1.0, math.nan], set()),
+        ([math.inf, 1.0], [math.inf, 1.0], set()),
+        ([1.0, math.nan], [1.0, 2.0], set()),
+        ([2.0**127], [-(2.0**127)], set()),
+    ],
+)
+def test_a_shadow_that_has_no_number_where_the_client_got_one_is_a_mismatch(real, shadow, mismatches):
+    found = compare_answers({"y": tensor(*real)}, {"y": tensor(*shadow)})
+    assert found.mismatches == mismatches
+    assert found.outputs.keys() == {"y"}
