@@ -25,7 +25,7 @@ from activities.state.shadow_removal import ShadowRemoval
 from activities.state.shadow_sets import with_shadow
 from activities.transition.gate.shadow import judge_shadow
 from activities.transition.traffic_shift import Gateways
-from ipnext.errors import RegionUnreachable, Unavailable
+from ipnext.errors import FenceLost, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment, RegionState, ReplicaPhase
 from ipnext.model.gate.shadow import ShadowComparison, merge_comparisons
@@ -132,7 +132,7 @@ class ShadowActivities:
             return shadow, ShadowSeen(state="refused", message=failure.message)
         lacking = {found.key: text for found in wanted if (text := _lacks(found, shadow.generation, states))}
         if not moved:
-            self._apply(found for found in wanted if found.key in lacking)
+            self._apply(shadow, (found for found in wanted if found.key in lacking))
         if not shadow.is_routed and (lacking or silent or not states):
             away = ", ".join(silent or shadow.regions)
             text = "; ".join(lacking.values()) or f"regions {away} do not answer, or are drained"
@@ -145,20 +145,20 @@ class ShadowActivities:
 
     def _store_sets(self, shadow: ModelShadow) -> None:
         with self._store.begin(shadow.model) as repository:
-            still_ours(repository)
-            repository.check_only_mover(shadow.model, shadow.change_id)
+            _still_kept(repository, shadow)
             stored = repository.deployments(shadow.model)
             for found in with_shadow(stored, shadow):
                 if found.shadow and found not in stored:
                     repository.put_deployment(found)
 
-    def _apply(self, wanted: Iterable[Deployment]) -> None:
+    def _apply(self, shadow: ModelShadow, wanted: Iterable[Deployment]) -> None:
         """Apply replica sets with the shadow. A region that does not answer gets them later."""
         silent = set[str]()
         for found in wanted:
             if found.key.region in silent:
                 continue
-            still_ours()
+            with self._store.read() as repository:
+                _still_kept(repository, shadow)
             try:
                 self._infrastructure.apply(found)
             except Unavailable:
@@ -176,11 +176,7 @@ class ShadowActivities:
     def _store_shadow(self, shadow: ModelShadow) -> None:
         """Store it before any table names it, so that every writer of tables does from then on."""
         with self._store.begin(shadow.model) as repository:
-            still_ours(repository)
-            repository.check_only_mover(shadow.model, shadow.change_id)
-            stored = repository.stored_shadow(shadow.model)
-            if stored is not None:
-                repository.put_shadow(shadow, stored.seen)
+            repository.put_shadow(shadow, _still_kept(repository, shadow).seen)
 
     def _note(self, asked: ShadowAsked, shadow: ModelShadow, seen: ShadowSeen, *, former: ShadowSeen) -> None:
         """Keep what was seen, for users."""
@@ -191,6 +187,24 @@ class ShadowActivities:
                 repository.put_shadow(shadow, seen)
             if (seen.state, seen.message) != (former.state, former.message):
                 _show(repository, asked, seen)
+
+
+def _still_kept(repository: Repository, shadow: ModelShadow) -> StoredShadow:
+    """Return the shadow as stored, before a write that would bring it about again.
+
+    The stage may have ended, and its change continue, while an attempt at a look was slow: the fence is the change's.
+
+    Raises:
+        FenceLost: the shadow has ended.
+        Unavailable: another attempt or change may write.
+    """
+    still_ours(repository)
+    repository.check_only_mover(shadow.model, shadow.change_id)
+    stored = repository.stored_shadow(shadow.model)
+    if stored is None or stored.shadow.shadow.seed != shadow.shadow.seed:
+        msg = f"the shadow of change {shadow.change_id!r} has ended; a late look at it writes nothing more"
+        raise FenceLost(msg)
+    return stored
 
 
 def _show(repository: Repository, asked: ShadowAsked, seen: ShadowSeen) -> None:

@@ -6,15 +6,18 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.regions.reconciliation import ReconciliationActivities
+from activities.stages.shadow import ShadowActivities
 from ipnext import names
 from ipnext.api.services.explanation import explanation_of
 from ipnext.api.services.model_facts import model_facts
 from ipnext.api.services.region_states import States
+from ipnext.errors import FenceLost
 from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked
+from ipnext.model.lifecycle.shadow import ShadowAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.platform.denials import carry_out_denials
 from ipnext.temporal import control
@@ -338,4 +341,20 @@ async def test_a_shadow_gives_its_units_back_to_a_model_that_a_later_plan_gives_
     assert (await ended(change)).state is state
     told = "no verdict: other models need units that the shadow takes: 2 units of us-east/cpu"
     assert any(told in text for text in events(house, model, "StageEnded"))
+    assert leaves_nothing(house, model)
+
+
+async def test_a_late_look_brings_an_ended_shadow_about_no_more(house, model, first_workers, shadowed):
+    """The stage has passed and its change continues: the look of a slow attempt has the fence of that change."""
+    async with first_workers():
+        change = await shadowed()
+    with house.store.read() as repository:
+        kept = repository.stored_shadow(model)
+    late = ShadowActivities(house.store, house.infrastructure)
+    asked = ShadowAsked(model=model, change_id=change.id, kind=change.kind, generation=2)
+    await asyncio.to_thread(ActivityEnvironment().run, late.end_shadow, asked)
+    for write in (late._store_sets, late._store_shadow, lambda shadow: late._apply(shadow, shadow.sets)):
+        with pytest.raises(FenceLost, match="has ended; a late look at it writes nothing more"):
+            await asyncio.to_thread(ActivityEnvironment().run, write, kept.shadow)
+    assert house.change(change.id).state is ChangeState.RUNNING
     assert leaves_nothing(house, model)
