@@ -48,6 +48,8 @@ class Limits(NamedTuple):
     separators: int = 2_000_000
     seconds: float = 60.0
     """For the whole of an answer in JSON."""
+    poll_seconds: float = 300.0
+    """For all answers in JSON of one poll, or of one version that is read: half of the limit of a poll's activity."""
     connect_seconds: float = 10.0
     silence_seconds: float = 30.0
     """For the next bytes."""
@@ -231,7 +233,7 @@ def time_of(milliseconds: int) -> datetime:
 
 
 class MlflowServer:
-    """The REST API of one server. Errors name what was asked for, and never what it answered.
+    """The REST API of one server, for one poll. Errors name what was asked for, and never what it answered.
 
     Every call raises Unavailable if the server does not give a usable answer in time.
     """
@@ -240,6 +242,7 @@ class MlflowServer:
         self.uri = base_url(uri)
         self._authorization = authorization.strip() if authorization else None
         self._connections = connections
+        self._spent = 0.0
 
     def search_models(self, names: Sequence[str]) -> Mapping[str, RegisteredModel]:
         """Return name -> model of those that are registered: one request for up to 1,000 models."""
@@ -381,11 +384,19 @@ class MlflowServer:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> bytes:
-        ends_at = time.monotonic() + self._connections.limits.seconds
+        limits, began = self._connections.limits, time.monotonic()
+        left = limits.poll_seconds - self._spent
+        if left <= 0:
+            msg = f"{self.uri} answers too slowly: {limits.poll_seconds:g} s were over before {what}"
+            raise Unavailable(msg)
+        ends_at = began + min(limits.seconds, left)
         given = {key: value for key, value in (query or {}).items() if value}
-        with self._answering(what), closing(self._send(method, path, given, body, ends_at)) as answer:
-            self._check(answer, what, ends_at)
-            return self._read_body(answer, what, self._connections.limits.answer_bytes, ends_at)
+        try:
+            with self._answering(what), closing(self._send(method, path, given, body, ends_at)) as answer:
+                self._check(answer, what, ends_at)
+                return self._read_body(answer, what, limits.answer_bytes, ends_at)
+        finally:
+            self._spent += time.monotonic() - began
 
     def _send(
         self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None, ends_at: float

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from ipnext.errors import ArtifactMissing, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.manifest.sources import MlflowStream
 from ipnext.model.registry.sources import FoundVersion
+from ipnext.sources import mlflow_server
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.mlflow import MlflowKind
 from ipnext.sources.mlflow_server import Limits
@@ -409,3 +411,14 @@ def test_a_listed_size_that_is_none_is_refused(size):
     server.answers["mlflow_artifacts_artifacts"] = {"files": [{"path": "snapshot.json", "file_size": size}]}
     with pytest.raises(Unavailable, match=r"is not as MLflow documents it: files\.0\.file_size"):
         server.connect().open(VERSION).open("snapshot.json")
+
+
+def test_a_poll_of_many_slow_pages_ends(monkeypatch):
+    """Each page comes in time, and there is always another one."""
+    now = itertools.count(0, 5)
+    monkeypatch.setattr(mlflow_server, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    page = {"registered_models": [{"name": "other"}], "next_page_token": "more"}
+    server = Server(mlflow_registered_models=page)
+    with pytest.raises(Unavailable, match="answers too slowly: 300 s were over before the registered models"):
+        server.connect(limits=Limits()).list_since("")
+    assert 1 < len(server.asked) < 40
