@@ -24,6 +24,8 @@ MOST_OUTPUTS: Final = 16
 OTHER_OUTPUTS: Final = "(others)"
 SHADOW_REQUESTS: Final = 100
 """Compared answers that a verdict needs by default."""
+MOST_SHADOW_REQUESTS: Final = 10**9
+"""Most that a verdict may need."""
 
 DropReason = Literal["queue", "memory", "size", "no_host", "unreadable"]
 """Why a chosen request was not mirrored: too many wait, their bodies take too much memory, its own bodies are too
@@ -155,7 +157,7 @@ class LatencyRatios(WrittenValue):
 class ShadowLimits(WrittenValue):
     """Limits on a shadow's answers. What is left out is not judged, except errors."""
 
-    min_requests: int = Field(default=SHADOW_REQUESTS, ge=1)
+    min_requests: int = Field(default=SHADOW_REQUESTS, ge=1, le=MOST_SHADOW_REQUESTS)
     """Mirrored requests, answered or failed, that a verdict needs."""
     max_difference: DifferenceLimit | None = None
     min_overlap: float | None = Field(default=None, gt=0, le=1)

@@ -229,6 +229,14 @@ class ModelSpec(WrittenValue):
         return self
 
     @model_validator(mode="after")
+    def _times_its_parts(self) -> Self:
+        limits, hosted = self.validation.live_latency, [part.name for part in self.hosted_parts]
+        if limits is not None and limits.part not in {None, *hosted}:
+            msg = f"validation.liveLatency.part: {limits.part!r} is unknown; known: {hosted}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _steps_have_parts(self) -> Self:
         hosted = self.hosted_parts
         compiled = [part.name for part in hosted if part.settings.get(COMPILE_SETTING, False) is not False]

@@ -94,6 +94,7 @@ def test_limits_are_read_as_a_manifest_writes_them():
         ({"maxDifference": {"relative": 2.1}}, "less than or equal to 2"),
         ({"maxDifference": {"absolute": 1, "quantile": 0}}, "greater than 0"),
         ({"minRequests": 0}, "greater than or equal to 1"),
+        ({"minRequests": 10**400}, "less than or equal to 1000000000"),
         ({"maxErrors": 1.1}, "less than or equal to 1"),
         ({"maxLatencyRatio": {"p90": 1}}, "Extra inputs"),
     ],

@@ -142,3 +142,9 @@ def test_the_schema_for_allowed_fields_is_made_once(monkeypatch):
     monkeypatch.setattr(ModelManifest, "model_json_schema", lambda **_: made.append(1) or {})
     assert "unknown field; allowed here: access, " in refusal({}, second=1)
     assert made == []
+
+
+def test_a_part_that_is_timed_and_is_none_of_the_model_is_refused():
+    limits = {"liveLatency": {"maxP50Ratio": 1.2, "part": "other"}}
+    assert refusal({}, validation=limits) == "spec: validation.liveLatency.part: 'other' is unknown; known: ['llm']"
+    parse_manifest(document({}, validation={"liveLatency": {"maxP50Ratio": 1.2, "part": "llm"}}))
