@@ -32,7 +32,7 @@ def entry_kernel(function: Callable[..., Any]) -> Any:
     return _compiled(function)
 
 
-def _compiled(function: Callable[..., Any], **options: bool) -> Any:
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     found: Any = numba.njit(**OPTIONS, **options)(function)
     found._cache = ForgivingCache(function)  # noqa: SLF001 - as numba's own `cache=True` sets it
     return found

@@ -16,15 +16,16 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
 from activities.state.facts import ancestors
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
+from activities.validation.chat_templates.verdicts import TemplateVerdicts
 from activities.validation.check_process import Examine, examine_in_process
 from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
 from activities.validation.deltas import DELTAS, check_deltas
 from activities.validation.denials import DENIED, check_denials
+from activities.validation.documents.parsing import ParsingThread
 from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
 from activities.validation.finite_weights import FINITE, check_finite, check_headers
 from activities.validation.live import check_live
 from activities.validation.memory import MEMORY, check_memory
-from activities.validation.parsing import ParsingThread
 from activities.validation.program_checks import (
     GOLDEN,
     REPLAY,
@@ -39,7 +40,6 @@ from activities.validation.result_cache import StoredResults
 from activities.validation.runs import ValidatorError, collect_results, run_validator, run_validators
 from activities.validation.schema import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
 from activities.validation.signing import SIGNATURE, check_signatures
-from activities.validation.template_verdicts import TemplateVerdicts
 from activities.validation.validator import Candidate, FunctionValidator, Validator, snapshot_digests
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore

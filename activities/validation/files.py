@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from activities.validation.json_process import LARGEST_JSON_BYTES, JsonFiles
+from activities.validation.documents.json_process import LARGEST_JSON_BYTES, JsonFiles
 from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.artifacts.hashing import read_ahead
 from ipnext.artifacts.native_code import SETTING

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from activities.validation.parsing import Parse, parse_at_once
+from activities.validation.documents.parsing import Parse, parse_at_once
 from activities.validation.validator import CHUNK_BYTES, Candidate, fail_check, pass_check
 from ipnext.artifacts.checkpoints.tensor_headers import HeaderSum, MalformedTensors, exactly, read_places, size_fault
 from ipnext.model.lifecycle.checks import CheckResult

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO, Protocol
 
 import structlog
 
+from activities.validation.chat_templates.process import find_template_fault
+from activities.validation.chat_templates.verdicts import FindTemplateFault
 from activities.validation.check_process import Examine, examine_in_process
-from activities.validation.parsing import Parse, parse_at_once
-from activities.validation.template_process import find_template_fault
-from activities.validation.template_verdicts import FindTemplateFault
+from activities.validation.documents.parsing import Parse, parse_at_once
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckOverride, CheckResult
 from ipnext.model.lifecycle.status import Reason

@@ -1,7 +1,7 @@
 """Tokenizer files and chat templates of a checkpoint: their largest sizes, and the templates that files hold.
 
 Names and forms are those that transformers reads. Pure: `ipnext.artifacts.checkpoints.reader` reads the files. The
-validator `checkpoint` compiles and renders the templates (`activities.validation.template_process`).
+validator `checkpoint` compiles and renders the templates (`activities.validation.chat_templates.process`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping

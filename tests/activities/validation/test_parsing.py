@@ -8,10 +8,10 @@ from threading import Event, Thread
 import pytest
 from temporalio.exceptions import CancelledError
 
-from activities.validation import json_process
+from activities.validation.documents import json_process
+from activities.validation.documents.json_process import WORKER_BYTES, WORKER_SEPARATORS
+from activities.validation.documents.parsing import SMALL_BYTES, ParsingThread
 from activities.validation.files import check_formats
-from activities.validation.json_process import WORKER_BYTES, WORKER_SEPARATORS
-from activities.validation.parsing import SMALL_BYTES, ParsingThread
 from activities.validation.programs import check_programs
 from ipnext.artifacts.bounded_json import TooManyValues, load_bounded
 from ipnext.artifacts.programs.reader import LARGEST_PROGRAM_BYTES

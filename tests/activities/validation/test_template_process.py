@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from activities.runtime import child_process
-from activities.validation import template_process
-from activities.validation.template_process import (
+from activities.validation.chat_templates import process as template_process
+from activities.validation.chat_templates.process import (
     EXIT_NO_MEMORY,
     TemplateProcessEnded,
     find_template_fault,
@@ -153,7 +153,9 @@ def test_a_fault_of_any_template_refuses_all():
 
 def children():
     """Children of this process that render; servers of other tests are children of it too."""
-    return [each for each in psutil.Process().children() if "activities.validation.template_process" in each.cmdline()]
+    return [
+        each for each in psutil.Process().children() if "activities.validation.chat_templates.process" in each.cmdline()
+    ]
 
 
 @starts_processes
@@ -223,7 +225,7 @@ def child_running(monkeypatch):
 
 NO_ROOM = """
 import sys
-from activities.validation import template_process
+from activities.validation.chat_templates import process as template_process
 template_process.mmap.mmap = lambda *_: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory"))
 template_process.main(sys.argv[1:])
 """
@@ -239,7 +241,8 @@ def test_a_machine_without_memory_is_no_fault_of_the_template(child_running):
 PROBE = """
 import json, os, resource, socket, subprocess, sys
 from pathlib import Path
-from activities.validation import template_process, template_rendering
+from activities.validation.chat_templates import process as template_process
+from activities.validation.chat_templates import rendering as template_rendering
 
 def tried(act):
     try:

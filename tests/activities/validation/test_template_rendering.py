@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from activities.validation.template_rendering import (
+from activities.validation.chat_templates.rendering import (
     LARGEST_OUTPUT,
     Limits,
     TemplateFault,

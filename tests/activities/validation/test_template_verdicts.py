@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from activities.validation import template_process
-from activities.validation.template_verdicts import AT_ONCE, TemplateVerdicts
+from activities.validation.chat_templates import process as template_process
+from activities.validation.chat_templates.verdicts import AT_ONCE, TemplateVerdicts
 from ipnext.artifacts.checkpoints.tokenizer_files import ChatTemplate
 from ipnext.errors import Unavailable
 from serving.confinement.landlock import Confinement

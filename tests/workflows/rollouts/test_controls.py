@@ -9,8 +9,8 @@ from threading import Event
 import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
 
-from activities.validation import json_process
-from activities.validation.parsing import SMALL_BYTES
+from activities.validation.documents import json_process
+from activities.validation.documents.parsing import SMALL_BYTES
 from ipnext import names
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked

@@ -13,8 +13,8 @@ from threading import Lock
 from typing import Final
 
 from activities.runtime.owner_turns import OwnerPlaces
-from activities.validation import template_process as process
-from activities.validation.template_process import Beat, find_template_fault
+from activities.validation.chat_templates import process
+from activities.validation.chat_templates.process import Beat, find_template_fault
 from ipnext.artifacts.checkpoints.tokenizer_files import ChatTemplate
 from serving.confinement.landlock import Confinement
 

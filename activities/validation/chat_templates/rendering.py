@@ -1,6 +1,7 @@
 """Compiles chat templates as transformers does, and renders sample conversations. Runs in a process of its own.
 
-A template is a program of a stranger: the process (`activities.validation.template_process`) limits time and memory.
+A template is a program of a stranger: the process (`activities.validation.chat_templates.process`) limits its time and
+memory.
 """
 
 import json

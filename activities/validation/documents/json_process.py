@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from activities.runtime.child_process import ChildFiles, begin_child, child_environment, confine_child, run_child
-from activities.validation.validator import CHUNK_BYTES
 from ipnext.artifacts.bounded_json import count_separators, load_bounded
+from ipnext.artifacts.layout import CHUNK_BYTES
 from ipnext.errors import EXIT_OK, Unavailable
 from ipnext.model.echoes import cut_text
 from serving.confinement.landlock import Confinement
@@ -36,6 +36,7 @@ second."""
 WORKER_SEPARATORS: Final = 100_000
 LARGEST_ANSWER_BYTES: Final = 1 << 16
 _MESSAGE_CHARACTERS: Final = 1000
+MODULE: Final = "activities.validation.documents.json_process"
 
 
 class JsonFiles:
@@ -72,7 +73,13 @@ class JsonFiles:
                 return fault
             files = ChildFiles(workspace / "answer", workspace / "errors", document)
             status = run_child(
-                [sys.executable, "-m", "activities.validation.json_process", str(os.getpid()), self._confinement],
+                [
+                    sys.executable,
+                    "-m",
+                    "activities.validation.documents.json_process",
+                    str(os.getpid()),
+                    self._confinement,
+                ],
                 files,
                 lambda _: None,
                 environment=child_environment(dict.fromkeys(("HOME", "TMPDIR"), name)),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from activities.runtime.child_process import ChildFiles, begin_child, child_environment, confine_child, run_child
-from activities.validation import template_rendering
+from activities.validation.chat_templates import rendering
 from ipnext.artifacts.checkpoints.tokenizer_files import ChatTemplate
 from ipnext.errors import EXIT_OK, Unavailable
 from ipnext.model.echoes import cut_text
@@ -67,7 +67,7 @@ def find_template_fault(
         job = {"templates": [template.text for template in templates], "special_tokens": dict(special_tokens)}
         (workspace / "job").write_text(json.dumps(job), encoding="ascii")
         status = run_child(
-            [sys.executable, "-m", "activities.validation.template_process", str(os.getpid()), confinement],
+            [sys.executable, "-m", "activities.validation.chat_templates.process", str(os.getpid()), confinement],
             files,
             lambda seconds: beat(f"rendering chat templates for {seconds:.0f} s"),
             environment=child_environment(dict.fromkeys(("HOME", "TMPDIR"), name)),
@@ -169,7 +169,7 @@ def _find_fault(number: int, text: str, special_tokens: Mapping[str, str]) -> st
         _begin(number, step)
 
     with contextlib.suppress(MemoryError):
-        return template_rendering.find_fault(text, special_tokens, template_rendering.Limits(begin, _stop_clock))
+        return rendering.find_fault(text, special_tokens, rendering.Limits(begin, _stop_clock))
     if not _has_room():  # what the template has made is free again
         sys.exit(EXIT_NO_MEMORY)
     return f"{begun[-1]} {_TOO_MUCH_MEMORY}"
