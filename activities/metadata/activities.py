@@ -109,7 +109,7 @@ class MetadataActivities:
             generation = repository.generation(stage.model, stage.generation)
             spec = repository.model(stage.model).manifest.spec
             placed = repository.placement(stage.model)
-            parts = sorted({*generation.snapshots.items(), *generation.answering.items()})
+            parts = sorted(generation.named)
             snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
         for snapshot in snapshots:
             try:

@@ -100,18 +100,24 @@ class StageActivities:
 def _snapshots(repository: Repository, model: str, number: int | None) -> Mapping[str, StageSnapshot]:
     if number is None:
         return {}
-    parts = repository.generation(model, number).answering
-    found = {part: repository.snapshot(model, part, snapshot) for part, snapshot in parts.items()}
-    return {
-        part: StageSnapshot(
-            number=snapshot.number,
-            digest=snapshot.digest,
-            uri=snapshot.uri,
-            size_bytes=snapshot.manifest.size_bytes,
-            published=snapshot.derived_from or snapshot.number,
-        )
-        for part, snapshot in found.items()
-    }
+    generation = repository.generation(model, number)
+    found = {part: _snapshot(repository, model, part, snapshot) for part, snapshot in generation.answering.items()}
+    for kind, numbers in generation.by_hardware.items():
+        for part, snapshot in numbers.items():
+            on_kind = {**found[part].by_hardware, kind: _snapshot(repository, model, part, snapshot)}
+            found[part] = found[part].model_copy(update={"by_hardware": on_kind})
+    return found
+
+
+def _snapshot(repository: Repository, model: str, part: str, number: int) -> StageSnapshot:
+    snapshot = repository.snapshot(model, part, number)
+    return StageSnapshot(
+        number=snapshot.number,
+        digest=snapshot.digest,
+        uri=snapshot.uri,
+        size_bytes=snapshot.manifest.size_bytes,
+        published=snapshot.derived_from or snapshot.number,
+    )
 
 
 def _result_of(ended: StageEnded) -> CheckResult:

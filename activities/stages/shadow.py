@@ -117,7 +117,7 @@ class ShadowActivities:
             drained = DrainedFleet.of(repository.drains()).regions
             stored = {found.key: found for found in repository.deployments(shadow.model)}
             seconds = repository.model(shadow.model).in_force.spec.rollout.deadline_seconds
-        if denied := sorted(facts.denied.keys() & shadow.shadow.served.snapshots.items()):
+        if denied := sorted(facts.denied.keys() & set(shadow.shadow.served.named)):
             return shadow, ShadowSeen(state="refused", message=f"snapshot {denied[0][1]} of {denied[0][0]!r} is denied")
         if needed is not None and not moved:
             return shadow, _give_back(shadow.settings, needed)

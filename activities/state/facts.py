@@ -39,9 +39,7 @@ def at_work(
 def snapshots_of(generations: Iterable[Generation]) -> frozenset[tuple[str, str, int]]:
     """Return (model, part or segment, number) of all snapshots that generations are made of."""
     return frozenset(
-        (generation.model, part, number)
-        for generation in generations
-        for part, number in (*generation.snapshots.items(), *generation.answering.items())
+        (generation.model, part, number) for generation in generations for part, number in generation.named
     )
 
 

@@ -131,27 +131,23 @@ def _holds(facts: DesiredFacts, state: ModelWaveState, slot: Slot) -> tuple[Assi
     none stays warm: it would keep them all. One snapshot with and without adapters is held twice: an engine can load
     adapters only if it reserved room for them at its start.
     """
-    part = slot[0]
+    part, _, hardware = slot
     stored = facts.deployments.get(key_of(facts.model, slot))
     loaded = set(stored.generations) if stored else set()
     hosted = {name for name, _, _ in state.slots}
     former = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
     warm = {number for number in former if hosted.issuperset(facts.generations[number].parts)}
-    warm = {number for number in warm if not facts.denied.keys() & _named(facts.generations[number])}
+    warm = {number for number in warm if facts.denied.keys().isdisjoint(facts.generations[number].named)}
     kept = set() if state.apart else loaded & warm
     pieces: dict[tuple[str, int, int], list[Generation]] = {}
     for generation in (facts.generations[number] for number in sorted(state.generations_at(slot) | kept)):
-        for name, number in generation.snapshots_of(part).items():
+        for name, number in generation.snapshots_of(part, hardware).items():
             pieces.setdefault((name, number, len(generation.adapters_of(name))), []).append(generation)
     signers = facts.manifest.spec.validation.signers
     return tuple(
         _build_held(part, facts.snapshots[name, number], found, signers, facts.denied.get((name, number)))
         for (name, number, _), found in sorted(pieces.items())
     )
-
-
-def _named(generation: Generation) -> frozenset[tuple[str, int]]:
-    return frozenset((*generation.snapshots.items(), *generation.answering.items()))
 
 
 def _build_held(

@@ -68,6 +68,7 @@ def served_generation(facts: DesiredFacts, number: int) -> ServedGeneration:
         generation=number,
         graph=graph,
         snapshots=dict(generation.answering),
+        by_hardware=generation.by_hardware,
         sync=whole.sync,
         facts={piece: _facts_of(facts, snapshot) for piece, snapshot in held.items() if snapshot is not None},
         engines={part.name: part.engine for part in spec.hosted_parts if part.engine in SERVING_ENGINES},

@@ -39,11 +39,12 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
     for part in spec.hosted_parts:
         if part.name in serving:
             continue
-        sets = {frozenset(generation.snapshots_of(part.name).items()) for generation in generations}
-        held = {(piece, digests[piece, number]) for found in sets for piece, number in found}
-        taken = with_ground(held, manifests)
-        if len(sets - {frozenset()}) > 1 and not fits(part.memory_bytes, [manifests[piece] for piece in taken]):
-            return "replace"
+        for kind in {option.kind for option in part.hardware}:
+            sets = {frozenset(generation.snapshots_of(part.name, kind).items()) for generation in generations}
+            held = {(piece, digests[piece, number]) for found in sets for piece, number in found}
+            taken = with_ground(held, manifests)
+            if len(sets - {frozenset()}) > 1 and not fits(part.memory_bytes, [manifests[piece] for piece in taken]):
+                return "replace"
     return "in_place"
 
 

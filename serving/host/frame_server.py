@@ -167,8 +167,8 @@ class HostFrames:
     def _answer_walk(
         self, number: int, walk: GraphCall, sketched: bool, encoded: EncodedBody, finite: bool, outputs: Tensors
     ) -> None:
-        snapshots = walk.route.snapshots
-        proof = {"snapshot": snapshots.get(walk.part), "snapshots": dict(snapshots)}
+        snapshots = {**walk.route.snapshots, **walk.used}
+        proof = {"snapshot": snapshots.get(walk.part), "snapshots": snapshots}
         self._send_v2(number, proof, encoded, finite, outputs if sketched else {})
 
     def _answer(self, number: int, snapshot: int, outputs: dict[str, Tensor]) -> None:

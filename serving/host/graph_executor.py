@@ -6,8 +6,8 @@ work, the host computes the share of its own pass that needs none of their outpu
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -38,6 +38,8 @@ class GraphCall:
     part: str
     mirrored: bool = False
     """Whether no client waits for it."""
+    used: dict[str, int] = field(default_factory=dict)
+    """Part -> the snapshot that answers for it in this attempt."""
 
 
 class GraphExecutor:
@@ -78,25 +80,36 @@ class GraphExecutor:
         """
         wanted = self._forms.read(*body, room=self._parts.check_room)
         walk.route.plan.check_request(wanted.inputs)
-        answer = self._answers.of(wanted, walk.route, partial(self._answer_form, walk.route, wanted))
+        answer = self._answer_form(walk, wanted)
         seconds = wanted.seconds(seconds)
         try:
             with self._parts.busy(), self._parts.claim() as claim:
                 if wanted.form is None:
                     claim.set(decoded_bytes(wanted.inputs.values(), beside=body[0]))
                 async with asyncio.timeout(seconds):
-                    outputs = await self._with_retry(walk, wanted.inputs, CallState(time.monotonic() + seconds))
+                    asked = CallState(time.monotonic() + seconds, used=walk.used)
+                    outputs = await self._with_retry(walk, wanted.inputs, asked)
         except TimeoutError as error:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
+        if walk.route.differs(walk.used):
+            answer = self._answer_form(walk, wanted)
         chosen = answer.select_outputs(outputs)
         return finish(*answer.encode_for(wanted.inputs, chosen), chosen)
 
-    def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
-        """Return the answer form of a request. InvalidInput names an output that does not exist."""
+    def _answer_form(self, walk: GraphCall, wanted: InferRequest) -> AnswerForm:
+        """Return the answer form of a request, with the snapshots used so far.
+
+        InvalidInput names an output that does not exist.
+        """
+        route, used = walk.route, dict(walk.used)
+        about = (route, tuple(sorted(used.items()))) if route.differs(used) else route
+        return self._answers.of(wanted, about, partial(self._make_form, route, used, wanted))
+
+    def _make_form(self, route: GenerationRoute, used: Mapping[str, int], wanted: InferRequest) -> AnswerForm:
         outputs = tuple(route.plan.outputs)
         wanted.check_outputs(outputs)
-        proof = proof_parameters(route.generation, route.snapshots, self._parts.region)
+        proof = proof_parameters(route.generation, {**route.snapshots, **used}, self._parts.region)
         head = InferResponse(route.model, {}, str(route.generation), wanted.id, proof)
         chosen = tuple(output.name for output in wanted.outputs) or outputs
         return AnswerForm(head, chosen, wanted.binary_names(chosen))
@@ -158,10 +171,11 @@ class GraphExecutor:
     def _lease(self, walk: GraphCall) -> Lease[ServedPart]:
         route = walk.route
         lease = self._parts.lease(route.model, walk.part, route.generation)
-        if lease.snapshot != route.snapshots.get(walk.part):
+        if (walk.part, lease.snapshot) not in route.own:
             self._parts.release(lease)
             msg = f"generation {route.generation} of {route.model}.{walk.part} is snapshot {lease.snapshot} here"
             raise GenerationNotHeld(msg)
+        walk.used[walk.part] = lease.snapshot
         return lease
 
     async def _infer_last(

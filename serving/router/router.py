@@ -204,7 +204,7 @@ class Router:
             route = self._follower.routes.model(model).choose(pin)
             self._metrics.note_chosen(route.model, route.generation, asked.chosen_by)
             response = await self._answer_admitted(request, route, asked)
-            if any(route.snapshots[part] != number for part, number in asked.used.items()):
+            if route.is_substituted(asked.used):
                 self._metrics.note_substituted(model, route.generation)
         except IPnextError as error:
             response = error_response(error)
@@ -347,7 +347,7 @@ class Router:
         """Return the same generation with the current endpoints, if it is still served."""
         models = self._follower.routes.models
         fresh = models[route.model].generations.get(route.generation) if route.model in models else None
-        return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
+        return fresh if fresh is not None and not fresh.missing and fresh.has_snapshots_of(route) else route
 
     def _encode(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: CallState) -> Response:
         chosen = wanted.select(outputs)

@@ -90,10 +90,12 @@ class HostClient:
         header |= {"header_length": header_length, "sketch": attempt.sampled, "mirrored": self._mirrors}
         pieces = Pieces(bytes_frame, header, content)
         answer = await self._call(route, part, candidate, pieces, attempt, walk=True).response()
-        if answer.header["snapshots"] != route.snapshots:
+        proved = answer.header["snapshots"]
+        if not route.is_proved(proved):
             attempt.tried.add(candidate.url)
-            msg = f"{candidate.url} answered with {answer.header['snapshots']}, needed is {dict(route.snapshots)}"
+            msg = f"{candidate.url} answered with {proved}, needed is {dict(route.snapshots)}"
             raise RetryOnOtherHost(msg)
+        attempt.used.update(proved)
         _check_length(answer, candidate, attempt)
         return answer
 

@@ -240,14 +240,14 @@ class RouterMetrics(Collector):
         yield from (answers, values, total, squares)
 
     def _snapshots(self) -> Metric:
-        """Return the snapshot of each part of each served generation.
+        """Return the snapshots of each part of each served generation: several if they differ by hardware.
 
         They are joined with other series by model and generation.
         """
         labels = (*_LABELS, "part", "snapshot")
         family = GaugeMetricFamily("ipnext_generation_snapshot", "1 for each part of a generation.", labels=labels)
         for route in self._served():
-            for part, snapshot in route.snapshots.items():
+            for part, snapshot in sorted(route.own):
                 family.add_metric((route.model, str(route.generation), self.region, part, str(snapshot)), 1)
         return family
 

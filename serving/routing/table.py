@@ -37,6 +37,8 @@ class GenerationRoute:
     generation: int
     plan: GraphPlan
     snapshots: Mapping[str, int]
+    own: frozenset[tuple[str, int]]
+    """(part, number) of the generation's snapshots, on whatever hardware."""
     candidates: Mapping[str, CandidateTiers]
     """Part -> the hosts that may serve this generation by the sync policy."""
     only_part: str | None
@@ -76,9 +78,34 @@ class GenerationRoute:
 
         The generation's, with those of `used` (part -> snapshot).
         """
-        if all(self.snapshots.get(part) == number for part, number in used.items()):
-            return self.proof
-        return snapshots_text({**self.snapshots, **used})
+        return snapshots_text({**self.snapshots, **used}) if self.differs(used) else self.proof
+
+    def differs(self, used: Mapping[str, int]) -> bool:
+        """Return whether other snapshots answered than `snapshots` has: a derivative, or one that stood in."""
+        return any(self.snapshots.get(part) != number for part, number in used.items())
+
+    def is_substituted(self, used: Mapping[str, int]) -> bool:
+        """Return whether snapshots answered that are not the generation's on any hardware."""
+        return self.differs(used) and not all(pair in self.own for pair in used.items())
+
+    def is_proved(self, snapshots: object) -> bool:
+        """Return whether a host names one of the generation's own snapshots for each of its parts."""
+        if snapshots == self.snapshots:
+            return True
+        return (
+            isinstance(snapshots, dict)
+            and snapshots.keys() == self.snapshots.keys()
+            and all(type(number) is int and (part, number) in self.own for part, number in snapshots.items())
+        )
+
+    def has_snapshots_of(self, other: "GenerationRoute") -> bool:
+        """Return whether both have the same snapshots on each hardware kind."""
+        return self.snapshots == other.snapshots and self.by_hardware == other.by_hardware
+
+    @property
+    def by_hardware(self) -> Mapping[str, Mapping[str, int]]:
+        """Hardware kind -> part -> number, of the snapshots that are others there."""
+        return self.routed.served[0].by_hardware
 
     @property
     def is_locked(self) -> bool:
@@ -104,9 +131,9 @@ class ShadowRoute:
     route: GenerationRoute
 
     @property
-    def identity(self) -> tuple[int, Mapping[str, int], int]:
+    def identity(self) -> tuple[int, Mapping[str, int], Mapping[str, Mapping[str, int]], int]:
         """What makes two shadows of a model the same: generation, snapshots and seed."""
-        return self.shadow.generation, self.route.snapshots, self.shadow.seed
+        return self.shadow.generation, self.route.snapshots, self.route.by_hardware, self.shadow.seed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -287,6 +314,7 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         generation=served.generation,
         plan=plan,
         snapshots=served.snapshots,
+        own=frozenset(served.named),
         candidates=found,
         only_part=plan.only_part if plan.outputs else None,
         executing_part=plan.nodes[-1].part if served.sync.policy == "locked" else None,
@@ -318,17 +346,21 @@ def _only(model: RoutedModel, served: ServedGeneration) -> RoutedModel:
 def _offers(
     model: RoutedModel, served: ServedGeneration, part: str, usable: Iterable[ServedGeneration]
 ) -> CandidateTiers:
-    versions = {one.generation: _version(one, part) for one in usable if part in one.snapshots}
+    having = {one.generation: one for one in usable if part in one.snapshots}
     held: dict[str, list[Version]] = {}
     for endpoint in model.endpoints:
         if endpoint.part == part:
-            found = (versions[number] for number in endpoint.generations if number in versions)
+            found = (_version(having[g], part, endpoint.hardware) for g in endpoint.generations if g in having)
             held.setdefault(endpoint.url, []).extend(found)
-    return candidates_for(served.sync, versions[served.generation], held) if served.generation in versions else ((),)
+    return candidates_for(served.sync, _version(served, part), held) if served.generation in having else ((),)
 
 
-def _version(served: ServedGeneration, part: str) -> Version:
-    return Version(served.generation, served.snapshots[part], served.facts.get(part))
+def _version(served: ServedGeneration, part: str, hardware: str = "") -> Version:
+    """Return the snapshot with which hosts of a hardware kind answer: all of a part count as the published one."""
+    number, facts = served.snapshot_on(part, hardware), served.facts.get(part)
+    if facts is not None and number != served.snapshots[part]:
+        facts = facts.model_copy(update={"published": facts.published or served.snapshots[part]})
+    return Version(served.generation, number, facts)
 
 
 class TableFollower:

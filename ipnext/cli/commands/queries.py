@@ -17,7 +17,7 @@ from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.cli.tables.freshness import freshness_table, times_of
 from ipnext.cli.tables.layouts import layout_picture, layout_tables
-from ipnext.cli.tables.lineage import holds_table, snapshots_table
+from ipnext.cli.tables.lineage import derivation_line, holds_table, snapshots_table
 from ipnext.cli.tables.owners import owner_tables, owners_table
 from ipnext.cli.tables.profiles import profile_tables
 from ipnext.cli.tables.regions import fleet_tables, regions_table
@@ -391,6 +391,8 @@ def snapshot_tables(snapshot: SnapshotView, profiles: Iterable[ProfileView]) -> 
     )
     yield f"{len(manifest.files)} files, {manifest.size_bytes:,} bytes, SHA-256 {snapshot.digest}"
     yield snapshot.uri
+    if snapshot.derived_from is not None:
+        yield derivation_line(snapshot)
     yield times_of(snapshot)
     found = tuple(profiles)
     yield from profile_tables(found) if found else (f"no profile; `ipnext profile {snapshot.model}` measures one",)
@@ -471,12 +473,20 @@ def _list(numbers: Iterable[int]) -> str:
 
 
 def _pairs(generation: Generation) -> str:
-    derived = generation.derived.parts if generation.derived is not None else {}
     pairs = " ".join(
-        f"{part}={snapshot}" + (f" (derived: {derived[part]})" if part in derived else "")
-        for part, snapshot in generation.snapshots.items()
+        f"{part}={snapshot}" + _derived(generation, part) for part, snapshot in generation.snapshots.items()
     )
     return pairs if generation.layout is None else f"{pairs} (in {len(generation.layout.parts)} parts)"
+
+
+def _derived(generation: Generation, part: str) -> str:
+    """Return what serves in place of the published snapshot, with the hardware kinds that have another one."""
+    found = generation.derived
+    told = [str(found.parts[part])] if found is not None and part in found.parts else []
+    told += [
+        f"{numbers[part]} on {kind}" for kind, numbers in sorted(generation.by_hardware.items()) if part in numbers
+    ]
+    return f" (derived: {', '.join(told)})" if told else ""
 
 
 def _why(change: Change) -> str:

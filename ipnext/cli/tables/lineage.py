@@ -21,10 +21,14 @@ def holds_table(holds: Iterable[HoldView]) -> Table:
 def snapshots_table(found: Iterable[Snapshot]) -> Table:
     """One line for each snapshot."""
     lines = (
-        (s.model, s.part, s.number, s.manifest.engine, age(s.created_at), s.manifest.size_bytes, s.digest[:DIGITS])
+        (
+            *(s.model, s.part, s.number, s.manifest.engine, age(s.created_at), s.manifest.size_bytes),
+            *(s.digest[:DIGITS], s.derived_from or "", _describe_hardware(s)),
+        )
         for s in found
     )
-    return rows("", ("model", "part", "snapshot", "engine", "age", "bytes", "digest"), lines)
+    heads = ("model", "part", "snapshot", "engine", "age", "bytes", "digest", "derived from", "for hardware")
+    return rows("", heads, lines)
 
 
 def lineage_table(found: Iterable[SnapshotLineage]) -> Table:
@@ -43,8 +47,9 @@ def lineage_tables(one: SnapshotLineage) -> Iterable[Table | str]:
         yield "published by a client, without a training run"
     if one.parent is not None:
         yield f"{one.parent.derivation} of {_name(one.parent)}"
-    derived = ((r.part, r.number, r.derivation, r.digest[:DIGITS]) for r in one.derived)
-    yield rows("\nderived snapshots", ("part", "snapshot", "derivation", "digest"), derived)
+    derived = ((r.part, r.number, r.derivation, ", ".join(r.hardware), r.digest[:DIGITS]) for r in one.derived)
+    heads = ("part", "snapshot", "derivation", "for hardware", "digest")
+    yield rows("\nderived snapshots", heads, derived)
     heads = ("generation", "state", "age", "last began to serve", "users in")
     yield rows("\ngenerations", heads, map(_generation_line, one.generations))
     placed = ((p.region, p.hardware, p.part, p.replicas, ", ".join(map(str, p.generations))) for p in one.placements)
@@ -90,6 +95,21 @@ def _generation_line(one: LineageGeneration) -> tuple[object, ...]:
 
 def _name(related: RelatedSnapshot) -> str:
     return f"{related.part}/{related.number}" if related.number else f"{related.part}, {related.digest[:DIGITS]}"
+
+
+def derivation_line(snapshot: Snapshot) -> str:
+    """Describe a derived snapshot: its step, the hardware that it is for, its parent, and the versions of its tools."""
+    producer = dict(snapshot.manifest.producer)
+    step = producer.pop("step", "a step")
+    tools = ", ".join(f"{tool} {version}" for tool, version in sorted(producer.items()))
+    parent = (snapshot.manifest.parent or "")[:DIGITS]
+    origin = f"derived by {step} from snapshot {snapshot.derived_from} (parent {parent})"
+    return f"{origin}, for hardware: {_describe_hardware(snapshot)}; tools: {tools}"
+
+
+def _describe_hardware(snapshot: Snapshot) -> str:
+    """Return the hardware kinds that a derived snapshot is for; empty of a published one."""
+    return "" if snapshot.derived_from is None else ", ".join(snapshot.hardware) or "all"
 
 
 def _describe_retention(one: SnapshotLineage) -> str:

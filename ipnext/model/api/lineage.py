@@ -9,8 +9,9 @@ from pydantic import Field
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.value import Name, Sha256, WrittenValue
 
-Derivation = Literal["delta", "trained on", "cut"]
-"""How a snapshot follows from another one: as changed rows of it, by more training, or as a segment of a split."""
+Derivation = Literal["delta", "trained on", "optimized", "cut"]
+"""How a snapshot follows from another one: as changed rows of it, by more training, by a step of the model's pipeline,
+or as a segment of a split."""
 
 
 class TrainingRun(WrittenValue):
@@ -34,6 +35,8 @@ class RelatedSnapshot(WrittenValue):
     """None: the model has no snapshot of that digest."""
     digest: Sha256
     derivation: Derivation
+    hardware: tuple[Name, ...] = Field(default=(), exclude_if=lambda kinds: not kinds)
+    """Hardware kinds that it was derived for; empty: all kinds of its part, or it is not derived by a step."""
 
 
 class LineageGeneration(WrittenValue):

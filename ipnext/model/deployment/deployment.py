@@ -242,6 +242,9 @@ class ServedGeneration(Value):
     graph: PartGraph
     snapshots: Mapping[str, int]
     """Part -> snapshot number."""
+    by_hardware: Mapping[Name, Mapping[str, int]] = Field(default_factory=dict, exclude_if=lambda kinds: not kinds)
+    """Hardware kind -> part -> number, of snapshots that hosts of this kind answer with in the place of those above.
+    All of a part were derived from one published snapshot, and any of them may answer for the generation."""
     sync: SyncPolicy = SyncPolicy()
     facts: Mapping[str, SnapshotFacts] = Field(default_factory=dict)
     """Part -> facts of its snapshot; a part without facts answers with exactly this snapshot."""
@@ -257,6 +260,16 @@ class ServedGeneration(Value):
     """Part that is an adapter -> its name in its engines."""
     inputs: tuple[TensorSpec, ...] = ()
     """Tensors of an OpenAI request beside its prompt, for the nodes of a graph that ends in a generator."""
+
+    def snapshot_on(self, part: str, hardware: str) -> int:
+        """Return the number of the snapshot with which hosts of a hardware kind answer for a part."""
+        return self.by_hardware.get(hardware, {}).get(part, self.snapshots[part])
+
+    @property
+    def named(self) -> tuple[tuple[str, int], ...]:
+        """(part, number) of all snapshots that answer, on whatever hardware."""
+        others = (pair for numbers in self.by_hardware.values() for pair in numbers.items())
+        return tuple(dict.fromkeys((*self.snapshots.items(), *others)))
 
 
 class RouteShare(Value):
@@ -575,6 +588,8 @@ class PartEndpoint(Value):
     answers_as: str | None = None
     """The `model` that an engine writes into its answers; routers reject answers with another name. None: not
     checked."""
+    hardware: str = Field(default="", exclude_if=lambda kind: not kind)
+    """The hardware kind of its host."""
 
 
 class RoutedModel(Value):

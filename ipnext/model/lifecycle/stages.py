@@ -64,6 +64,8 @@ class StageSnapshot(Value):
     size_bytes: int
     published: int
     """Number of the published snapshot that it was derived from, or its own number."""
+    by_hardware: Mapping[Name, "StageSnapshot"] = Field(default_factory=dict, exclude_if=lambda kinds: not kinds)
+    """Hardware kind -> the snapshot with which its hosts answer in the place of this one."""
 
 
 class StageRequest(Value):

@@ -111,3 +111,10 @@ class Derivatives(Value):
     """Digest of the pipeline."""
     parts: Mapping[Name, int] = Field(default_factory=dict)
     """Part -> number of the derived snapshot. A part is left out if every step kept what it was given."""
+    by_hardware: Mapping[Name, Mapping[Name, int]] = Field(default_factory=dict, exclude_if=lambda kinds: not kinds)
+    """Hardware kind -> part -> number of the snapshot on this kind, if it is another than on kinds left out."""
+
+    @property
+    def named(self) -> frozenset[tuple[str, int]]:
+        """(part, number) of the snapshots of all hardware kinds."""
+        return frozenset(pair for numbers in (self.parts, *self.by_hardware.values()) for pair in numbers.items())

@@ -184,6 +184,8 @@ class Snapshot(Value):
     """When its training ended; None if that is not known."""
     derived_from: int | None = Field(default=None, ge=1)
     """Number of the published snapshot that the platform derived it from; None if it was published."""
+    hardware: tuple[Name, ...] = Field(default=(), exclude_if=lambda kinds: not kinds)
+    """Hardware kinds that it was derived for; empty: all kinds of its part, or it was published."""
 
 
 class GraphNode(Value):
@@ -406,25 +408,47 @@ class Generation(Value):
 
     @property
     def optimized(self) -> Mapping[str, int]:
-        """Part -> number of the snapshot that its pipeline led to: the published one if it has none."""
+        """Part -> number of the snapshot that its pipeline led to: the published one if it has none.
+
+        Hardware kinds with steps of their own have others: see `optimized_on`.
+        """
         return self.snapshots if self.derived is None else {**self.snapshots, **self.derived.parts}
+
+    def optimized_on(self, hardware: str) -> Mapping[str, int]:
+        """Map each part to the number of its snapshot on a hardware kind."""
+        return {**self.optimized, **self.by_hardware.get(hardware, {})}
+
+    @property
+    def by_hardware(self) -> Mapping[str, Mapping[str, int]]:
+        """Hardware kind -> part -> number, of the snapshots that are others there than those of `optimized`."""
+        return {} if self.derived is None else self.derived.by_hardware
+
+    @property
+    def named(self) -> tuple[tuple[str, int], ...]:
+        """(part or segment, number) of the published snapshots, and of all that hosts load, on whatever hardware."""
+        others = (pair for numbers in self.by_hardware.values() for pair in numbers.items())
+        return tuple(dict.fromkeys((*self.snapshots.items(), *self.answering.items(), *others)))
 
     @property
     def answering(self) -> Mapping[str, int]:
-        """Part of a graph's node -> number of the snapshot that answers. For a cut generation: segments."""
+        """Part of a graph's node -> number of the snapshot that answers. For a cut generation: segments.
+
+        Replicas on the hardware kinds of `by_hardware` answer with those named there.
+        """
         if self.layout is None:
             return self.optimized
         return {segment.name: segment.snapshot for segment in self.layout.segments}
 
-    def snapshots_of(self, part: str) -> Mapping[str, int]:
-        """Return the snapshots that a host of `part` loads: part, its adapters or segments -> snapshot number.
+    def snapshots_of(self, part: str, hardware: str) -> Mapping[str, int]:
+        """Return what a host of `part` on a hardware kind loads: part, its adapters or segments -> snapshot number.
 
         Empty if the generation lacks the part.
         """
         if self.layout is None:
             if part not in self.parts:
                 return {}
-            return {name: self.optimized[name] for name in (part, *self.adapters_of(part))}
+            numbers = self.optimized_on(hardware)
+            return {name: numbers[name] for name in (part, *self.adapters_of(part))}
         segments = (segment for own in self.layout.parts if own.name == part for segment in own.segments)
         return {segment.name: segment.snapshot for segment in segments}
 

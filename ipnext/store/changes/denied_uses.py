@@ -94,8 +94,7 @@ class DeniedUses(Denials):
         of = tuple_(GENERATIONS.c.model, GENERATIONS.c.number)
         for row in self._run(sa_select(GENERATIONS).where(of.in_(generations))):
             generation = read_generation(row)
-            named = dict.fromkeys((*generation.snapshots.items(), *generation.answering.items()))
-            yield (row.model, generation.number), named
+            yield (row.model, generation.number), generation.named
 
     def _named(self, table: Any, models: Collection[str]) -> Any:
         return self._among(table.c.name if table is MODELS else table.c.model, models)

@@ -16,6 +16,7 @@ from ipnext.model.api.lineage import (
     SnapshotLineage,
     TrainingRun,
 )
+from ipnext.model.registry.optimization import Derivatives
 from ipnext.model.registry.registry import GenerationState, SplitLayout
 from ipnext.model.registry.sources import SnapshotOrigin
 from ipnext.model.wire import decode, decode_frozen
@@ -40,10 +41,11 @@ _SHARES = METADATA.tables[RouteShareRow.__tablename__]
 _FACTS = (
     *(SNAPSHOTS.c.part, SNAPSHOTS.c.number, SNAPSHOTS.c.digest, SNAPSHOTS.c.parent, SNAPSHOTS.c.is_delta),
     *(SNAPSHOTS.c.created_at, SNAPSHOTS.c.size_bytes, SNAPSHOTS.c.collected_at, SNAPSHOTS.c.origin),
+    *(SNAPSHOTS.c.derived_from, SNAPSHOTS.c.hardware),
 )
 _GENERATIONS = (
     *(GENERATIONS.c.number, GENERATIONS.c.state, GENERATIONS.c.created_at, GENERATIONS.c.serving_at),
-    *(GENERATIONS.c.snapshots, GENERATIONS.c.layout),
+    *(GENERATIONS.c.snapshots, GENERATIONS.c.derived, GENERATIONS.c.layout),
 )
 
 
@@ -96,7 +98,7 @@ class Lineages(UnitOfWork):
             for row in self._run(query.where(SNAPSHOTS.c.parent.in_(some))):
                 of = found[row.part, row.parent]
                 if len(of) < MOST_DERIVED:
-                    of.append(_related(row.part, row.number, row.digest, _derivation(row)))
+                    of.append(_related(row.part, row.number, row.digest, _derivation(row), _hardware(row)))
         return found
 
     def _numbers(self, model: str, rows: Collection[Any]) -> Mapping[tuple[str, str], int]:
@@ -156,7 +158,8 @@ def _served(row: Any, users_in: Mapping[str, float]) -> _Served:
     )
     layout = None if row.layout is None else decode_frozen(SplitLayout, row.layout)
     segments = {(segment.name, segment.snapshot) for segment in (layout.segments if layout else ())}
-    return _Served(view, frozenset(plain(row.snapshots).items()), frozenset(segments))
+    derived = frozenset() if row.derived is None else decode_frozen(Derivatives, row.derived).named
+    return _Served(view, derived | frozenset(plain(row.snapshots).items()), frozenset(segments))
 
 
 def _generations_of(key: Key, served: Sequence[_Served]) -> tuple[LineageGeneration, ...]:
@@ -174,8 +177,16 @@ def _parent(row: Any, numbers: Mapping[tuple[str, str], int]) -> RelatedSnapshot
 
 
 def _derivation(row: Any) -> Derivation:
+    if row.derived_from is not None:
+        return "optimized"
     return "delta" if row.is_delta else "trained on"
 
 
-def _related(part: str, number: int | None, digest: str, derivation: Derivation) -> RelatedSnapshot:
-    return RelatedSnapshot(part=part, number=number, digest=digest, derivation=derivation)
+def _hardware(row: Any) -> tuple[str, ...]:
+    return () if row.hardware is None else tuple(plain(row.hardware))
+
+
+def _related(
+    part: str, number: int | None, digest: str, derivation: Derivation, hardware: tuple[str, ...] = ()
+) -> RelatedSnapshot:
+    return RelatedSnapshot(part=part, number=number, digest=digest, derivation=derivation, hardware=hardware)

@@ -17,8 +17,7 @@ def denied_generations(unit: Repository, model: str, generations: tuple[Generati
     denied = unit.denied_snapshots(model)
     found: dict[int, str] = {}
     for generation in generations if denied else ():
-        named = (*generation.snapshots.items(), *generation.answering.items())
-        first = next((denied[key] for key in named if key in denied), None)
+        first = next((denied[key] for key in generation.named if key in denied), None)
         if first is not None:
             found[generation.number] = first.text
     return found

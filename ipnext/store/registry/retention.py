@@ -440,7 +440,7 @@ def _keys(row: Any) -> set[Key]:
     """Return the snapshots of a generation, with what was derived from them and the segments of a cut one."""
     found = set(plain(row.snapshots).items())
     if row.derived is not None:
-        found |= set(decode_frozen(Derivatives, row.derived).parts.items())
+        found |= decode_frozen(Derivatives, row.derived).named
     if row.layout is not None:
         found |= {(segment.name, segment.snapshot) for segment in decode_frozen(SplitLayout, row.layout).segments}
     return found

@@ -307,17 +307,24 @@ class Snapshots(UnitOfWork):
         return self.snapshot(model, segment, number)
 
     def add_derivation(
-        self, source: Snapshot, recipe: str, report: AccuracyReport, derived: SnapshotSource | None
+        self,
+        source: Snapshot,
+        recipe: str,
+        report: AccuracyReport,
+        derived: SnapshotSource | None,
+        *,
+        hardware: Collection[str] = (),
     ) -> Snapshot | None:
         """Store a finished step on a snapshot, with the snapshot that it derived; None if it broke a limit.
 
-        If the step was stored before and its snapshot is kept, that one stays.
+        `hardware`: the kinds that it was derived for; empty: all. If the step was stored before and its snapshot is
+        kept, that one stays.
         """
         self._writing_model(source.model)
         known = self.derivation(source.model, source.part, source.digest, recipe)
         if known is not None and known.snapshot is not None and not self._is_collected(known.snapshot):
             return known.snapshot
-        made = None if derived is None else self._add_derived(source, derived)
+        made = None if derived is None else self._add_derived(source, derived, hardware)
         row = self._get(DerivationRow, (source.model, source.part, source.digest, recipe))
         if row is None:
             row = DerivationRow(
@@ -332,12 +339,22 @@ class Snapshots(UnitOfWork):
         self._add(row)
         return made
 
-    def _add_derived(self, source: Snapshot, derived: SnapshotSource) -> Snapshot:
+    def _add_derived(self, source: Snapshot, derived: SnapshotSource, hardware: Collection[str]) -> Snapshot:
         number = self._next_snapshot(source.model, source.part)
-        self._add_snapshot(
-            source.model, source.part, derived, number=number, derived_from=source.derived_from or source.number
-        )
+        published = source.derived_from or source.number
+        self._add_snapshot(source.model, source.part, derived, number=number, derived_from=published, hardware=hardware)
         return self.snapshot(source.model, source.part, number)
+
+    def add_hardware(self, snapshot: Snapshot, hardware: Collection[str]) -> None:
+        """Store that a derived snapshot is for these hardware kinds, too; empty: for all."""
+        wanted = tuple(sorted({*snapshot.hardware, *hardware})) if snapshot.hardware and hardware else ()
+        if wanted == snapshot.hardware:
+            return
+        self._writing_model(snapshot.model)
+        row = self._get(SnapshotRow, (snapshot.model, snapshot.part, snapshot.number))
+        if row is not None:
+            row.hardware = document(wanted) if wanted else None
+            self._add(row)
 
     def _is_collected(self, snapshot: Snapshot) -> bool:
         row = self._get(SnapshotRow, (snapshot.model, snapshot.part, snapshot.number))
@@ -450,7 +467,7 @@ class Snapshots(UnitOfWork):
 
     def _note_served(self, generation: Generation) -> None:
         """Note at each snapshot of a generation that it begins to serve."""
-        for part, number in sorted({*generation.snapshots.items(), *generation.answering.items()}):
+        for part, number in sorted(generation.named):
             of = {"of_model": generation.model, "of_part": part, "of_number": number}
             self._write(SNAPSHOT_IS, **of, served_at=self._now())
 
@@ -461,7 +478,14 @@ class Snapshots(UnitOfWork):
             self._write(_COUNTED, of_name=model, more=more)
 
     def _add_snapshot(
-        self, model: str, part: str, source: SnapshotSource, *, number: int, derived_from: int | None = None
+        self,
+        model: str,
+        part: str,
+        source: SnapshotSource,
+        *,
+        number: int,
+        derived_from: int | None = None,
+        hardware: Collection[str] = (),
     ) -> None:
         text = document(source.manifest)
         row = SnapshotRow(
@@ -474,6 +498,7 @@ class Snapshots(UnitOfWork):
             created_at=self._now(),
             trained_at=None if source.trained_at is None else min(source.trained_at, self._now()),
             derived_from=derived_from,
+            hardware=document(sorted(hardware)) if hardware else None,
             parent=source.manifest.parent,
             is_delta=source.manifest.is_delta,
             size_bytes=source.manifest.size_bytes,
@@ -505,6 +530,7 @@ def _snapshot(row: Any) -> Snapshot:
         created_at=row.created_at,
         trained_at=row.trained_at,
         derived_from=row.derived_from,
+        hardware=() if row.hardware is None else tuple(plain(row.hardware)),
     )
 
 

@@ -95,6 +95,8 @@ class SnapshotRow(Row, table=True):
     """When its bytes were released because nothing can need them any more; None: they are kept."""
     derived_from: int | None = number_field(default=None)
     """Number of the published snapshot that it was derived from; NULL if it was published."""
+    hardware: str | None = text_field(default=None)
+    """Hardware kinds that it was derived for, as JSON; NULL: all kinds of its part, or it was published."""
     served_at: datetime | None = time_field(default=None)
     """When a generation with it last began to serve; None: none has."""
     parent: str | None = text_field(default=None)

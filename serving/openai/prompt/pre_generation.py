@@ -73,7 +73,7 @@ class PreGeneration:
         steps = _Steps(route, CallState(deadline=began + seconds))
         given = await self._run_nodes(steps, plan, request)
         self._metrics.note_before(route.model, route.generation, time.monotonic() - began)
-        if any(route.snapshots[part] != number for part, number in steps.attempt.used.items()):
+        if route.is_substituted(steps.attempt.used):
             self._metrics.note_substituted(route.model, route.generation)
         text = _compose_prompt(route, request, given)
         plain = {name: value for name, value in body.items() if name != INPUTS}

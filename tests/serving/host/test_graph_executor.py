@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 
 from ipnext.model.deployment.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph, Signature, TensorSpec
@@ -102,7 +103,7 @@ class FakeFleet:
         """Of each host: for calls of clients' requests, and of mirrored ones."""
         self.endpoints = []
 
-    async def host(self, part, *, snapshot=4, generations=(4,), gateless=True, name=None, answers=None):
+    async def host(self, part, *, snapshot=4, generations=(4,), gateless=True, name=None, answers=None, hardware=""):
         engine = Scaling(*(("x", "left", "right") if part == "sum" else ("x",)))
         served = ServedPart(engine, BatchLimits())
         served.costs.note(8, 1e-6 if gateless else 1.0)
@@ -134,7 +135,7 @@ class FakeFleet:
         server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
         self.stack.callback(server.close)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        self.endpoints.append(PartEndpoint(part=part, url=url, generations=(4,)))
+        self.endpoints.append(PartEndpoint(part=part, url=url, generations=(4,), hardware=hardware))
         self.hosts[name or part] = engine
         return parts
 
@@ -148,9 +149,9 @@ async def fleet(listeners):
 @pytest.fixture
 def router(fleet, tmp_path, toolbox):
     @asynccontextmanager
-    async def made(graph=GRAPH):
+    async def made(graph=GRAPH, **by_hardware):
         snapshots = {node.part: 4 for node in graph.nodes}
-        served = ServedGeneration(generation=4, graph=graph, snapshots=snapshots)
+        served = ServedGeneration(generation=4, graph=graph, snapshots=snapshots, by_hardware=by_hardware)
         model = RoutedModel(model="m", served=(served,), endpoints=tuple(fleet.endpoints))
         toolbox.write_table(tmp_path / "t.json", RouterTable(revision=time.time_ns(), region="north", models=(model,)))
         follower = TableFollower(tmp_path / "t.json", region="north")
@@ -228,6 +229,40 @@ async def test_a_walk_that_is_made_again_is_counted(fleet, router):
     async with router() as edge:
         assert (await ask(edge))[0] == 503
     assert last.tally.walk_retries["m", 4] >= 1
+
+
+async def test_derivatives_of_hardware_kinds_answer_and_are_named(fleet, router):
+    plain = await fleet.host("left", name="plain", hardware="large", gateless=False)
+    derived = await fleet.host("left", snapshot=9, name="derived", hardware="small", gateless=False)
+    await fleet.host("right")
+    await fleet.host("sum", snapshot=8, hardware="small")
+    engines = [fleet.hosts[name] for name in ("plain", "derived")]
+    for engine in engines:
+        engine.gate.clear()
+    async with router(small={"left": 9, "sum": 8}) as edge:
+        asked = [asyncio.create_task(ask(edge)) for _ in range(2)]
+        await eventually(lambda: plain.in_flight and derived.in_flight)
+        for engine in engines:
+            engine.gate.set()
+        answers = await asyncio.gather(*asked)
+        told = generate_latest(edge._metrics.registry).decode().splitlines()
+    assert [answer.outputs["total"].data.tolist() for _, answer, _ in answers] == [[210, 420]] * 2
+    named = [(answer.parameters["snapshots"], headers["x-ipnext-snapshots"]) for _, answer, headers in answers]
+    expected = ("left=4,right=4,sum=8", "left=9,right=4,sum=8")
+    assert sorted(named) == [(text, text) for text in expected]
+    counts = [line for line in told if line.startswith("ipnext_substituted_answers_total{")]
+    assert counts
+    assert all(line.endswith(" 0.0") for line in counts)
+
+
+@pytest.mark.parametrize("liar", ["left", "sum"])
+async def test_a_derivative_of_another_hardware_kind_never_gets_into_an_answer(fleet, router, liar):
+    for part in ("left", "right", "sum"):
+        await fleet.host(part, snapshot=9 if part == liar else 4, hardware="large")
+    async with router(small={"left": 9, "sum": 9}) as edge:
+        status, text = await ask(edge)
+    assert status == 503
+    assert f"answered with {liar}=9, needed is {liar}=4" in text
 
 
 async def walk(fleet, *, mirrors):

@@ -4,6 +4,7 @@ import pytest
 
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.registry.registry import SyncPolicy
 from serving.routing.table import TableFollower, compile_routes
 
 
@@ -27,6 +28,62 @@ def hosts(route):
 
 
 FULL = (endpoint("sparse", "s1", 1, 2), endpoint("sparse", "s2", 2), endpoint("dense", "d1", 1, 2))
+
+
+ON_KINDS = (
+    endpoint("sparse", "s1", 1).model_copy(update={"hardware": "small"}),
+    endpoint("sparse", "s2", 1).model_copy(update={"hardware": "large"}),
+    endpoint("dense", "d1", 1),
+)
+
+
+@pytest.fixture
+def on_kinds(toolbox):
+    """Generation 1 of a policy, whose part sparse has snapshot 9 on hardware kind small."""
+
+    def make(policy="locked", derived=9, **more):
+        sync = SyncPolicy(policy=policy, **more)
+        served = toolbox.served(1, sync=sync).model_copy(update={"by_hardware": {"small": {"sparse": derived}}})
+        model = RoutedModel(model="click", served=(served,), endpoints=ON_KINDS)
+        return compile_routes(RouterTable(revision=1, region="north", models=(model,))).model("click").choose("1")
+
+    return make
+
+
+@pytest.mark.parametrize("policy", [{}, {"policy": "bounded", "max_snapshots": 0}, {"policy": "unsynced"}])
+def test_hosts_of_each_hardware_kind_answer_with_their_derivative(on_kinds, policy):
+    route = on_kinds(**policy)
+    [first] = [tier for tier in route.candidates["sparse"] if tier]
+    assert {candidate.url: candidate.snapshot for candidate in first} == {"s1": 9, "s2": 1}
+    assert route.whole
+
+
+def test_a_derivative_that_answered_is_named_and_is_no_substitute(on_kinds):
+    route = on_kinds()
+    assert route.snapshots_text({"sparse": 9}) == "dense=1,sparse=9"
+    assert route.snapshots_text({"sparse": 1}) == route.proof == "dense=1,sparse=1"
+    assert not route.is_substituted({"sparse": 9, "dense": 1})
+    assert route.is_substituted({"sparse": 8})
+
+
+@pytest.mark.parametrize(
+    ("proof", "proved"),
+    [
+        ({"sparse": 9, "dense": 1}, True),
+        ({"sparse": 1, "dense": 1}, True),
+        ({"sparse": 1, "dense": 9}, False),
+        ({"sparse": 9}, False),
+        ({"sparse": [9], "dense": 1}, False),
+        (None, False),
+    ],
+)
+def test_a_host_that_executes_the_graph_proves_a_derivative_of_each_part(on_kinds, proof, proved):
+    assert on_kinds().is_proved(proof) is proved
+
+
+def test_routes_with_other_derivatives_differ(on_kinds):
+    assert on_kinds().has_snapshots_of(on_kinds())
+    assert not on_kinds().has_snapshots_of(on_kinds(derived=8))
 
 
 def test_only_endpoints_of_the_chosen_generation_are_used(table):

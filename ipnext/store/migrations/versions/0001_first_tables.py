@@ -584,6 +584,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", columns.WholeNumber(), nullable=False),
         sa.Column("origin", columns.SafeText(), nullable=True),
         sa.Column("derived_from", columns.WholeNumber(), nullable=True),
+        sa.Column("hardware", columns.SafeText(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_snapshots_models")),
         sa.PrimaryKeyConstraint("model", "part", "number", name=op.f("pk_snapshots")),
     )

@@ -108,7 +108,7 @@ def test_a_generation_that_is_not_cut_is_served_in_the_parts_of_the_manifest():
     given = manifest(tables())
     assert laid_out(given, whole) == laid_out(given, None) == given
     assert (whole.parts, whole.answering) == (("whole",), {"whole": 1})
-    assert (whole.snapshots_of("whole"), whole.snapshots_of("other")) == ({"whole": 1}, {})
+    assert (whole.snapshots_of("whole", "cpu"), whole.snapshots_of("other", "cpu")) == ({"whole": 1}, {})
 
 
 def test_parts_of_a_cut_generation_have_the_hardware_of_the_manifest_that_cuts_so():
@@ -127,6 +127,6 @@ def test_parts_of_a_generation_cut_otherwise_keep_the_hardware_they_had(split):
 def test_a_host_of_a_part_holds_its_segments_and_each_of_them_answers():
     cut = generation("0" * 64)
     assert cut.parts == ("tables-0", "tables-1", "dense")
-    assert cut.snapshots_of("dense") == {"dense-s0": 1, "dense-s2": 2}
-    assert cut.snapshots_of("whole") == {}
+    assert cut.snapshots_of("dense", "cpu") == {"dense-s0": 1, "dense-s2": 2}
+    assert cut.snapshots_of("whole", "cpu") == {}
     assert set(cut.answering) == {"tables-0", "tables-1", "dense-s0", "dense-s2"}

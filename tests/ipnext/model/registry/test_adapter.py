@@ -95,8 +95,8 @@ def test_a_generation_has_its_adapters_where_their_base_is():
         model="chat", number=2, snapshots=snapshots, adapters={"style": "llm"}, created_at=datetime.now(UTC)
     )
     assert found.parts == ("llm", "rank")
-    assert found.snapshots_of("llm") == {"llm": 3, "style": 5}
-    assert (found.snapshots_of("style"), found.snapshots_of("rank"), found.snapshots_of("other")) == (
+    assert found.snapshots_of("llm", "cpu") == {"llm": 3, "style": 5}
+    assert tuple(found.snapshots_of(part, "cpu") for part in ("style", "rank", "other")) == (
         {},
         {"rank": 7},
         {},

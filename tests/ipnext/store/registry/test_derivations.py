@@ -1,11 +1,16 @@
 """Derived snapshots and finished steps, on both engines."""
 
+from datetime import timedelta
+
 import pytest
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.optimization import AccuracyReport, Derivatives, Measured, ReplayReport
 from ipnext.model.registry.registry import GenerationState
+from ipnext.model.registry.retention import Keep, SnapshotKeep
+from ipnext.platform.denials import carry_out_denials
+from ipnext.store.operations.rollback_targets import denied_generations
 from tests.ipnext.store.registry.test_retention import unneeded
 
 RECIPE, OTHER = "1" * 64, "2" * 64
@@ -106,7 +111,7 @@ def test_a_generation_answers_with_what_it_was_derived_to_and_keeps_it_once_it_s
         unit.set_derived("ctr", 1, derived)
         found = unit.generation("ctr", 1)
         assert (found.derived, found.answering) == (derived, {"dense": 2, "sparse": 1})
-        assert (found.snapshots, found.snapshots_of("dense")) == ({"dense": 1, "sparse": 1}, {"dense": 2})
+        assert (found.snapshots, found.snapshots_of("dense", "cpu")) == ({"dense": 1, "sparse": 1}, {"dense": 2})
         unit.set_generation_state("ctr", 1, GenerationState.SERVING)
     with store.begin("ctr") as unit:
         unit.set_derived("ctr", 1, derived)
@@ -121,6 +126,82 @@ def test_both_snapshots_of_a_generation_that_served_are_kept(derive, publish, st
         unit.set_generation_state("ctr", 1, GenerationState.SERVING)
     derive("never used", OTHER)
     assert unneeded(store) == {("dense", 3)}
+
+
+def on_kinds(number, **by_hardware):
+    """Derivatives of part dense: `number` on most kinds, None for the published one; others by kind."""
+    others = {kind: {"dense": found} for kind, found in by_hardware.items()}
+    return Derivatives(steps=RECIPE, parts={} if number is None else {"dense": number}, by_hardware=others)
+
+
+def test_a_generation_has_the_derivative_of_each_hardware_kind(derive, store):
+    derived = on_kinds(None, small=derive().number, large=derive("compiled", OTHER).number)
+    with store.begin("ctr") as unit:
+        unit.set_derived("ctr", 1, derived)
+        unit.set_generation_state("ctr", 1, GenerationState.SERVING)
+    with store.read() as unit:
+        found = unit.generation("ctr", 1)
+    assert found.derived == derived
+    loaded = {kind: found.snapshots_of("dense", kind) for kind in ("small", "large", "other")}
+    assert loaded == {"small": {"dense": 2}, "large": {"dense": 3}, "other": {"dense": 1}}
+    assert set(found.named) == {("dense", 1), ("sparse", 1), ("dense", 2), ("dense", 3)}
+    with store.begin("ctr") as unit, pytest.raises(Conflict, match="its snapshots stay"):
+        unit.set_derived("ctr", 1, on_kinds(None, small=2))
+
+
+def test_a_generation_without_kinds_is_stored_as_before_they_existed(derive, store):
+    derived = on_kinds(derive().number)
+    with store.begin("ctr") as unit:
+        unit.set_derived("ctr", 1, derived)
+        row = unit._generation_row("ctr", 1)
+        assert row.derived == f'{{"parts":{{"dense":2}},"steps":"{RECIPE}"}}'
+
+
+def test_no_derivative_of_a_generation_that_served_is_collected(derive, publish, store):
+    derived = on_kinds(None, small=derive().number, large=derive("compiled", OTHER).number)
+    with store.begin("ctr") as unit:
+        unit.set_derived("ctr", 1, derived)
+        unit.set_generation_state("ctr", 1, GenerationState.SERVING)
+    derive("never used", "3" * 64)
+    one = SnapshotKeep(Keep(1, timedelta(days=30)), 1)
+    assert unneeded(store, keep=one) == {("dense", 4)}
+
+
+@pytest.mark.parametrize("content", ["quantized a", "compiled"])
+def test_a_denied_derivative_of_any_kind_counts_for_its_generation(derive, store, make, content):
+    derived = on_kinds(None, small=derive().number, large=derive("compiled", OTHER).number)
+    with store.begin("ctr") as unit:
+        unit.set_derived("ctr", 1, derived)
+        unit.set_generation_state("ctr", 1, GenerationState.SERVING)
+        unit.update_model("ctr", serving_generation=1)
+    with store.begin() as unit:
+        unit.put_denial(make.source(content).manifest.digest, reason="a fault", denied_by="ops")
+    carry_out_denials(store)
+    with store.read() as unit:
+        [use] = unit.denied_uses(["ctr"])
+        assert (use.serving, use.denial.reason) == (1, "a fault")
+        assert set(denied_generations(unit, "ctr", unit.generations("ctr"))) == {1}
+
+
+def test_a_derived_snapshot_has_the_kinds_that_it_was_derived_for(store, make, source):
+    def add(recipe, hardware):
+        made = make.source(recipe)
+        manifest = made.manifest.model_copy(update={"parent": source.digest})
+        with store.begin("ctr") as unit:
+            given = made.model_copy(update={"manifest": manifest})
+            return unit.add_derivation(source, recipe, report(), given, hardware=hardware)
+
+    for_all, for_one = add(RECIPE, ()), add(OTHER, ["small"])
+    assert (for_all.hardware, for_one.hardware) == ((), ("small",))
+    with store.begin("ctr") as unit:
+        unit.add_hardware(for_all, ["small"])
+        unit.add_hardware(for_one, ["large"])
+    with store.read() as unit:
+        numbers = {snapshot.number: snapshot.hardware for snapshot in unit.snapshots("ctr") if snapshot.part == "dense"}
+        assert numbers == {1: (), 2: (), 3: ("large", "small")}
+        [one] = unit.lineages("ctr", [("dense", 1)])
+    derived = [(each.number, each.derivation, each.hardware) for each in one.derived]
+    assert derived == [(3, "optimized", ("large", "small")), (2, "optimized", ())]
 
 
 def piped(make, *steps):
