@@ -12,9 +12,9 @@ from temporalio import activity
 
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import of_a_wave, still_ours
-from activities.state.facts import ancestors
 from activities.state.observed import observe
 from activities.transition.gate.live import judge_live, read_figures
+from activities.transition.gate.timed_parts import TimedPart, read_timed_parts
 from activities.transition.replay_requests import UnfitReplay, read_requests
 from activities.transition.wave_context import WaveContext
 from ipnext.artifacts.port import ArtifactStore
@@ -27,28 +27,11 @@ from ipnext.model.lifecycle.failure_cause import GATE, Cause, Place
 from ipnext.model.lifecycle.messages import WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.optimization import REPLAY_FILE
-from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 
 ENGINE: Final = "torch"
 AGAIN_SECONDS: Final = 0.5
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One part, as stored."""
-
-    name: str
-    new: Snapshot
-    serving: Snapshot | None
-    replay: Snapshot | None
-    """The snapshot that brings the replay set: the new one, else the newest one that it is a delta of."""
-
-    @property
-    def has_changed(self) -> bool:
-        """Whether there is something to compare."""
-        return self.serving is not None and self.serving.digest != self.new.digest
 
 
 @dataclass(frozen=True)
@@ -59,7 +42,7 @@ class _Case:
     former: int | None
     """The serving generation; None if no other one serves."""
     is_split: bool
-    parts: tuple[_Part, ...]
+    parts: tuple[TimedPart, ...]
     regions: frozenset[str]
     change: str
     override: CheckOverride | None
@@ -106,26 +89,26 @@ class LiveTimingActivities:
         pairs = self._find_pairs(wave, case)
         rounds, unfit = wave.rounds, []
         for part in case.parts:
-            own = [each for each in rounds if each.part == part.name]
-            if not part.has_changed or part.name not in pairs or len(own) == ROUNDS:
+            own = part.rounds_of(rounds)
+            if not part.has_changed or part not in pairs or len(own) == ROUNDS:
                 continue
             try:
-                rounds += (self._make_round(wave, case, part, pairs[part.name], len(own)),)
+                rounds += (self._make_round(wave, case, part, pairs[part], len(own)),)
             except UnfitReplay as error:
                 unfit.append(_result(part.name, CheckOutcome.REFUSED, f"the limits can't be judged: {error}"))
-        if not unfit and any(count < ROUNDS for count in _count_rounds(rounds)):
+        if not unfit and any(0 < len(part.rounds_of(rounds)) < ROUNDS for part in case.parts):
             return WaveResult(ok=True, again_seconds=AGAIN_SECONDS, rounds=rounds)
         return self._end(wave, case, unfit or [_judge_part(case, part, rounds) for part in case.parts])
 
-    def _find_pairs(self, wave: WaveInput, case: _Case) -> Mapping[str, _Pair]:
+    def _find_pairs(self, wave: WaveInput, case: _Case) -> Mapping[TimedPart, _Pair]:
         states, silent = observe(self._infrastructure, case.regions, [wave.model])
-        found = {part.name: _find_pair(states.values(), part.name, wave.generation, case.former) for part in case.parts}
+        found = {part: _find_pair(states.values(), part, wave.generation, case.former) for part in case.parts}
         if silent and None in found.values():
             msg = f"region {silent[0]!r} can't be reached, so its replicas can't be timed"
             raise RegionUnreachable(msg)
         return {part: pair for part, pair in found.items() if pair is not None}
 
-    def _make_round(self, wave: WaveInput, case: _Case, part: _Part, pair: _Pair, number: int) -> JudgedRound:
+    def _make_round(self, wave: WaveInput, case: _Case, part: TimedPart, pair: _Pair, number: int) -> JudgedRound:
         limits = case.limits
         asked = TimingRound(
             model=wave.model,
@@ -151,7 +134,7 @@ class LiveTimingActivities:
             seconds=round(time.monotonic() - began, 6),
         )
 
-    def _read_bodies(self, part: _Part, rows: int) -> tuple[str, ...]:
+    def _read_bodies(self, part: TimedPart, rows: int) -> tuple[str, ...]:
         bearer = part.replay or part.new
         file = next((file for file in bearer.manifest.files if file.path == REPLAY_FILE), None)
         if file is None:
@@ -188,37 +171,21 @@ def _read_case(repository: Repository, wave: WaveInput) -> _Case | None:
         return None
     former = record.serving_generation if record.serving_generation != wave.generation else None
     generation = repository.generation(wave.model, wave.generation)
-    hosted = [part.name for part in spec.hosted_parts if part.engine == ENGINE]
-    named = [part for part in hosted if part in generation.optimized and limits.part in {None, part}]
-    new, old = _snapshots(repository, generation, named), {}
-    if former is not None:
-        old = _snapshots(repository, repository.generation(wave.model, former), named)
-    known = ancestors(repository, new.values())
-    parts = [_Part(part, new[part], old.get(part), _find_bearer(new[part], known)) for part in named]
+    hosted = [part for part in spec.hosted_parts if part.engine == ENGINE]
+    named = [part for part in hosted if part.name in generation.optimized and limits.part in {None, part.name}]
+    serving = None if former is None else repository.generation(wave.model, former)
+    parts = read_timed_parts(repository, generation, serving, named)
     if limits.part is None and any(part.replay for part in parts):
-        parts = [part for part in parts if part.replay is not None]
+        parts = tuple(part for part in parts if part.replay is not None)
     return _Case(
         limits=limits,
         former=former,
         is_split=generation.layout is not None,
-        parts=tuple(parts),
+        parts=parts,
         regions=frozenset(region for _, region, _ in reaching.state.slots) - reaching.facts.lost,
         change=reaching.record.change_id,
         override=repository.check_overrides(reaching.record.change_id).get(LIVE_LATENCY),
     )
-
-
-def _snapshots(repository: Repository, generation: Generation, parts: Iterable[str]) -> dict[str, Snapshot]:
-    numbers = generation.optimized
-    return {part: repository.snapshot(generation.model, part, numbers[part]) for part in parts if part in numbers}
-
-
-def _find_bearer(snapshot: Snapshot, known: Mapping[tuple[str, str], Snapshot]) -> Snapshot | None:
-    """Return the snapshot that brings the replay set: itself, else the newest one that it is a delta of."""
-    found: Snapshot | None = snapshot
-    while found is not None and not any(file.path == REPLAY_FILE for file in found.manifest.files):
-        found = known.get((found.part, found.manifest.parent or ""))
-    return found
 
 
 def _judge_stored(model: str, case: _Case) -> Iterator[CheckResult]:
@@ -235,15 +202,15 @@ def _judge_stored(model: str, case: _Case) -> Iterator[CheckResult]:
             yield _unchanged(part)
 
 
-def _find_pair(states: Iterable[RegionState], part: str, generation: int, former: int | None) -> _Pair | None:
+def _find_pair(states: Iterable[RegionState], part: TimedPart, generation: int, former: int | None) -> _Pair | None:
     """Return the first hardware kind that has ready replicas of both generations of a part."""
     for state in sorted(states, key=lambda state: state.region):
         ready = [
             replica
             for replica in sorted(state.replicas, key=lambda replica: replica.id)
-            if replica.key.part == part and replica.phase is ReplicaPhase.RUNNING
+            if replica.key.part == part.name and replica.phase is ReplicaPhase.RUNNING
         ]
-        for hardware in sorted({replica.key.hardware for replica in ready}):
+        for hardware in sorted({replica.key.hardware for replica in ready if part.is_on(replica.key.hardware)}):
             kind = [replica for replica in ready if replica.key.hardware == hardware]
             new, serving = ([each for each in kind if number in each.ready] for number in (generation, former))
             if new and serving:
@@ -251,17 +218,13 @@ def _find_pair(states: Iterable[RegionState], part: str, generation: int, former
     return None
 
 
-def _count_rounds(rounds: Sequence[JudgedRound]) -> Iterator[int]:
-    for part in {each.part for each in rounds}:
-        yield sum(each.part == part for each in rounds)
-
-
-def _judge_part(case: _Case, part: _Part, rounds: Iterable[JudgedRound]) -> CheckResult:
-    own = [each for each in rounds if each.part == part.name]
+def _judge_part(case: _Case, part: TimedPart, rounds: Iterable[JudgedRound]) -> CheckResult:
+    own = part.rounds_of(rounds)
     if not part.has_changed:
         return _unchanged(part)
     if not own:
         told = f"no region has ready replicas of this generation and of generation {case.former} on one hardware kind"
+        told += part.on
         return _result(part.name, CheckOutcome.SKIPPED, told)
     verdict = judge_live(case.limits, own)
     against = f"on {own[0].hardware} in {own[0].region} against generation {case.former}: {verdict.message}"
@@ -271,9 +234,9 @@ def _judge_part(case: _Case, part: _Part, rounds: Iterable[JudgedRound]) -> Chec
     return result.model_copy(update={"evidence": {**verdict.evidence, "limits": limits}, "duration_seconds": took})
 
 
-def _unchanged(part: _Part) -> CheckResult:
+def _unchanged(part: TimedPart) -> CheckResult:
     same = "no snapshot of it serves" if part.serving is None else "the snapshot serves already"
-    return _result(part.name, CheckOutcome.SKIPPED, f"{same}: there is nothing to compare with")
+    return _result(part.name, CheckOutcome.SKIPPED, f"{same}{part.on}: there is nothing to compare with")
 
 
 def _result(subject: str, outcome: CheckOutcome, message: str) -> CheckResult:
