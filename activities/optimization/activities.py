@@ -12,12 +12,14 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.optimization.memory import judge_derived
 from activities.optimization.pipeline import EVENT, LimitBroken, Pipeline, Tools, tools_of_kind
 from activities.optimization.split_process import CutRefused, Cutter, cut_in_process
 from activities.optimization.step_process import Deriver, derive_in_process
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
+from activities.state.memory_fit import MEMORY
 from ipnext.artifacts.native_code import LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
@@ -96,6 +98,9 @@ class OptimizationActivities:
         try:
             with self._shares.hold(manifest.metadata.owner):
                 self._pipeline.run(stage, manifest.spec, generation)
+                if (oversized := judge_derived(self._store, stage, manifest.spec)) is not None:
+                    told = f"{oversized.subject}: {oversized.message}"
+                    return self._refuse(stage, MEMORY, oversized.reason, told, revision)
                 return self._split(stage, manifest.spec)
         except LimitBroken as error:
             return self._refuse(stage, "optimization", error.reason, error.message, revision)
@@ -173,7 +178,7 @@ def _check_denials(repository: Repository, generation: Generation) -> None:
     """
     if generation.serving_at is not None:
         return
-    for part, number in sorted(generation.answering.items()):
+    for part, number in sorted(generation.named):
         snapshot = repository.snapshot(generation.model, part, number)
         check_denial(repository, snapshot.manifest, f"snapshot {number} of {generation.model}.{part}")
 
@@ -253,8 +258,10 @@ def _part(
 def _describe_derived(derived: Derivatives | None) -> str:
     if derived is None:
         return ""
-    parts = ", ".join(f"{part} {number}" for part, number in sorted(derived.parts.items()))
-    return f"derived: {parts}" if parts else "nothing is derived: every step keeps what it was given"
+    told = [f"{part} {number}" for part, number in sorted(derived.parts.items())]
+    for kind, numbers in sorted(derived.by_hardware.items()):
+        told += [f"{part} {number} on {kind}" for part, number in sorted(numbers.items())]
+    return f"derived: {', '.join(told)}" if told else "nothing is derived: every step keeps what it was given"
 
 
 def _describe_layout(layout: SplitLayout) -> str:

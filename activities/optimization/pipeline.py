@@ -7,13 +7,14 @@ Called by the optimization activities.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from activities.optimization.branches import Ends, derive_branches, read_ends
 from activities.optimization.step_process import Deriver, StepRefused, StepSource
 from activities.runtime.deadline import beat
 from ipnext import __version__
@@ -24,7 +25,7 @@ from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.messages import StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelSpec
-from ipnext.model.manifest.optimization import OptimizationStep, part_of, steps_digest
+from ipnext.model.manifest.optimization import OptimizationStep
 from ipnext.model.registry.optimization import FORM_OF_QUANTIZED, REPLAY_FILE, AccuracyReport, Derivatives
 from ipnext.model.registry.registry import Generation, Snapshot, SnapshotManifest
 from ipnext.model.value import digest_of
@@ -66,11 +67,17 @@ class StepPlace:
     step: OptimizationStep
     number: int
     of: int
+    hardware: Sequence[str] = ()
+    """Kinds that it derives for; empty: all of the part."""
 
     @property
     def name(self) -> str:
         """For a person."""
         return f"step {self.number} of {self.of}, {self.step.kind}"
+
+    def subject(self, part: str) -> str:
+        """Return the part that it derives from, with its kinds, for a person."""
+        return f"{part} on {', '.join(self.hardware)}" if self.hardware else part
 
 
 class Pipeline:
@@ -95,26 +102,21 @@ class Pipeline:
 
         Raises LimitBroken; ToolEnded if a process was killed; Unavailable if a derived snapshot was collected just now.
         """
-        steps = steps_digest(spec.optimization)
-        found = None if steps is None else Derivatives(steps=steps, parts=self._derive_all(stage, spec, generation))
+        found = read_ends(spec, self._derive_all(stage, spec, generation))
         with self._store.begin(stage.model) as repository:
             gone = repository.collected_snapshots(stage.model)
-            if found is not None and gone & set(found.parts.items()):
+            if found is not None and gone & found.named:
                 msg = "snapshots that were derived before were collected just now; they are derived again"
                 raise Unavailable(msg)
             repository.set_derived(stage.model, stage.generation, found)
         return found
 
-    def _derive_all(self, stage: StageInput, spec: ModelSpec, generation: Generation) -> dict[str, int]:
-        engines = {part.name: part.engine for part in spec.hosted_parts}
-        sources: dict[str, Snapshot] = {}
-        for number, step in enumerate(spec.optimization, start=1):
-            part = part_of(step, engines)
-            if part not in sources:
-                sources[part] = self._snapshot(stage.model, part, generation.snapshots[part])
-            place = StepPlace(step, number, len(spec.optimization))
-            sources[part] = self._derive(stage, place, sources[part]) or sources[part]
-        return {part: found.number for part, found in sources.items() if found.derived_from is not None}
+    def _derive_all(self, stage: StageInput, spec: ModelSpec, generation: Generation) -> Ends:
+        def derive(index: int, source: Snapshot, hardware: Sequence[str]) -> Snapshot | None:
+            place = StepPlace(spec.optimization[index], index + 1, len(spec.optimization), hardware)
+            return self._derive(stage, place, source)
+
+        return derive_branches(spec, lambda part: self._snapshot(stage.model, part, generation.snapshots[part]), derive)
 
     def _derive(self, stage: StageInput, place: StepPlace, source: Snapshot) -> Snapshot | None:
         """Return the snapshot that a step derives; None if it broke a limit and keeps what it was given."""
@@ -126,19 +128,21 @@ class Pipeline:
         else:
             report, made = known.report, known.snapshot
         figures = _describe(report, again=known is not None)
-        told = f"generation {stage.generation}: {place.name} of {source.part}: {figures}"
+        told = f"generation {stage.generation}: {place.name} of {place.subject(source.part)}: {figures}"
         with self._store.begin(stage.model) as repository:
+            if known is not None and made is not None:
+                repository.add_hardware(made, place.hardware)
             if all(event.message != told for event in repository.events(stage.model, limit=50)):
                 repository.add_event(stage.model, EVENT, told)
         if report.broken and place.step.spec.on_refusal != KEPT:
-            msg = f"{place.step.kind} of {source.part}: {'; '.join(report.broken)}"
+            msg = f"{place.step.kind} of {place.subject(source.part)}: {'; '.join(report.broken)}"
             raise LimitBroken(msg)
         return made
 
     def _recipe(self, step: OptimizationStep) -> str:
         """Return the digest of all that determines what a step derives. NotDerivable if no key signs a library."""
         parts: dict[str, Any] = {
-            "step": step.model_dump(mode="json", by_alias=True),
+            "step": step.bare.model_dump(mode="json", by_alias=True),
             "tools": self._tools(step.kind),
         }
         if step.compile is not None:
@@ -154,9 +158,10 @@ class Pipeline:
         with self._fetched(place, source) as (given, scratch):
             out = scratch / "derived"
             try:
-                report = self._deriver(given, place.step, out, lambda text: beat(f"{place.name}: {text}"))
+                report = self._deriver(given, place.step.bare, out, lambda text: beat(f"{place.name}: {text}"))
             except StepRefused as error:
-                msg = f"{place.step.kind} of {source.part}: {error.message.removeprefix(f'{place.step.kind}: ')}"
+                subject = place.subject(source.part)
+                msg = f"{place.step.kind} of {subject}: {error.message.removeprefix(f'{place.step.kind}: ')}"
                 raise NotDerivable(msg) from error
             beat(f"{place.name}: storing")
             made = None if report.broken else ingest_directory(self._artifacts, out, announce=self._touch)
@@ -165,7 +170,7 @@ class Pipeline:
         if any(line.startswith(BY_CHANCE) for line in report.broken):
             return report, None
         with self._store.begin(stage.model) as repository:
-            return report, repository.add_derivation(source, recipe, report, made)
+            return report, repository.add_derivation(source, recipe, report, made, hardware=place.hardware)
 
     @contextmanager
     def _fetched(self, place: StepPlace, source: Snapshot) -> Iterator[tuple[StepSource, Path]]:

@@ -15,6 +15,7 @@ from activities.runtime.deadline import beat, throttle
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
 from activities.state.facts import ancestors
+from activities.state.memory_fit import MEMORY
 from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.validation.chat_templates.verdicts import TemplateVerdicts
 from activities.validation.check_process import Examine, examine_in_process
@@ -25,7 +26,7 @@ from activities.validation.documents.parsing import ParsingThread
 from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
 from activities.validation.finite_weights import FINITE, check_finite, check_headers
 from activities.validation.live import check_live
-from activities.validation.memory import MEMORY, check_memory
+from activities.validation.memory import check_memory
 from activities.validation.program_checks import (
     GOLDEN,
     REPLAY,
@@ -47,6 +48,7 @@ from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.lifecycle.checks import LIVE_LATENCY, ValidationReport
 from ipnext.model.lifecycle.messages import StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
 from ipnext.model.registry.signing import SignerPolicy
@@ -181,13 +183,15 @@ class ValidationActivities:
         serving = record.serving_generation
         shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
         other = None if serving in {None, stage.generation} else repository.generation(stage.model, serving or 0)
-        snapshots = _snapshots(repository, repository.generation(stage.model, stage.generation))
+        generation = repository.generation(stage.model, stage.generation)
+        snapshots = _snapshots(repository, generation)
         before = _snapshots(repository, other) if other else None
         return Candidate(
             manifest=record.manifest,
             snapshots=snapshots,
             serving=before,
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
+            derived=_derived(repository, generation, record.manifest),
             denials=_find_denials(repository, snapshots),
             memory_bytes=repository.unit_memory(),
             overrides=repository.check_overrides(stage.change_id),
@@ -218,6 +222,19 @@ def _native_signers(file: Path | None) -> SignerPolicy | None:
 def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, Snapshot]:
     found = generation.snapshots.items()
     return {part: repository.snapshot(generation.model, part, number) for part, number in found}
+
+
+def _derived(
+    repository: Repository, generation: Generation, manifest: ModelManifest
+) -> Mapping[tuple[str, str], Snapshot]:
+    """Map (part, hardware kind) to the snapshot there, of the parts whose kinds differ in it."""
+    branched = {part for numbers in generation.by_hardware.values() for part in numbers}
+    return {
+        (part.name, kind): repository.snapshot(generation.model, part.name, generation.optimized_on(kind)[part.name])
+        for part in manifest.spec.hosted_parts
+        if part.name in branched
+        for kind in (option.kind for option in part.hardware)
+    }
 
 
 def _interface_graph(repository: Repository, serving: Generation | None, shown: PartGraph | None) -> PartGraph | None:

@@ -4,33 +4,33 @@ The sizes are those by which hosts refuse a load (`ipnext.model.deployment.footp
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
 
-from activities.validation.validator import Candidate, fail_check, pass_check, skip_check
+from activities.state.memory_fit import MEMORY, Need, judge_part, need_of
+from activities.validation.validator import Candidate, skip_check
 from ipnext.model.api.plugins import BUILT_IN_ENGINES
 from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.deployment.footprint import PROCESS_BYTES, needed_bytes, weight_bytes
-from ipnext.model.fleet import HardwareOption
 from ipnext.model.lifecycle.checks import CheckResult
-from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.optimization import part_of
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.settings.engine import vllm_settings
 
-MEMORY: Final = "memory"
-
 
 def check_memory(candidate: Candidate) -> Iterator[CheckResult]:
     """Yield one result for each part with hosts; its evidence has needed and available bytes by hardware kind.
 
-    A part is refused if it fits none of its kinds. What the optimization or a split makes is not known yet.
+    A part is refused if it fits none of its kinds. What the optimization or a split makes is not known yet: after steps
+    for single hardware kinds, the optimization judges their part.
     """
     for part in candidate.manifest.spec.hosted_parts:
         if part.name not in candidate.snapshots:
             continue
         reason = _find_unknown(candidate, part)
-        yield _check_part(candidate, part) if reason is None else skip_check(MEMORY, part.name, reason)
+        if reason is None:
+            yield judge_part(part, _needs(candidate, part), candidate.memory_bytes)
+        else:
+            yield skip_check(MEMORY, part.name, reason)
 
 
 def _find_unknown(candidate: Candidate, part: PartSpec) -> str | None:
@@ -41,38 +41,21 @@ def _find_unknown(candidate: Candidate, part: PartSpec) -> str | None:
         return f"the memory that engine {part.engine!r} needs is not known"
     if spec.split is not None:
         return "hosts load the parts that spec.split makes of it"
+    if (part.name, part.hardware[0].kind) in candidate.derived:
+        return None
     if any(part_of(step, engines) == part.name for step in spec.optimization):
         return "hosts load what spec.optimization derives from it"
     return None
 
 
-def _check_part(candidate: Candidate, part: PartSpec) -> CheckResult:
-    kinds = {option.kind: _judge(candidate, part, option) for option in part.hardware}
-    evidence = {"kinds": kinds}
-    limited = {kind: found for kind, found in kinds.items() if not found["fits"]}
-    told = "; ".join(
-        f"{kind}: needs {found['neededBytes']:,} bytes, has {found['availableBytes']:,} ({found['limit']})"
-        for kind, found in sorted(limited.items())
-    )
-    if len(limited) == len(kinds):
-        message = f"fits no hardware kind of the part: {told}"
-        return fail_check(MEMORY, part.name, Reason.OUT_OF_MEMORY, message, evidence=evidence)
-    fitting = ", ".join(sorted(kinds.keys() - limited.keys()))
-    return pass_check(MEMORY, part.name, f"fits {fitting}" + (f"; not {told}" if told else ""), evidence=evidence)
-
-
-def _judge(candidate: Candidate, part: PartSpec, option: HardwareOption) -> dict[str, Any]:
-    """Return needed and available bytes of a replica on one hardware kind. Without a limit it fits."""
-    host = _host_bytes(candidate, part)
-    units = candidate.memory_bytes.get(option.kind)
-    limits = [] if part.memory_bytes is None else [(host, part.memory_bytes, "memoryBytes of the part")]
-    if units is not None:
-        needed = _device_bytes(candidate, part) if part.engine in SERVING_ENGINES else host
-        limits.append((needed, int(units * option.units), f"{option.units:g} units of the fleet's memoryBytes"))
-    if not limits:
-        return {"neededBytes": host, "availableBytes": None, "limit": None, "fits": True}
-    needed, available, limit = min(limits, key=lambda each: each[1] - each[0])
-    return {"neededBytes": needed, "availableBytes": available, "limit": limit, "fits": needed <= available}
+def _needs(candidate: Candidate, part: PartSpec) -> Mapping[str, Need]:
+    """Return what the part needs on each hardware kind: by what was derived for the kind, if steps name kinds."""
+    kinds = [option.kind for option in part.hardware]
+    derived = {kind: candidate.derived[part.name, kind] for kind in kinds if (part.name, kind) in candidate.derived}
+    if derived:
+        return {kind: need_of(snapshot) for kind, snapshot in derived.items()}
+    device = _device_bytes(candidate, part) if part.engine in SERVING_ENGINES else 0
+    return dict.fromkeys(kinds, Need(_host_bytes(candidate, part), device))
 
 
 def _host_bytes(candidate: Candidate, part: PartSpec) -> int:

@@ -50,6 +50,9 @@ class Candidate:
     """Hardware kind -> memory of one unit, as the fleet has it; kinds that it does not tell are left out."""
     overrides: Mapping[str, CheckOverride] = field(default_factory=dict)
     """Check -> the override by which its refusals let the change pass."""
+    derived: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
+    """(part, hardware kind) -> the snapshot that replicas there load, of parts whose kinds differ in it. Empty before
+    they are derived."""
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
     """(part, digest) -> every ancestor of this generation's deltas, down to the full snapshots."""
     native_signers: SignerPolicy | None = None

@@ -33,6 +33,10 @@ def optimize(
         list[str], typer.Option("--step", metavar="YAML", help="A step as in spec.optimization; repeatable, in order.")
     ],
     *,
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Leave out steps for other hardware kinds than this one."),
+    ] = None,
     replay: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Requests and labels; default: the snapshot's, else drawn ones.")
     ] = None,
@@ -42,7 +46,7 @@ def optimize(
     """Derive a snapshot by an optimization pipeline, and report what it differs in."""
     from serving.optimizing.derive import optimize_snapshot  # noqa: PLC0415 - torch takes a second
 
-    report = optimize_snapshot(directory, parse_steps(steps), out, replay=replay)
+    report = optimize_snapshot(directory, choose_steps(parse_steps(steps), hardware), out, replay=replay)
     write(report, output, lambda: _tables(report))
     if report.refused:
         broken = "; ".join(report.steps[-1].broken)
@@ -53,6 +57,22 @@ def optimize(
 def parse_steps(texts: Sequence[str]) -> tuple[OptimizationStep, ...]:
     """Parse steps, each as in `spec.optimization`. InvalidInput."""
     return tuple(_parse(number, text) for number, text in enumerate(texts))
+
+
+def choose_steps(steps: Sequence[OptimizationStep], hardware: str | None) -> tuple[OptimizationStep, ...]:
+    """Return the steps that take effect on a hardware kind.
+
+    InvalidInput if none does, or if steps name kinds and none is given.
+    """
+    named = sorted({kind for step in steps for kind in step.spec.hardware or ()})
+    if hardware is None and named:
+        msg = f"--hardware: has to be given, since steps name hardware kinds; allowed: {', '.join(named)}, or another"
+        raise InvalidInput(msg, field="hardware", allowed=named)
+    chosen = tuple(step for step in steps if hardware is None or step.takes(hardware))
+    if not chosen:
+        msg = f"--hardware: no step is for {hardware!r}; allowed: {', '.join(named)}"
+        raise InvalidInput(msg, field="hardware", value=hardware, allowed=named)
+    return chosen
 
 
 def _parse(number: int, text: str) -> OptimizationStep:

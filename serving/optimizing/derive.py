@@ -142,7 +142,7 @@ def _report(
 ) -> AccuracyReport:
     return AccuracyReport(
         kind=step.kind,
-        settings=step.spec.model_dump(mode="json", by_alias=True),
+        settings=step.bare.spec.model_dump(mode="json", by_alias=True),
         parent=source.digest,
         tools=tools,
         details=details,

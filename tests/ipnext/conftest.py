@@ -303,8 +303,8 @@ class Rooms:
             unit.set_layout(model, generation, layout)
         return layout
 
-    def derive(self, generation: int, part: str, *, model: str = "ranker") -> None:
-        """What a step leaves behind: snapshot 2 of the part, derived from its first one."""
+    def derive(self, generation: int, part: str, *, model: str = "ranker", hardware: Sequence[str] = ()) -> None:
+        """What a step leaves behind: snapshot 2 of the part, derived from its first one, for all kinds or for some."""
         measured = Measured(before=2, after=1)
         figures = {"weights_bytes": measured, "replaced_bytes": measured, "max_error": 0.1, "max_relative_error": 0.1}
         replay = ReplayReport(rows=1, source="drawn")
@@ -314,8 +314,11 @@ class Rooms:
             report = AccuracyReport(
                 kind="quantize", settings={}, parent=source.digest, tools={}, replay=replay, **figures
             )
-            made = unit.add_derivation(source, "1" * 64, report, SnapshotSource(manifest=manifest, uri=source.uri))
-            unit.set_derived(model, generation, Derivatives(steps="2" * 64, parts={part: made.number}))
+            derived = SnapshotSource(manifest=manifest, uri=source.uri)
+            made = unit.add_derivation(source, "1" * 64, report, derived, hardware=hardware)
+            numbers = {part: made.number}
+            found = {"by_hardware": dict.fromkeys(hardware, numbers)} if hardware else {"parts": numbers}
+            unit.set_derived(model, generation, Derivatives(steps="2" * 64, **found))
 
     def refuse(self, generation: int, reason: Reason, message: str, *, model: str = "ranker") -> None:
         """What a refused publish leaves behind."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ipnext.model.access.predictions import AccessSpec
 from ipnext.model.deployment.deployment import SERVING_ENGINES
 from ipnext.model.gate.live import LiveLatencySpec
-from ipnext.model.manifest.optimization import MOST_STEPS, OptimizationStep, check_steps
+from ipnext.model.manifest.optimization import MOST_STEPS, OptimizationStep, StepTarget, check_steps
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.replay import ReplaySpec
 from ipnext.model.manifest.retention import RetentionSpec
@@ -238,12 +238,26 @@ class ModelSpec(WrittenValue):
 
     @model_validator(mode="after")
     def _steps_have_parts(self) -> Self:
-        hosted = self.hosted_parts
-        compiled = [part.name for part in hosted if part.settings.get(COMPILE_SETTING, False) is not False]
-        check_steps(self.optimization, {part.name: part.engine for part in hosted}, compiled)
+        targets = {
+            part.name: StepTarget(
+                engine=part.engine,
+                hardware=tuple(option.kind for option in part.hardware),
+                runs_libraries=part.settings.get(COMPILE_SETTING, False) is not False,
+            )
+            for part in self.hosted_parts
+        }
+        check_steps(self.optimization, targets)
         index = next((i for i, step in enumerate(self.optimization) if step.compile is not None), None)
         if index is not None and self.split is not None:
             msg = f"optimization.{index}.compile: a library can't be split; allowed: compile in a model without split"
+            raise ValueError(msg)
+        named = next(((i, step) for i, step in enumerate(self.optimization) if step.spec.hardware), None)
+        if named is not None and self.split is not None:
+            index, step = named
+            msg = (
+                f"optimization.{index}.{step.kind}.hardware: {list(step.spec.hardware or ())}; a split model is cut "
+                "from one snapshot; allowed: a step without hardware, or a model without split"
+            )
             raise ValueError(msg)
         return self
 

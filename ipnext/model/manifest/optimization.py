@@ -3,17 +3,20 @@
 Each step derives a snapshot from the published one, or from that of the step before it, and is judged against it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from ipnext.model.manifest.replay import Drop, RankingLimits
-from ipnext.model.value import EngineName, WrittenValue, digest_of
+from ipnext.model.value import EngineName, Name, WrittenValue, digest_of
 from ipnext.names import COMPILE_SETTING
 
 MOST_STEPS: Final = 16
 """Steps of one pipeline."""
+MOST_KINDS: Final = 64
+"""Hardware kinds of one step."""
 ENGINE: Final = "torch"
 """The engine whose snapshots can be optimized."""
 
@@ -27,6 +30,8 @@ class StepSpec(RankingLimits):
     part of engine torch.
     """
 
+    hardware: tuple[Name, ...] | None = Field(default=None, min_length=1, max_length=MOST_KINDS)
+    """Hardware kinds of the part on whose replicas the step takes effect; left out: on all."""
     max_error: Drop | None = None
     """Largest absolute difference of any output."""
     max_bytes_ratio: Drop | None = None
@@ -66,6 +71,17 @@ class OptimizationStep(WrittenValue):
     compile: CompileStep | None = None
     plugin: PluginStep | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_split(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "split" in given:
+            msg = (
+                f"split: is no step, since it changes the parts of the model; allowed: {', '.join(_KINDS)}; "
+                "write it as spec.split, which cuts what the last step derives"
+            )
+            raise ValueError(msg)
+        return given
+
     @model_validator(mode="after")
     def _has_one_kind(self) -> Self:
         given = [name for name in _KINDS if getattr(self, name) is not None]
@@ -89,6 +105,17 @@ class OptimizationStep(WrittenValue):
     @property
     def _kind_field(self) -> str:
         return next(name for name in _KINDS if getattr(self, name) is not None)
+
+    @property
+    def bare(self) -> Self:
+        """The step without its hardware kinds: all that determines what it derives, and how that is judged."""
+        if self.spec.hardware is None:
+            return self
+        return self.model_copy(update={self._kind_field: self.spec.model_copy(update={"hardware": None})})
+
+    def takes(self, hardware: str) -> bool:
+        """Return whether it takes effect on replicas of a hardware kind."""
+        return self.spec.hardware is None or hardware in self.spec.hardware
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -137,29 +164,61 @@ def part_of(step: OptimizationStep, parts: Mapping[str, str]) -> str:
     return named
 
 
-def check_steps(steps: Sequence[OptimizationStep], parts: Mapping[str, str], compiled: Collection[str]) -> None:
-    """Check that each step has a part, and takes effect. Raises ValueError.
+def parts_by_hardware(steps: Sequence[OptimizationStep], engines: Mapping[str, str]) -> frozenset[str]:
+    """Return the parts with a step that names hardware kinds."""
+    return frozenset(part_of(step, engines) for step in steps if step.spec.hardware)
 
-    `parts`: name -> engine. `compiled`: the parts whose settings let hosts run a library.
-    """
-    libraries: dict[str, int] = {}
+
+@dataclass(frozen=True, slots=True)
+class StepTarget:
+    """What the steps of a part need to know of it."""
+
+    engine: str
+    hardware: tuple[str, ...]
+    """Its hardware kinds."""
+    runs_libraries: bool = False
+    """Whether its settings let hosts run a library."""
+
+
+def check_steps(steps: Sequence[OptimizationStep], parts: Mapping[str, StepTarget]) -> None:
+    """Check that each step has a part, and takes effect on each hardware kind that it is for. Raises ValueError."""
+    engines = {name: part.engine for name, part in parts.items()}
+    libraries: dict[tuple[str, str], int] = {}
     for index, step in enumerate(steps):
         try:
-            part = part_of(step, parts)
+            name = part_of(step, engines)
+            kinds = _kinds_of(step, name, parts[name].hardware)
         except ValueError as error:
             msg = f"optimization.{index}.{error}"
             raise ValueError(msg) from error
-        if part in libraries:
+        after = next((kind for kind in kinds if (name, kind) in libraries), None)
+        if after is not None:
+            first = libraries[name, after]
+            on = f" on {after}" if step.spec.hardware or steps[first].spec.hardware else ""
             msg = (
-                f"optimization.{index}.{step.kind}: comes after the step {libraries[part]}, compile, of part {part}; "
-                "allowed: before it, since the library is that of the program that it was compiled from"
+                f"optimization.{index}.{step.kind}: comes after the step {first}, compile, of part "
+                f"{name}{on}; allowed: before it, since the library is that of the program that it was compiled from"
             )
             raise ValueError(msg)
         if step.compile is not None:
-            libraries[part] = index
-            if part not in compiled:
+            libraries.update(dict.fromkeys(((name, kind) for kind in kinds), index))
+            if not parts[name].runs_libraries:
                 msg = (
-                    f"optimization.{index}.compile: hosts of part {part} would not run the library; "
+                    f"optimization.{index}.compile: hosts of part {name} would not run the library; "
                     f"allowed: for parts with settings.{COMPILE_SETTING}, such as {{{COMPILE_SETTING}: true}}"
                 )
                 raise ValueError(msg)
+
+
+def _kinds_of(step: OptimizationStep, part: str, hardware: Sequence[str]) -> tuple[str, ...]:
+    """Return the hardware kinds on which a step takes effect. Raises ValueError for another kind, or one twice."""
+    named = step.spec.hardware or ()
+    twice = next((kind for kind in named if named.count(kind) > 1), None)
+    if twice is not None:
+        msg = f"{step.kind}.hardware: {twice!r} is named twice; allowed: each kind once"
+        raise ValueError(msg)
+    unknown = next((kind for kind in named if kind not in hardware), None)
+    if unknown is not None:
+        msg = f"{step.kind}.hardware: {unknown!r} is no hardware kind of part {part}; allowed: {', '.join(hardware)}"
+        raise ValueError(msg)
+    return tuple(kind for kind in hardware if step.takes(kind))

@@ -73,6 +73,19 @@ def test_what_an_optimization_derives_is_not_judged_by_its_source(candidate):
     assert (found.outcome.value, found.message) == ("skipped", "hosts load what spec.optimization derives from it")
 
 
+def test_each_kind_is_judged_by_what_was_derived_for_it(candidate):
+    step = {"quantize": {"part": "dense", "embeddings": "int8", "hardware": ["gpu"]}}
+    given = candidate(spec=parts(hardware=TWO_KINDS) | {"optimization": [step]})
+    whole = given.snapshots["dense"]
+    files = [file.model_copy(update={"size_bytes": file.size_bytes + GB}) for file in whole.manifest.files]
+    larger = whole.model_copy(update={"manifest": whole.manifest.model_copy(update={"files": tuple(files)})})
+    derived = {("dense", "cpu"): whole, ("dense", "gpu"): larger}
+    found = check(replace(given, derived=derived), cpu=8 * GB, gpu=4 * GB)
+    assert {kind: each["fits"] for kind, each in found.evidence["kinds"].items()} == {"cpu": True, "gpu": False}
+    assert found.evidence["kinds"]["cpu"]["neededBytes"] == needed(given)
+    assert check(given).outcome.value == "skipped"
+
+
 def test_a_delta_needs_what_it_is_applied_to_and_its_own_rows(candidate):
     full = candidate(spec=parts())
     base = full.snapshots["dense"]

@@ -64,3 +64,26 @@ def test_a_step_that_is_none_is_named(whole, text, told):
     found = run(whole, "--step", text)
     assert isinstance(found.exception, InvalidInput)
     assert told in found.exception.message
+
+
+ON_SMALL = "{quantize: {embeddings: int8, hardware: [small]}}"
+ON_LARGE = "{quantize: {embeddings: int4, hardware: [large]}}"
+
+
+def test_the_steps_of_one_hardware_kind_are_run(whole):
+    found = run(whole, "--step", ON_SMALL, "--step", ON_LARGE, "--hardware", "large", "-o", "json")
+    [report] = json.loads(found.output)["steps"]
+    assert (report["settings"]["embeddings"], "hardware" in report["settings"]) == ("int4", False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "--hardware: has to be given, since steps name hardware kinds; allowed: large, small"),
+        (("--hardware", "tpu"), "--hardware: no step is for 'tpu'; allowed: large, small"),
+    ],
+)
+def test_a_hardware_kind_without_steps_is_refused(whole, arguments, told):
+    found = run(whole, "--step", ON_SMALL, "--step", ON_LARGE, *arguments)
+    assert isinstance(found.exception, InvalidInput)
+    assert told in found.exception.message

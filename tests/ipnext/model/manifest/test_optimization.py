@@ -128,6 +128,61 @@ def test_a_compilation_without_effect_is_refused(given, told):
         ModelSpec.model_validate(given)
 
 
+TWO = ("small", "large")
+
+
+def on_two(*steps, compiled=True):
+    document = spec(*steps)
+    document["parts"][0]["hardware"] = [{"kind": kind, "units": 1, "qps": 1} for kind in TWO]
+    document["parts"][0]["settings"] = {"compile": compiled}
+    return document
+
+
+def quantize(*hardware):
+    return {"quantize": {**INT8["quantize"], "hardware": list(hardware)}}
+
+
+def test_steps_may_name_hardware_kinds_and_each_kind_has_its_own_last_step():
+    compiled, other = ({"compile": {"hardware": [kind], "cpu": "x86-64-v4"}} for kind in ("large", "small"))
+    first, second, _ = ModelSpec.model_validate(on_two(compiled, quantize("small"), other)).optimization
+    assert (first.takes("large"), first.takes("small"), second.takes("small")) == (True, False, True)
+    assert "hardware" not in second.settings
+    assert second.bare == step(INT8)
+
+
+def test_a_step_without_hardware_is_written_as_before_the_field_existed():
+    assert "hardware" not in canonical_json(step(INT8))
+    named = step(quantize("small"))
+    assert steps_digest((named,)) != steps_digest((step(INT8),)) == steps_digest((named.bare,))
+
+
+NO_KIND = "optimization.0.quantize.hardware: 'tpu' is no hardware kind of part ranker; allowed: small, large"
+NO_STEP = "split: is no step, since it changes the parts of the model; allowed: quantize, compile, plugin; write it as"
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ((quantize("tpu"),), NO_KIND),
+        ((quantize("small", "small"),), "optimization.0.quantize.hardware: 'small' is named twice"),
+        ((quantize(),), "at least 1 item"),
+        (({"compile": {"hardware": ["large"]}}, INT8), "comes after the step 0, compile, of part ranker on large"),
+        (({"compile": {}}, {"compile": {"hardware": ["small"]}}), "of part ranker on small; allowed: before it"),
+        (({"split": {"parts": []}},), NO_STEP),
+    ],
+)
+def test_hardware_that_does_not_fit_is_refused_with_what_is_allowed(steps, told):
+    with pytest.raises(ValidationError) as refused:
+        ModelSpec.model_validate(on_two(*steps))
+    assert told in str(refused.value)
+
+
+def test_a_split_model_has_no_steps_for_single_kinds():
+    split = {"parts": [{"name": "sparse", "modules": ["tables"]}], "default": "dense"}
+    with pytest.raises(ValidationError, match=r"optimization.0.quantize.hardware: \['small'\]; a split model is cut"):
+        ModelSpec.model_validate({**on_two(quantize("small")), "graph": None, "split": split})
+
+
 def test_a_model_that_is_split_is_not_compiled():
     split = {"parts": [{"name": "sparse", "modules": ["tables"]}], "default": "dense"}
     with pytest.raises(ValidationError, match="a library can't be split"):
