@@ -212,17 +212,14 @@ def by_url(
 
 
 def endpoints(
-    wanted: HostHolds, answered: Collection[int], ready: Iterable[HeldGeneration], *, host: str, hardware: str = ""
+    wanted: HostHolds, answered: Collection[int], ready: Iterable[HeldGeneration], *, host: str
 ) -> tuple[PartEndpoint, ...]:
-    """Return the endpoints of the parts that a host of a hardware kind should serve.
-
-    Routers send only generations in `answered` there.
-    """
+    """Return the endpoints of the parts that a host should serve; routers send only generations in `answered` there."""
     found = [one for one in ready if one.url]
     engines = {(one.part, one.generation): one.url for one in found if one.url}
     names = {one.url: one.answers_as for one in found}
     return tuple(
-        PartEndpoint(part=part, url=url, generations=numbers, answers_as=names.get(url), hardware=hardware)
+        PartEndpoint(part=part, url=url, generations=numbers, answers_as=names.get(url))
         for part, held in pieces(wanted, answered).items()
         for url, numbers in by_url(part, held, engines, host).items()
     )

@@ -421,7 +421,13 @@ class Region:
             return self._router.revision
         self._delivery.publish(self._routed_models)
         held = [r for replicas in self._replicas.values() for r in replicas]
-        endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
+        shadows = {model: table.shadow for model, table in self._routes.items() if table.shadow is not None}
+        branched = router_table.models_by_hardware(self._served, shadows)
+        endpoints = (
+            (r.key.model, router_table.on_hardware(endpoint, r.key.hardware) if r.key.model in branched else endpoint)
+            for r in held
+            for endpoint in r.endpoints
+        )
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
         self._accesses |= {model: table.access for model, table in self._wanted.routes.items()}
         models = router_table.routed_models(
@@ -430,7 +436,7 @@ class Region:
             coming,
             self._terms,
             self._accesses,
-            shadows={model: table.shadow for model, table in self._routes.items() if table.shadow is not None},
+            shadows=shadows,
             former=self._router.models,
         )
         choices = self._choices.of(self._other_gateways, self._routes)

@@ -146,7 +146,7 @@ class HostReplica:
     def endpoints(self) -> tuple[PartEndpoint, ...]:
         """Its endpoints for the router; without generations while it is not ready."""
         ready = self._state.ready if self._state else ()
-        return endpoints(self._wanted, self.ready, ready, host=self.url, hardware=self.key.hardware)
+        return endpoints(self._wanted, self.ready, ready, host=self.url)
 
     def report(self) -> Replica:
         """Return the replica as the port reports it."""

@@ -89,6 +89,20 @@ def routed_models(  # noqa: PLR0913 - each of the sources of a table
     )
 
 
+def models_by_hardware(served: Served, shadows: Mapping[str, Shadow]) -> frozenset[str]:
+    """Return the models with a generation that answers with other snapshots on some hardware kinds.
+
+    Their routers need the kind of each endpoint.
+    """
+    found = {model for model, generations in served.items() if any(one.by_hardware for one in generations)}
+    return frozenset(found | {model for model, shadow in shadows.items() if shadow.served.by_hardware})
+
+
+def on_hardware(endpoint: PartEndpoint, hardware: str) -> PartEndpoint:
+    """Return the endpoint with the hardware kind of its host."""
+    return endpoint.model_copy(update={"hardware": hardware})
+
+
 def _apart(shadow: Shadow | None, served: Iterable[ServedGeneration]) -> Shadow | None:
     """Return the shadow unless its generation is served."""
     return None if shadow is None or any(one.generation == shadow.generation for one in served) else shadow

@@ -589,7 +589,7 @@ class PartEndpoint(Value):
     """The `model` that an engine writes into its answers; routers reject answers with another name. None: not
     checked."""
     hardware: str = Field(default="", exclude_if=lambda kind: not kind)
-    """The hardware kind of its host."""
+    """The hardware kind of its host; empty if its model answers with the same snapshots on all kinds."""
 
 
 class RoutedModel(Value):

@@ -1,6 +1,6 @@
 """What a router is told of the requests of its models."""
 
-from ipnext.infra.router.table import Terms, routed_models, terms_of
+from ipnext.infra.router.table import Terms, models_by_hardware, on_hardware, routed_models, terms_of
 from ipnext.model.deployment.deployment import PartEndpoint, Shadow
 
 
@@ -40,6 +40,17 @@ def test_a_model_that_has_not_changed_is_the_one_of_the_table_before(builder):
     ):
         assert changed[0] is former[0]
         assert changed[1] != former[1]
+
+
+def test_endpoints_have_their_hardware_if_a_generation_differs_by_it(builder):
+    plain, differing = builder("m").served(1), builder("n").served(1)
+    differing = differing.model_copy(update={"by_hardware": {"small": {"dense": 2}}})
+    assert models_by_hardware({"m": (plain,), "n": (plain, differing)}, {}) == {"n"}
+    assert models_by_hardware({"m": (plain,)}, {"m": Shadow(served=differing, share=0.1)}) == {"m"}
+    endpoint = PartEndpoint(part="dense", url="http://127.0.0.1:1", generations=(1,))
+    assert on_hardware(endpoint, "small").hardware == "small"
+    assert "hardware" not in endpoint.model_dump()
+    assert "by_hardware" not in plain.model_dump()
 
 
 def test_a_shadow_is_left_out_while_its_generation_is_served(builder):
