@@ -9,6 +9,7 @@ from ipnext.model.lifecycle.messages import ChangeKind, ProgressInput, StageInpu
 from ipnext.model.lifecycle.stages import LONGEST_MESSAGE, MOST_EVIDENCE_BYTES, StageAsked, StageEnded
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.stages import PlatformStageEntry
+from ipnext.model.registry.optimization import Derivatives
 from ipnext.stages.kinds import StageKinds
 
 
@@ -59,6 +60,17 @@ def test_a_stage_is_given_the_snapshots_of_its_generation_by_part(house, activit
     assert dense.published == 1
     shown = house.condition("ranker", ConditionType.VALIDATED)
     assert (shown.status, shown.message) == ("Unknown", "generation 1: stage audit")
+
+
+def test_a_stage_is_given_the_snapshots_of_single_hardware_kinds_beside_the_others(house, kit, activities, stage):
+    with house.store.begin("ranker") as repository:
+        published = repository.snapshot("ranker", "dense", 1)
+        other = repository.add_segment("ranker", "dense", house.source(kit.DENSE, kit.weights(7)))
+        derived = Derivatives(steps="0" * 64, by_hardware={"small": {"dense": other.number}})
+        repository.set_derived("ranker", 1, derived)
+    dense = activities.begin_stage(StageAsked(**dict(stage), name="audit", settings={})).snapshots["dense"]
+    assert (dense.digest, dense.by_hardware["small"].digest) == (published.digest, other.digest)
+    assert dense.by_hardware.keys() == {"small"}
 
 
 def test_evidence_goes_into_the_report_the_condition_and_an_event_once(house, record, kept):

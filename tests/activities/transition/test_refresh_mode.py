@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from activities.transition.refresh_mode import refresh_of, with_ground
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas
+from ipnext.model.registry.optimization import Derivatives
 from ipnext.model.registry.registry import DELTA_FILE, ArtifactFile, Generation, Signature, SnapshotManifest
 
 
@@ -43,6 +44,49 @@ def test_a_full_snapshot_stands_alone_whatever_it_was_trained_from():
 
 def test_a_parent_that_is_not_known_ends_the_walk():
     assert held_with("second", known=("second",)) == {"second"}
+
+
+def test_a_kind_whose_derivatives_do_not_fit_together_makes_the_part_replaced():
+    sizes = {1: 10, 2: 10**9, 3: 10**9}
+    file = manifest("a").files[0]
+    held = {
+        number: manifest("a").model_copy(
+            update={"files": (file.model_copy(update={"size_bytes": size, "sha256": str(number) * 64}),)}
+        )
+        for number, size in sizes.items()
+    }
+    snapshots = [SimpleNamespace(part="p", number=n, digest=m.digest, manifest=m) for n, m in held.items()]
+    kinds = [{"kind": kind, "units": 1, "qps": 1} for kind in ("cpu", "small")]
+    spec = {
+        "parts": [{"name": "p", "hardware": kinds, "memoryBytes": 2 * 10**9}],
+        "demand": [{"region": "eu", "qps": 1}],
+    }
+    document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "m", "owner": "a"}, "spec": spec}
+
+    def refresh(second):
+        """Generation 1 has snapshot 1 on cpu and 2 on small, generation 2 has 1 on cpu and `second` on small."""
+        found = [
+            Generation(
+                model="m",
+                number=number,
+                snapshots={"p": 1},
+                derived=Derivatives(steps="0" * 64, by_hardware={"small": {"p": on_small}}),
+                created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            )
+            for number, on_small in ((1, 2), (2, second))
+        ]
+        repository = SimpleNamespace(
+            deployments=lambda _: (),
+            generations_at_work=lambda *_: tuple(found),
+            snapshots_named=lambda _: snapshots,
+        )
+        rows = (GenerationReplicas.from_trusted("m", "p", number, "eu", "small", 1) for number in (1, 2))
+        return refresh_of(
+            repository, parse_manifest(document), tuple(FleetState(replicas=(row,), traffic=()) for row in rows)
+        )
+
+    assert refresh(second=2) == "in_place"
+    assert refresh(second=3) == "replace"
 
 
 def generation(number):

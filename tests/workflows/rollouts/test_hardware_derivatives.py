@@ -8,6 +8,7 @@ from ipnext.model.lifecycle.checks import LIVE_LATENCY
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.platform.denials import carry_out_denials
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("workers", "two_kinds")
 
@@ -21,7 +22,7 @@ spec:
   memoryBytes: {small: %d}
   supply:
     - {region: us-east, hardware: cpu, units: 40, unitCost: 2}
-    - {region: us-east, hardware: small, units: 2, unitCost: 1}
+    - {region: us-east, hardware: small, units: 1, unitCost: 1}
     - {region: eu-west, hardware: cpu, units: 40, unitCost: 2}
 """
 KINDS = [{"kind": "cpu", "units": 1, "qps": 100}, {"kind": "small", "units": 1, "qps": 100}]
@@ -128,6 +129,22 @@ async def test_a_denied_derivative_of_one_kind_denies_the_generation(derived, ho
     with house.store.read() as repository:
         [use] = repository.denied_uses([model])
     assert (use.serving, use.denial.reason) == (2, "a fault")
+
+
+async def test_a_shadow_has_the_derivative_of_each_kind_and_ends_if_one_is_denied(derived, house, model, submit, ended):
+    settings = {"share": 0.2, "minRequests": 10, "seconds": 600}
+    shadow = {"stage": "shadow", "before": "transition", "settings": settings}
+    house.apply(model, parts=PARTS, optimization=[ON_SMALL], lifecycle=[shadow])
+    change = house.publish(model, 2, change_id=f"{model}-2")
+    await submit(change)
+    await eventually(lambda: house.infrastructure.table(model, "us-east").shadow)
+    served = house.infrastructure.table(model, "us-east").shadow.served
+    assert (served.snapshots["sparse"], served.by_hardware) == (3, {"small": {"sparse": 4}})
+    with house.store.begin() as repository:
+        repository.put_denial(snapshots(house, model)[4].digest, reason="a fault", denied_by="ops")
+    carry_out_denials(house.store)
+    found = await ended(change)
+    assert (found.state, found.message) == (ChangeState.REFUSED, "stage shadow: snapshot 4 of 'sparse' is denied")
 
 
 async def test_memory_is_judged_by_the_derivative_of_each_kind(house, model, publish, carried_out):
