@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.api.services.generation_stats import answers_of
-from ipnext.cli.commands.queries import STREAMS, _answers_line, _streams_line
+from ipnext.cli.tables.models import STREAMS, _answers_line, _streams_line
 from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
 from ipnext.model.gate.sketch import LATENCY_SECONDS, PredictionSketch, latency_bucket, prediction_bucket
 

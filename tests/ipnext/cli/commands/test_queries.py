@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from ipnext.cli.commands.queries import explanation_tables, parts_table, waves_table
+from ipnext.cli.tables.changes import explanation_tables
+from ipnext.cli.tables.models import parts_table, waves_table
 from ipnext.cli.tables.regions import regions_table
 from ipnext.model.api.resources import HardwareUse, RegionView, StatusExplanation, TransitionView
 from ipnext.model.lifecycle.drain import Drain, DrainState, DrainView
