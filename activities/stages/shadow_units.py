@@ -35,11 +35,15 @@ def find_needed(repository: Repository, kept: StoredShadow) -> str | None:
 
     No plan knows a shadow, so one that is made later gives its free units to other models, whose waves then wait. Of
     several shadows the newest gives its units back first, and none does whose units the plan reserves for its model.
+    What it has in regions out of service goes with these: a shadow continues in the others.
     """
-    beyond = _beyond_plan(repository, kept.shadow)
+    drained = DrainedFleet.of(repository.drains())
+    beyond = {
+        cell: units for cell, units in _beyond_plan(repository, kept.shadow).items() if cell[0] not in drained.regions
+    }
     if not beyond:
         return None
-    fleet = without_drained(repository.fleet().spec, DrainedFleet.of(repository.drains()))
+    fleet = without_drained(repository.fleet().spec, drained)
     supply = {(item.region, item.hardware): item.units for item in fleet.supply}
     used = units_in_use(repository, but="")
     lacking = {cell: used.get(cell, 0.0) - supply.get(cell, 0.0) for cell in sorted(beyond)}

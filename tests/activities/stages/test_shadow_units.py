@@ -54,6 +54,16 @@ def test_a_shadow_keeps_what_the_supply_has(house, keep, needed):
     assert needed("m") == "1 units of us-east/cpu"
 
 
+@pytest.mark.parametrize("disaster", [True, False])
+def test_a_region_out_of_service_ends_no_shadow(house, keep, needed, disaster):
+    """Its replica sets there are stored until the drain has removed them, and the supply is none by then."""
+    house.apply_fleet(two_regions(3, 0))
+    keep("m", replicas=2)
+    with house.store.begin() as repository:
+        repository.add_drain("us-east", disaster=disaster)
+    assert needed("m") is None
+
+
 def test_only_as_many_shadows_give_units_back_as_are_lacking_the_newest_first(house, keep, needed):
     for model in ("c", "a", "b"):
         keep(model)

@@ -130,7 +130,7 @@ def test_non_finite_answers_cancelled_and_refused_requests_are_counted(running):
 
 def test_a_generation_that_nobody_asks_for_any_more_is_forgotten_and_a_served_one_is_not(monkeypatch):
     class Route:
-        model, generation, snapshots = "m", 2, {"p": 2}
+        model, generation, own = "m", 2, frozenset({("p", 2)})
 
     metrics = RouterMetrics(region="north", served=lambda: (Route,))
     for generation in (1, 2):
