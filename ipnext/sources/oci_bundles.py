@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ipnext.artifacts.bounded_json import parse_bounded, validate_document
 from ipnext.artifacts.cosign import PREDICATE_TYPE, is_signature
-from ipnext.errors import ArtifactMissing, InvalidInput
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, TooLarge
 from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.registry.signing import LARGEST_PAYLOAD_BYTES, LONGEST_SIGNATURE, MOST_SIGNATURES, PAYLOAD_TYPE
 from ipnext.sources.oci_blob import open_blob
@@ -18,8 +18,9 @@ from ipnext.sources.oci_registry import Repository
 
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle"
 """Of bundles, without the version."""
-UNTOLD: Final = frozenset({"", "application/vnd.oci.empty.v1+json"})
-"""Artifact types that an index gives if whoever keeps it looked at the configuration of a manifest only."""
+UNSPECIFIED: Final = frozenset({"", "application/vnd.oci.empty.v1+json"})
+"""Artifact types by which an index does not tell what a manifest is: clients that keep the index in a tag, such as
+cosign 2.5, give the media type of the manifest's empty configuration."""
 PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
 MOST_READ: Final = 100
 """Bundles of one image that are read; registries list them in any order."""
@@ -54,11 +55,11 @@ class Signed(NamedTuple):
 def find_bundles(repository: Repository, digest: str, ends_at: float) -> Iterator[Signed]:
     """Yield the signed statements in bundles of the image or index `digest` (sha256:...), at most MOST_SIGNATURES.
 
-    Attestations, and bundles of other forms, are left out. MOST_READ bundles are read, in the order of the list.
+    Left out are attestations, bundles of other forms, and what the registry lacks or has with other bytes: anyone who
+    may push adds to the list, and lists in tags keep what was deleted. MOST_READ bundles are read, in the list's order.
 
     Raises:
         InvalidInput, TooLarge: the list of what refers to the image can't be read, or is too large.
-        ArtifactMissing, ArtifactDigestMismatch: it names what the registry lacks, or has in another form.
         Unavailable: the registry does not answer.
     """
     listed = [each for each in _list_referrers(repository, digest, ends_at) if _may_be_bundle(each)]
@@ -81,26 +82,32 @@ def _list_referrers(repository: Repository, digest: str, ends_at: float) -> tupl
 
 
 def _may_be_bundle(listed: Descriptor) -> bool:
-    fits = listed.artifact_type.startswith(MEDIA_TYPE) or listed.artifact_type in UNTOLD
+    fits = listed.artifact_type.startswith(MEDIA_TYPE) or listed.artifact_type in UNSPECIFIED
     told = listed.annotation(PREDICATE_ANNOTATION) in {"", PREDICATE_TYPE}
     return fits and told and listed.size <= LARGEST_MANIFEST_BYTES
 
 
 def _read_bundle(repository: Repository, listed: Descriptor, ends_at: float) -> Signed | None:
-    manifest = read_manifest(
-        repository.read_manifest(listed.digest, IMAGE, LARGEST_MANIFEST_BYTES, ends_at), f"manifest {listed.digest}"
-    )
+    try:
+        content = _read_content(repository, listed, ends_at)
+        if content is None:
+            return None
+        found = validate_document(parse_bounded(content, most_separators=MOST_SEPARATORS), _Bundle).dsse_envelope
+        statement = base64.b64decode(found.payload, validate=True)
+    except (InvalidInput, TooLarge, ArtifactMissing, ArtifactDigestMismatch, ValueError):
+        return None
+    if found.payload_type != PAYLOAD_TYPE or not is_signature(statement):
+        return None
+    return Signed(found.payload, found.signatures[0].sig)
+
+
+def _read_content(repository: Repository, listed: Descriptor, ends_at: float) -> bytes | None:
+    """Return the bytes of the only layer of a manifest; None if that is no bundle."""
+    content = repository.read_manifest(listed.digest, IMAGE, LARGEST_MANIFEST_BYTES, ends_at)
+    manifest = read_manifest(content, f"manifest {listed.digest}")
     layers = manifest.layers if isinstance(manifest, Image) else ()
     if len(layers) != 1 or not layers[0].media_type.startswith(MEDIA_TYPE) or layers[0].size > LARGEST_BUNDLE_BYTES:
         return None
     file = ArtifactFile(path="bundle", sha256=layers[0].digest.removeprefix("sha256:"), size_bytes=layers[0].size)
     with open_blob(repository, file, ends_at) as stream:
-        content = stream.read(LARGEST_BUNDLE_BYTES)
-    try:
-        found = validate_document(parse_bounded(content, most_separators=MOST_SEPARATORS), _Bundle).dsse_envelope
-        statement = base64.b64decode(found.payload, validate=True)
-    except (InvalidInput, ValueError):
-        return None
-    if found.payload_type != PAYLOAD_TYPE or not is_signature(statement):
-        return None
-    return Signed(found.payload, found.signatures[0].sig)
+        return stream.read(LARGEST_BUNDLE_BYTES)

@@ -55,7 +55,7 @@ async def derived(house, model, publish):
 
 @pytest.fixture
 def loaded(house, model):
-    """Hardware kind -> generation -> snapshots of sparse, as hosts are told to load them."""
+    """Hardware kind -> generation -> snapshots of `sparse` in the replica sets that agents have."""
 
     def read():
         found = {}
