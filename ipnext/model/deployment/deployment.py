@@ -321,7 +321,8 @@ def _refuse_engines(served: ServedGeneration) -> None:
         raise ValueError(msg)
 
 
-def _refuse_served(shadow: Shadow, numbers: Collection[int], places: str) -> None:
+def refuse_served(shadow: Shadow, numbers: Collection[int], places: str) -> None:
+    """Raise ValueError if a shadow's generation is one of these, which answer clients."""
     if shadow.generation in numbers:
         msg = f"shadow: generation {shadow.generation} is in {places}; a shadow answers no client"
         raise ValueError(msg)
@@ -357,8 +358,8 @@ class RouteTable(Value):
     @model_validator(mode="after")
     def _shadow_is_apart(self) -> "RouteTable":
         if self.shadow is not None:
-            _refuse_served(self.shadow, {one.generation for one in self.served}, "`served`")
-            _refuse_served(self.shadow, {share.generation for share in self.shares}, "`shares`")
+            refuse_served(self.shadow, {one.generation for one in self.served}, "`served`")
+            refuse_served(self.shadow, {share.generation for share in self.shares}, "`shares`")
             if not self.served:
                 msg = "shadow: `served` has no generation whose answers it could be compared with"
                 raise ValueError(msg)
@@ -615,7 +616,7 @@ class RoutedModel(Value):
     @model_validator(mode="after")
     def _shadow_is_apart(self) -> "RoutedModel":
         if self.shadow is not None:
-            _refuse_served(self.shadow, {one.generation for one in self.served}, "`served`")
+            refuse_served(self.shadow, {one.generation for one in self.served}, "`served`")
         return self
 
 
