@@ -9,7 +9,8 @@ from activities.planning.problem import fleet_problem, model_as_served, model_pr
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.wave_state import route_share, state_of
 from ipnext import names
-from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.planning.plan import (
     CurrentState,
     ModelProblem,

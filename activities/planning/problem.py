@@ -7,7 +7,8 @@ from activities.runtime.single_calls import OF_ONE, describe
 from activities.state.drained_fleet import NOTHING, DrainedFleet, relax_model, without_drained
 from activities.state.wave_state import Slot, peak
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget
 from ipnext.model.manifest.layout import laid_out, parts_of
 from ipnext.model.manifest.manifest import ModelManifest

@@ -15,7 +15,10 @@ from activities.state.route_shares import fail_over, survivors
 from activities.state.routed_models import name_shadow, read_routed
 from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import ReplicaPhase
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository

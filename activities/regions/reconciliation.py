@@ -23,7 +23,10 @@ from activities.state.drained_fleet import DrainedFleet
 from activities.state.shadow_removal import ShadowRemoval
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.messages import Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
 from ipnext.platform.denials import carry_out_denials

@@ -21,15 +21,11 @@ from activities.state.served_generations import served_generations
 from activities.state.wave_state import keep_held_shares
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import (
-    Deployment,
-    DeploymentKey,
-    RegionState,
-    ReplicaPhase,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import ReplicaPhase
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.value import digest_of
 from ipnext.model.wire import decode_frozen
 from ipnext.store.repository import Repository

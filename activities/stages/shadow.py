@@ -27,7 +27,9 @@ from activities.transition.gate.shadow import judge_shadow
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import FenceLost, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import Deployment, RegionState, ReplicaPhase
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.gate.shadow import ShadowComparison, merge_comparisons
 from ipnext.model.lifecycle.messages import ChangeKind, Done
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowAsked, ShadowSeen, ShadowSettings

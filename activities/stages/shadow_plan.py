@@ -16,7 +16,9 @@ from activities.state.drained_fleet import DrainedFleet, without_drained
 from activities.state.replica_sets import wanted_deployments
 from activities.state.served_generations import list_hosted, served_generation
 from activities.state.wave_state import ModelWaveState
-from ipnext.model.deployment.deployment import Deployment, RouteTable, ServedGeneration, Shadow
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteTable, Shadow
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowAsked, ShadowSeen, ShadowSettings
 from ipnext.model.planning.plan import ReplicaCount

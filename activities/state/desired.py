@@ -10,12 +10,9 @@ from activities.state.drained_fleet import DrainedFleet
 from activities.state.facts import at_work, read_generations
 from activities.state.shadow_sets import without_shadow
 from ipnext.model.access.predictions import PredictionAccess
-from ipnext.model.deployment.deployment import (
-    Deployment,
-    DeploymentKey,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.shadow import ModelShadow
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.denials import Denial

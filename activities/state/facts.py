@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.planning.transition import FleetState, Transition
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.records import ModelRecord

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from activities.state.wave_state import ModelWaveState
-from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.store.repository import Repository
 

@@ -8,7 +8,8 @@ from activities.state.failure_cause import place_of
 from activities.state.wave_state import Held, ModelWaveState
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.status import Reason, reason_of
 

@@ -6,12 +6,9 @@ from activities.state.desired import DesiredFacts
 from activities.state.failover_shares import Nearness, Survivor, without_regions
 from activities.state.served_generations import list_hosted, served_generations
 from activities.state.wave_state import ModelWaveState
-from ipnext.model.deployment.deployment import (
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare
+from ipnext.model.deployment.served_generation import ServedGeneration
 
 
 def wanted_shares(

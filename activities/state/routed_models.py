@@ -10,7 +10,8 @@ from activities.state.desired import DesiredFacts, index_tables, pending_revisio
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.facts import at_work, by_model, snapshots_of
 from activities.state.shadow_sets import without_shadow
-from ipnext.model.deployment.deployment import RouteTable, ServedGeneration
+from ipnext.model.deployment.route_table import RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.store.repository import Repository
 

@@ -3,13 +3,8 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from activities.state.desired import DesiredFacts
-from ipnext.model.deployment.deployment import (
-    SERVING_ENGINES,
-    Deployment,
-    DeploymentKey,
-    ServedGeneration,
-    SnapshotFacts,
-)
+from ipnext.model.deployment.deployment import SERVING_ENGINES, Deployment, DeploymentKey
+from ipnext.model.deployment.served_generation import ServedGeneration, SnapshotFacts
 from ipnext.model.manifest.layout import laid_out
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.manifest.part_tensors import graph_of_one, request_tensors, signatures

@@ -13,7 +13,8 @@ from activities.state.observed import observe
 from activities.state.shadow_sets import without_shadow
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 

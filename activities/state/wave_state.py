@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
-from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.planning.plan import CurrentState, Plan
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, RouteChange, Transition
 

@@ -55,7 +55,9 @@ from activities.transition.traffic_shift import Gateways
 from activities.transition.wave_context import WaveContext, list_routable
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import Deployment, RegionState, RouteShare
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.gate.gate import GateWindow
 from ipnext.model.lifecycle.failure_cause import GATE, STEPS, Cause, Place
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult

@@ -11,7 +11,10 @@ from activities.state.observed import missing_replicas
 from activities.state.wave_state import ModelWaveState, state_at, swaps
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import Deployment, RegionState, Replica, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.hot_swap import obstacle

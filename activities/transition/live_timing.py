@@ -20,7 +20,8 @@ from activities.transition.wave_context import WaveContext
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import NotFound, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.gate.live import ROUNDS, JudgedRound, LiveLatencySpec, TimedReplica, TimingRound
 from ipnext.model.lifecycle.checks import LIVE_LATENCY, CheckOutcome, CheckOverride, CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import GATE, Cause, Place

@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from activities.regions.recovery import has_ready_replicas
 from activities.state.desired import DesiredFacts
 from activities.state.wave_state import ModelWaveState, Phase, Slot, state_at, state_of
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.planning.transition import Transition
 
 

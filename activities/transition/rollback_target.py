@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from activities.state.failover_shares import Nearness, Survivor, without_regions
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare
 

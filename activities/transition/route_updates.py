@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from activities.state.wave_state import route_share
-from ipnext.model.deployment.deployment import Deployment, RouteShare
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteShare
 from planner.transition.gateway_order import GatewayPlace, GatewayShift, order_gateways
 
 Shares = tuple[RouteShare, ...]

@@ -18,7 +18,8 @@ from activities.transition.revert import waiting
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.planning.transition import Transition
 from ipnext.store.store import Store
 

@@ -12,7 +12,9 @@ from activities.transition.hot_swap import Announcement
 from activities.transition.scale_down import EarlyRelease
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import Deployment, RegionState, ReplicaPhase
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.messages import WaveInput, WaveResult
 from ipnext.model.lifecycle.shadow import ModelShadow

@@ -15,7 +15,9 @@ from activities.state.wave_state import keep_held_shares
 from activities.transition.route_updates import follow_routes
 from ipnext.errors import RegionUnreachable, RouteFailed, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import Deployment, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.store.store import Store
 
 Shares = tuple[RouteShare, ...]

@@ -20,7 +20,8 @@ from activities.state.wave_state import (
 from activities.transition.hot_swap import while_swapped
 from activities.transition.revert import find_changed, find_needed, find_unfreed
 from activities.transition.scale_down import stray
-from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.messages import WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason

@@ -35,7 +35,9 @@ from ipnext.api.app import create_app
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.deployment.deployment import Deployment, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.process.garbage_collection import collect_rarely

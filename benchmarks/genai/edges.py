@@ -19,14 +19,9 @@ from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
 from ipnext.infra.gateway.process import envoy_binary
 from ipnext.infra.process.ports import LOOPBACK, free_port
-from ipnext.model.deployment.deployment import (
-    PartEndpoint,
-    RoutedModel,
-    RouterTable,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from ipnext.model.settings.engine import VllmSettings
 from ipnext.model.settings.routing import RoutingPolicy

@@ -38,7 +38,7 @@ from torch import nn
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.process.parent_death import tether
-from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds, HostState
+from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds, HostState
 from ipnext.model.registry.registry import SnapshotManifest
 from serving.deltas.apply import apply_delta
 from serving.deltas.export import export_delta

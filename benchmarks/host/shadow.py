@@ -27,7 +27,7 @@ from benchmarks.serving.rows.own import WHOLE
 from benchmarks.serving.servers.own import INFER_PATH, SHADOW, OwnServers
 from benchmarks.serving.servers.process import ServerProcess
 from benchmarks.serving.timing import Sample, measure
-from ipnext.model.deployment.deployment import RouterState
+from ipnext.model.deployment.router_table import RouterState
 from ipnext.model.registry.registry import single_part_graph
 from ipnext.names import CHOSEN_HEADER
 

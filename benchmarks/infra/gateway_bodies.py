@@ -22,7 +22,9 @@ from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
 from ipnext.infra.gateway.process import envoy_binary
 from ipnext.infra.process.ports import PortBook
-from ipnext.model.deployment.deployment import RouterTable, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.router_table import RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 
 BODY_BYTES = 31 * 2**20

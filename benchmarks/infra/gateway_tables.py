@@ -36,7 +36,8 @@ from benchmarks.environments import ROOT
 from ipnext.errors import Unavailable
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.infra.process.ports import PortBook
-from ipnext.model.deployment.deployment import RouteShare, RouteTable, ServedGeneration
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import Signature, TensorSpec, single_part_graph
 
 HERE, LOST = "here", "lost"

@@ -35,7 +35,7 @@ from ipnext.infra.process.fork_server import ForkServer
 from ipnext.infra.process.ports import LOOPBACK, PortBook
 from ipnext.infra.process.spawn import Spawn, StartedProcess, fresh
 from ipnext.infra.settings import AgentSettings
-from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds
+from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds
 from serving.export import export_model
 
 POLL_SECONDS = 0.002

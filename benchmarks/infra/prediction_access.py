@@ -38,7 +38,7 @@ from ipnext.model.access.predictions import (
     TokenIssuer,
 )
 from ipnext.model.access.rights import Grant, Role
-from ipnext.model.deployment.deployment import RoutedModel, RouterTable
+from ipnext.model.deployment.router_table import RoutedModel, RouterTable
 from serving.access.access_list import Callers
 from serving.access.guard import AccessGuard
 from serving.http.messages import Request

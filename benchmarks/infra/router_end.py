@@ -36,14 +36,9 @@ from ipnext.errors import Unavailable
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import LOOPBACK, free_port
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.export import export_model
 

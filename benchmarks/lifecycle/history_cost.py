@@ -42,17 +42,11 @@ from benchmarks.databases import Opened, add_options, databases
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RegionState,
-    Replica,
-    ReplicaPhase,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput, WaveInput
 from ipnext.model.manifest.manifest import ModelManifest

@@ -8,7 +8,10 @@ from collections.abc import Collection, Sequence
 
 from ipnext.errors import NotFound
 from ipnext.model.deployment.applied_state import AppliedState
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.route_table import RouteTable
 
 
 class InstantInfrastructure:

@@ -29,7 +29,8 @@ from activities.planning.adoption import settle
 from activities.planning.problem import residual_problem, units_in_use
 from activities.planning.solver import ThreadSolver
 from benchmarks.lifecycle.drawn_plan import adopt_drawn_plan
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
 from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.manifest.manifest import ModelManifest

@@ -4,17 +4,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    HeldGeneration,
-    HostedSnapshot,
-    HostFailure,
-    HostHolds,
-    HostState,
-    LoadFailure,
-    PartEndpoint,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment
+from ipnext.model.deployment.host_control import HeldGeneration, HostedSnapshot, HostFailure, HostHolds, HostState
+from ipnext.model.deployment.replica import LoadFailure
+from ipnext.model.deployment.router_table import PartEndpoint
 
 R = TypeVar("R")
 

@@ -9,7 +9,8 @@ from ipnext.components.identity import Component
 from ipnext.components.sockets import caller_url
 from ipnext.errors import Unavailable
 from ipnext.model.access.predictions import KeyUseReport
-from ipnext.model.deployment.deployment import HostHolds, HostState, RouterState
+from ipnext.model.deployment.host_control import HostHolds, HostState
+from ipnext.model.deployment.router_table import RouterState
 from ipnext.model.wire import decode
 from ipnext.names import GENERATION_HEADER
 

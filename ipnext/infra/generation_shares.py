@@ -7,7 +7,8 @@ body does.
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from ipnext.model.deployment.deployment import GenerationShares, RouteShare, RouteTable
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.router_table import GenerationShares
 
 NAMED_LIMIT: Final = 20
 """Error texts name at most this many known models, generations or rules."""

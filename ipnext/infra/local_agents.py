@@ -12,9 +12,11 @@ from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.error_body import error_from
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.deployment.applied_state import AppliedState
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
 from ipnext.model.deployment.prefetch import MOST_SNAPSHOTS, Prefetch
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.gate.live import RoundTimes, TimingRound
 from ipnext.model.validation_errors import first_line
 from ipnext.model.value import Value

@@ -9,8 +9,10 @@ from typing import Protocol, runtime_checkable
 
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.deployment.applied_state import AppliedState
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.gate.live import RoundTimes, TimingRound
 
 

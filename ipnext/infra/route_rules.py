@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from ipnext.errors import InvalidInput, StaleWrite
 from ipnext.model.access.predictions import AccessList
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 
 Revised = TypeVar("Revised", RouteTable, AccessList)
 

@@ -3,7 +3,7 @@
 import json
 from hashlib import blake2b
 
-from ipnext.model.deployment.deployment import RegionState
+from ipnext.model.deployment.region_state import RegionState
 
 _UNNAMED = {"starts", "swaps", "log"}
 """Fields outside the token: no caller waits for them, and the progress of an engine changes all the time."""

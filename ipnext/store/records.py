@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from ipnext.model.access.owner import OwnerManifest
-from ipnext.model.deployment.deployment import Deployment, ServedGeneration
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.freeze import FreezeManifest

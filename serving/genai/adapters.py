@@ -10,7 +10,7 @@ import structlog
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import ArtifactError, LoadFailed, Unavailable
-from ipnext.model.deployment.deployment import HeldGeneration, HostedSnapshot, HostFailure
+from ipnext.model.deployment.host_control import HeldGeneration, HostedSnapshot, HostFailure
 from ipnext.model.registry.adapter import adapter_in, engine_name
 from serving.genai.checkpoint_check import verify_adapter
 from serving.genai.engine.probe import EngineProbe

@@ -13,16 +13,11 @@ from pathlib import Path
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, MemoryExceeded
-from ipnext.model.deployment.deployment import (
-    STREAM_DRAIN_SECONDS,
-    EngineSwap,
-    HeldGeneration,
-    HostedSnapshot,
-    HostFailure,
-    SnapshotMemory,
-)
+from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS
 from ipnext.model.deployment.engine_start import EngineStart, StartStage
+from ipnext.model.deployment.engine_swap import EngineSwap
 from ipnext.model.deployment.footprint import needed_bytes, weight_bytes
+from ipnext.model.deployment.host_control import HeldGeneration, HostedSnapshot, HostFailure, SnapshotMemory
 from ipnext.model.registry.adapter import answering_name
 from ipnext.model.settings.engine import VllmSettings, vllm_settings
 from ipnext.model.settings.engine_allowances import NO_ALLOWANCES, EngineAllowances

@@ -18,7 +18,8 @@ import structlog
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.identity import Component
-from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
+from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS
+from ipnext.model.deployment.host_control import HostHolds, HostMemoryState, HostState
 from ipnext.model.settings.engine_allowances import EngineAllowances
 from serving.confinement.landlock import Confinement, add_confinement, restrict, restrict_sockets
 from serving.confinement.privileges import add_user, become, drop_capabilities, give_to

@@ -13,8 +13,9 @@ import structlog
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import IPnextError, LoadFailed
-from ipnext.model.deployment.deployment import EngineSwap, HeldGeneration, HostedSnapshot, HostFailure, SwapState
+from ipnext.model.deployment.engine_swap import EngineSwap, SwapState
 from ipnext.model.deployment.footprint import needed_bytes
+from ipnext.model.deployment.host_control import HeldGeneration, HostedSnapshot, HostFailure
 from ipnext.model.value import canonical_json
 from serving.genai.engine.supervisor import EngineSupervisor
 from serving.genai.load_retries import load_with_retries

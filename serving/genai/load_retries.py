@@ -7,7 +7,7 @@ from typing import Any, Final
 import structlog
 
 from ipnext.errors import IPnextError
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from serving.snapshots.held_snapshots import HeldSnapshots
 
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)

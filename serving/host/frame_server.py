@@ -8,7 +8,7 @@ from typing import Any, Final
 import structlog
 
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.graph import Tensors
 from serving.host.graph_executor import GraphCall, GraphExecutor
 from serving.host.part_server import About, PartServer

@@ -20,7 +20,7 @@ import structlog
 
 from ipnext.components.identity import Component
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment.deployment import HostHolds, HostMemoryState, HostState, SnapshotMemory
+from ipnext.model.deployment.host_control import HostHolds, HostMemoryState, HostState, SnapshotMemory
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from ipnext.settings import NativeCodeSettings
 from serving.confinement.landlock import Confinement, add_confinement, confine, prepare

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from ipnext.errors import IPnextError, LoadFailed
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from serving.engines.base import Engine, LoadedPart
 from serving.host.delta_loader import Chain, fetch_chain
 from serving.host.served_part import ServedPart, batch_limits

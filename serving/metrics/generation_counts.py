@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from ipnext.model.deployment.deployment import ChosenTraffic, GenerationTraffic
+from ipnext.model.deployment.traffic import ChosenTraffic, GenerationTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS
 from serving.metrics.prediction_sketches import Predictions
 from serving.metrics.tallies import CANCELLED, Answers, Histogram, StreamTally

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.deployment.deployment import GenerationShares, RouteShare
+from ipnext.model.deployment.route_table import RouteShare
+from ipnext.model.deployment.router_table import GenerationShares
 from ipnext.names import CHOSEN_BY_WEIGHT, CHOSEN_HEADER, FORWARDED_HEADER, GENERATION_HEADER
 from serving.http.messages import Request
 from serving.routing.table import ModelRoutes

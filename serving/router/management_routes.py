@@ -8,7 +8,7 @@ import orjson
 from ipnext import __version__
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.access.predictions import KeyUseReport
-from ipnext.model.deployment.deployment import RouterState
+from ipnext.model.deployment.router_table import RouterState
 from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.names import GENERATION_HEADER
 from serving.access.access_list import AccessFollower

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ipnext.model.deployment.deployment import GenerationTraffic
+from ipnext.model.deployment.traffic import GenerationTraffic
 from serving.metrics.generation_counts import ChosenCounts, GenerationCounts
 from serving.metrics.in_flight import InFlight
 from serving.metrics.prediction_sketches import SAMPLE_SECONDS, Sketches

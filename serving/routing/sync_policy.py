@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ipnext.model.deployment.deployment import SnapshotFacts
+from ipnext.model.deployment.served_generation import SnapshotFacts
 from ipnext.model.registry.registry import SyncPolicy
 
 

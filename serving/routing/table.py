@@ -10,15 +10,10 @@ from pydantic import ValidationError
 
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.access.predictions import PredictionAccess
-from ipnext.model.deployment.deployment import (
-    DRAIN_SECONDS,
-    STREAM_DRAIN_SECONDS,
-    GenerationShares,
-    RoutedModel,
-    RouterTable,
-    ServedGeneration,
-    Shadow,
-)
+from ipnext.model.deployment.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS
+from ipnext.model.deployment.route_table import Shadow
+from ipnext.model.deployment.router_table import GenerationShares, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import TensorSpec
 from ipnext.model.settings.kv_transfer import Handoff
 from ipnext.model.settings.routing import RoutingPolicy

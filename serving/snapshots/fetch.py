@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ipnext.artifacts.signing import check_signature, signature_in
 from ipnext.errors import ArtifactDigestMismatch, LoadFailed, SnapshotDenied
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.snapshots.directory import verify_cached
 from serving.snapshots.fetch_process import Fetcher

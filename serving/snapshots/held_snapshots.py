@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ipnext.errors import GenerationNotHeld, InvalidInput
-from ipnext.model.deployment.deployment import HeldGeneration, HostedSnapshot, HostFailure
+from ipnext.model.deployment.host_control import HeldGeneration, HostedSnapshot, HostFailure
 from ipnext.model.value import canonical_json
 from ipnext.revision import Revision
 

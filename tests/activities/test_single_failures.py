@@ -14,14 +14,9 @@ from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.errors import Forbidden, InvalidInput, IPnextError, Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, StageInput
 from ipnext.model.lifecycle.reconciliation import RegionAsked

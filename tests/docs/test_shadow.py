@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from ipnext.model.deployment.deployment import Shadow
+from ipnext.model.deployment.route_table import Shadow
 from ipnext.model.gate.shadow import MOST_OUTPUTS, OTHER_OUTPUTS, DropReason, Mismatch, ShadowLimits
 from ipnext.model.lifecycle.shadow import ShadowSettings
 from serving.metrics.answer_differences import RANKED

@@ -27,14 +27,9 @@ from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.access.rights import ApiKey, Grant, Role
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.lifecycle.messages import ChangeState, ReplanState
 from ipnext.model.lifecycle.status import ConditionType, Reason

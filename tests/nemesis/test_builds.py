@@ -37,7 +37,7 @@ def test_a_program_that_is_no_module_of_the_platform_stays_as_it_is(tmp_path: Pa
 def test_what_the_next_build_writes_has_a_field_more(tmp_path: Path) -> None:
     set_build(tmp_path, "api", "next")
     python = Path(command_of(tmp_path, "api", API)[0])
-    imported = "from ipnext.model.wire import *; from ipnext.model.deployment.deployment import HostHolds"
+    imported = "from ipnext.model.wire import *; from ipnext.model.deployment.host_control import HostHolds"
     program = f"{imported}; print(HostHolds(holds=()).model_dump_json())"
     written = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout
     assert ADDED in written

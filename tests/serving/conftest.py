@@ -20,17 +20,9 @@ from torch import nn
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.process.ports import free_port
-from ipnext.model.deployment.deployment import (
-    HostedSnapshot,
-    HostHolds,
-    HostState,
-    PartEndpoint,
-    RoutedModel,
-    RouterState,
-    RouterTable,
-    ServedGeneration,
-    SnapshotFacts,
-)
+from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds, HostState
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterState, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration, SnapshotFacts
 from ipnext.model.registry.registry import GraphNode, PartGraph, SnapshotSource, SyncPolicy
 from serving.export import export_model
 from serving.protocol.tensors import Tensor

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from ipnext.model.deployment.deployment import PartEndpoint
+from ipnext.model.deployment.router_table import PartEndpoint
 from serving.graph import plan_graph, run_graph
 from serving.protocol.v2 import decode_response, parse_header_length
 from tests.waiting import PATIENCE_SECONDS, until

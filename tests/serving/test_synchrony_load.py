@@ -5,7 +5,7 @@
 
 import pytest
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel
 from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy
 from tests.serving.load import INFER, Load
 

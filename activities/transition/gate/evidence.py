@@ -8,7 +8,7 @@ docs/decisions/0072.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.distributions import UNLIKELY, at_least, chance
 from ipnext.model.gate.gate import RegionTraffic

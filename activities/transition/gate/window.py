@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, GateWindow, RegionTraffic
 from ipnext.model.gate.sketch import PredictionSketch

@@ -23,7 +23,7 @@ from benchmarks.serving.servers.own import GENERATION, MODEL, REGION, OwnServers
 from benchmarks.serving.servers.process import ServerProcess
 from benchmarks.serving.timing import Contender, LoopContender, measure
 from ipnext.infra.process.ports import free_port
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import SnapshotManifest
 from serving.engines.base import LoadedPart
 from serving.engines.torch.engine import TorchEngine

@@ -22,19 +22,10 @@ from ipnext.infra.envoy import bootstrap
 from ipnext.infra.envoy import config as envoy
 from ipnext.infra.gateway.process import envoy_binary
 from ipnext.infra.process.ports import free_port
-from ipnext.model.deployment.deployment import (
-    HostedSnapshot,
-    HostHolds,
-    HostState,
-    PartEndpoint,
-    RoutedModel,
-    RouterState,
-    RouterTable,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-    Shadow,
-)
+from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds, HostState
+from ipnext.model.deployment.route_table import RouteShare, RouteTable, Shadow
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterState, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import PartGraph
 
 MODEL = "dlrm"

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from ipnext.api.services.region_states import States
 from ipnext.model.api.generation_stats import GenerationAnswers
-from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.comparison import Pair, predictions
 from ipnext.model.gate.distributions import quantile, stability_index
 from ipnext.model.gate.gate import RegionTraffic

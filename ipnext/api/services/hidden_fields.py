@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from ipnext import names
 from ipnext.api.services.region_states import States
 from ipnext.model.api.resources import MovesView, PlanSummary, ReplanView
-from ipnext.model.deployment.deployment import Replica
+from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import DrainView
 from ipnext.store.repository import Repository

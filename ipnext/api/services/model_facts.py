@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.status import Condition
 from ipnext.model.manifest.profiled import throughputs, wants_profiles

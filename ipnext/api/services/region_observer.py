@@ -15,7 +15,7 @@ import structlog
 from ipnext.api.services.region_states import States
 from ipnext.errors import IPnextError
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.deployment import RegionState
+from ipnext.model.deployment.region_state import RegionState
 
 REST = 4
 """An observation is kept for this multiple of its duration, so that observing a large fleet leaves time for other

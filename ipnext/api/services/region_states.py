@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import nsmallest
 
-from ipnext.model.deployment.deployment import GenerationTraffic, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.traffic import GenerationTraffic
 
 SHOWN = 20
 """Replicas of a region in its summary."""

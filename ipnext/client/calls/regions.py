@@ -10,7 +10,7 @@ from ipnext.client.lists import Listing, params_of
 from ipnext.client.polling import glance, poll
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.model.api.resources import FleetView, RegionView
-from ipnext.model.deployment.deployment import Replica
+from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetManifest, FleetSpec
 from ipnext.model.lifecycle.drain import DrainRequest, DrainState, DrainView, ReturnRequest
 

@@ -12,7 +12,8 @@ import structlog
 from pydantic import ValidationError
 
 from ipnext.infra.process.atomic_file import remove_file, replace_file
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 

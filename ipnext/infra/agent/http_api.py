@@ -15,9 +15,10 @@ from ipnext.errors import InvalidInput, IPnextError, Unauthenticated, Unavailabl
 from ipnext.infra.agent.reconciler import Region
 from ipnext.infra.error_body import error_body
 from ipnext.model.access.predictions import AccessList
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.logs import LogQuery
 from ipnext.model.deployment.prefetch import Prefetch
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.gate.live import TimingRound
 from ipnext.model.validation_errors import faults_of
 from ipnext.model.value import Value

@@ -37,15 +37,12 @@ from ipnext.infra.router.process import RouterProcess
 from ipnext.infra.state_token import with_token
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport, PredictionAccess
 from ipnext.model.deployment.applied_state import AppliedState
-from ipnext.model.deployment.deployment import (
-    Deployment,
-    DeploymentKey,
-    GenerationTraffic,
-    RegionState,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
+from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.live import RoundTimes, TimedReplica, TimingRound
 from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.revision import Revision

@@ -22,7 +22,7 @@ from ipnext.infra.envoy.tls import PeerTls
 from ipnext.infra.envoy.weights import WEIGHT_TOTAL, weights
 from ipnext.infra.generation_shares import no_capacity, some, usable_shares
 from ipnext.infra.process.ports import LOOPBACK
-from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.names import (
     ANSWER_HEADERS,
     CHOSEN_BY_WEIGHT,

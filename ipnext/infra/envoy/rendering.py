@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ipnext.infra.envoy import config
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 
 RULES: Final = "rules of the configuration"
 """Stands in the text of the configuration in place of its rules."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,9 @@ from ipnext.infra.route_rules import check_access, check_destinations, check_rev
 from ipnext.infra.state_token import with_token
 from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.deployment.applied_state import AppliedState
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.gate.live import ReplicaTimes, RoundTimes, TimedReplica, TimingRound
 from ipnext.model.gate.shadow import ShadowComparison
 

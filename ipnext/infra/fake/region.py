@@ -5,16 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ipnext.infra.assignment import assign_processes, replica_sets
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    ChosenTraffic,
-    Deployment,
-    DeploymentKey,
-    GenerationTraffic,
-    LoadFailure,
-    Replica,
-    ReplicaPhase,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.replica import LoadFailure, Replica, ReplicaPhase
+from ipnext.model.deployment.traffic import ChosenTraffic, GenerationTraffic
 from ipnext.model.gate.sketch import PredictionSketch, latency_bucket, prediction_bucket
 
 

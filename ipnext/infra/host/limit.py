@@ -7,7 +7,8 @@ from typing import Final
 import psutil
 import structlog
 
-from ipnext.model.deployment.deployment import HostHolds, LoadFailure
+from ipnext.model.deployment.host_control import HostHolds
+from ipnext.model.deployment.replica import LoadFailure
 from ipnext.model.lifecycle.status import Reason
 
 BYTES_OF_ONE: Final = 256 * 2**20

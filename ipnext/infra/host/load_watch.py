@@ -6,7 +6,7 @@ from contextlib import suppress
 from ipnext.errors import Unavailable
 from ipnext.infra.control import Control
 from ipnext.infra.process.wakeup import Wakeup
-from ipnext.model.deployment.deployment import HostState
+from ipnext.model.deployment.host_control import HostState
 
 
 def tells(state: HostState | None) -> bool:

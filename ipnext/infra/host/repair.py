@@ -9,7 +9,7 @@ from signal import SIGKILL, SIGTERM, Signals
 
 from ipnext.infra.assignment import differs
 from ipnext.infra.settings import AgentSettings
-from ipnext.model.deployment.deployment import HostedSnapshot, HostFailure, HostHolds, HostState
+from ipnext.model.deployment.host_control import HostedSnapshot, HostFailure, HostHolds, HostState
 
 
 class HostRepair:

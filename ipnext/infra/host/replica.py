@@ -36,7 +36,10 @@ from ipnext.infra.process.child import ChildProcess
 from ipnext.infra.process.notes import HostNote, as_note
 from ipnext.infra.process.spawn import Note, StartedProcess
 from ipnext.infra.process.wakeup import Wakeup
-from ipnext.model.deployment.deployment import DeploymentKey, HostHolds, HostState, PartEndpoint, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.host_control import HostHolds, HostState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.router_table import PartEndpoint
 
 Adopted = tuple[HostNote, StartedProcess]
 """A process of a former agent, and the note that this agent stored with it."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ipnext.model.deployment.deployment import HostHolds
+from ipnext.model.deployment.host_control import HostHolds
 
 
 class SwapProgress:

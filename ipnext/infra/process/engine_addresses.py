@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from ipnext.components.sockets import SCHEME, SUFFIX, is_socket_url
 from ipnext.infra.process.ports import HIGHEST_PORT, LOOPBACK, LOWEST_PORT
-from ipnext.model.deployment.deployment import HostState
+from ipnext.model.deployment.host_control import HostState
 
 ENGINE_SOCKETS = "e"
 """Directory of the engines' sockets in that of their host."""

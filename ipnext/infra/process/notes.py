@@ -7,7 +7,8 @@ import structlog
 from pydantic import Field, ValidationError
 
 from ipnext.infra.process.spawn import Processes, StartedProcess
-from ipnext.model.deployment.deployment import DeploymentKey, HostHolds
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.host_control import HostHolds
 from ipnext.model.value import Value
 from ipnext.model.wire import decode_plain
 

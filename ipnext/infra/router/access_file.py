@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.route_rules import check_access
 from ipnext.model.access.predictions import AccessList, AccessRevision
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.wire import decode
 
 

@@ -17,7 +17,7 @@ from ipnext.infra.process.child import ChildProcess
 from ipnext.infra.process.notes import RouterNote, as_note
 from ipnext.infra.process.spawn import Note, StartedProcess
 from ipnext.model.access.predictions import KeyUseReport
-from ipnext.model.deployment.deployment import RouterState
+from ipnext.model.deployment.router_table import RouterState
 
 GATEWAY_PROOF_FILE: Final = "gateway.proof"
 """Proof of the gateway at all routers of the region, beside their table."""

@@ -20,14 +20,10 @@ from ipnext.infra.process.notes import RouterNote, find_notes
 from ipnext.infra.process.wakeup import Wakeup
 from ipnext.infra.router.instance import RouterInstance
 from ipnext.model.access.predictions import AccessList, AccessRevision, AccessWithdrawal, KeyUseReport
-from ipnext.model.deployment.deployment import (
-    STREAM_DRAIN_SECONDS,
-    GenerationShares,
-    GenerationTraffic,
-    RoutedModel,
-    RouterTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import STREAM_DRAIN_SECONDS
+from ipnext.model.deployment.router_table import GenerationShares, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
+from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.shadow import ShadowComparison, merge_comparisons
 from ipnext.model.wire import decode
 

@@ -5,15 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ipnext.model.access.predictions import PredictionAccess
-from ipnext.model.deployment.deployment import (
-    DRAIN_SECONDS,
-    STREAM_DRAIN_SECONDS,
-    Deployment,
-    PartEndpoint,
-    RoutedModel,
-    ServedGeneration,
-    Shadow,
-)
+from ipnext.model.deployment.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS, Deployment
+from ipnext.model.deployment.route_table import Shadow
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel
+from ipnext.model.deployment.served_generation import ServedGeneration
 
 Served = Mapping[str, tuple[ServedGeneration, ...]]
 """Model -> generations that the router may answer with."""

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ipnext.model.api.generation_stats import GenerationAnswers
 from ipnext.model.api.sources import SourceView
-from ipnext.model.deployment.deployment import Replica
+from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import DrainView
 from ipnext.model.lifecycle.freshness import PartFreshness, SnapshotServing

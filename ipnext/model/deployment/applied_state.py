@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.value import Value, digest_of
 
 

@@ -86,7 +86,7 @@ class RegionTraffic(Value):
     gateway: Name | None = None
     """Region of that gateway; None: `predictions`, which are those of all gateways."""
     requests: int = 0
-    """As in `ipnext.model.deployment.deployment.ChosenTraffic`, here and below."""
+    """As in `ipnext.model.deployment.traffic.ChosenTraffic`, here and below."""
     errors: int = 0
     non_finite: int = 0
     failed: int = 0

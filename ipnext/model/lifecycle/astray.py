@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 
 
 def describe_astray(tables: Iterable[RouteTable], serving: int) -> tuple[str, ...]:

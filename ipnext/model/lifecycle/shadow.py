@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from ipnext.model.deployment.deployment import SHADOW_IN_FLIGHT, SHADOW_SECONDS, Deployment, RouteTable, Shadow
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import SHADOW_IN_FLIGHT, SHADOW_SECONDS, RouteTable, Shadow
 from ipnext.model.gate.shadow import ShadowLimits
 from ipnext.model.lifecycle.messages import StageInput
 from ipnext.model.value import Name, Value

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.deployment.deployment import Replica, RouteShare
+from ipnext.model.deployment.replica import Replica
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.value import Name, WrittenValue
 
 

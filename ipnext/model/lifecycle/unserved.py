@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
 

@@ -10,7 +10,8 @@ from sqlalchemy import update as sa_update
 from sqlmodel import col, delete, func, select, tuple_
 
 from ipnext.errors import StaleWrite
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.registry.denials import Denial
 from ipnext.model.wire import decode_frozen
 from ipnext.store.registry.denials import Denials

@@ -9,7 +9,8 @@ from sqlalchemy import func as sa_func
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
-from ipnext.model.deployment.deployment import Deployment, RouteTable
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason

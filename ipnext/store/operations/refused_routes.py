@@ -5,7 +5,7 @@ it and when it ends. A model without a serving generation has one in each region
 regions that only a newer manifest names. The reconciler sends them to the gateways; the next transition replaces them.
 """
 
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.store.records import ModelRecord

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, delete, func, insert, or_, update
 from sqlalchemy import select as sa_select
 from sqlmodel import col, select, tuple_
 
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.freshness import HourShare, ServingSnapshot, SnapshotServing
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.manifest.freshness import FreshnessSpec

@@ -8,7 +8,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.metadata import freshness
 from activities.metadata.freshness import FreshnessActivities
 from ipnext.errors import Conflict
-from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.messages import ChangeState, Done
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState

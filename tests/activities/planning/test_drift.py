@@ -14,7 +14,8 @@ from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
 from activities.regions.recovery import RegionRecovery
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.controls import ControlAsked, HoldNote
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done

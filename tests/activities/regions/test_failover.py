@@ -8,7 +8,8 @@ import pytest
 from activities.regions import failover as surviving
 from activities.regions.failover import RegionFailover
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from tests.activities.planning.test_parts import BASE, publish, serve
 
 

@@ -6,14 +6,9 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment.activities import DeploymentActivities
 from activities.regions.activities import DrainActivities
 from activities.regions.reconciliation import ReconciliationActivities
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason

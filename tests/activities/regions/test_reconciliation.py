@@ -3,7 +3,9 @@
 import pytest
 
 from activities.regions.reconciliation import DesiredRegion, DesiredSet, differences, in_sync
-from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
 
 KEY = DeploymentKey(model="m", part="dense", region="us-east", hardware="cpu")
 OTHER = KEY.model_copy(update={"part": "sparse"})

@@ -8,14 +8,9 @@ from temporalio.testing import ActivityEnvironment
 from activities.regions import reconciliation
 from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, RouteFailed
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled
 from ipnext.model.registry.registry import GenerationState, PartGraph

@@ -20,15 +20,10 @@ from activities.regions.failover import BATCH
 from activities.regions.recovery import CALLS, PASSES, RegionRecovery
 from ipnext.errors import InvalidInput, RegionUnreachable, Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RegionState,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState

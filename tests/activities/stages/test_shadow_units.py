@@ -3,7 +3,9 @@
 import pytest
 
 from activities.stages.shadow_units import announced_units, find_needed
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, ServedGeneration, Shadow
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import Shadow
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowSeen, ShadowSettings
 from ipnext.model.registry.registry import PartGraph
 from tests.fleets import two_regions

@@ -13,7 +13,9 @@ from activities.state.served_generations import served_generation
 from activities.state.wave_state import ModelWaveState
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import RouteFailed, Unavailable
-from ipnext.model.deployment.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import LoadFailure, Replica, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Cause, Place, cause_in
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.unserved import binding_reason

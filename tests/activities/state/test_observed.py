@@ -4,7 +4,9 @@ import pytest
 
 from activities.state.observed import first_failure, missing_replicas
 from activities.state.wave_state import ModelWaveState
-from ipnext.model.deployment.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import LoadFailure, Replica, ReplicaPhase
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.operations.change_end import judge_up_to_date
 

@@ -1,15 +1,9 @@
 """Replica sets with and without the processes of a shadow."""
 
 from activities.state.shadow_sets import with_shadow, without_shadow
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-    Shadow,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable, Shadow
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowSettings
 from ipnext.model.registry.registry import PartGraph
 

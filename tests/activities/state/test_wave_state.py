@@ -22,7 +22,7 @@ from activities.state.wave_state import (
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import NotFound
 from ipnext.infra.assignment import host_holds
-from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.plan import CurrentState, ReplicaCount
 from ipnext.model.planning.transition import (

@@ -19,7 +19,8 @@ from activities.transition.admission import not_swapped
 from activities.transition.refresh_mode import refresh_of
 from activities.transition.wave_context import WaveContext
 from activities.validation.activities import ValidationActivities
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput, WaveInput
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Swap, Transition, Wave

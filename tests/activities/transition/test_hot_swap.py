@@ -10,16 +10,10 @@ from activities.transition.admission import price_of
 from activities.transition.hot_swap import Announcement, find_restarts, leave_what_is_sent, not_gone_back, while_swapped
 from activities.transition.revert import find_unfreed, none_more
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RegionState,
-    Replica,
-    ReplicaPhase,
-    RouteShare,
-    RouteTable,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import (
     FleetState,

@@ -17,16 +17,10 @@ from activities.transition.revert import (
     still_answered,
     waiting,
 )
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RegionState,
-    Replica,
-    ReplicaPhase,
-    RouteShare,
-    RouteTable,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition
 
 M = "ranker"

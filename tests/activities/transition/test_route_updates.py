@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from activities.transition.route_updates import between, follow_routes
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare
 
 PARTS = {1: ("p",), 2: ("p",)}
 

@@ -18,17 +18,11 @@ from activities.transition.scale_down import CapacityRelease, ReleaseExceptions,
 from activities.transition.scale_up import Capacity
 from activities.transition.wave_context import WaveContext, list_routable
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RegionState,
-    Replica,
-    ReplicaPhase,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.messages import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, Wave

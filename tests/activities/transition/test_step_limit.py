@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from activities.transition.step_limit import check_growth, find_growth
-from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition
 

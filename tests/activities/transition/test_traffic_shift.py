@@ -10,7 +10,9 @@ import pytest
 from activities.runtime.lease import ActivityHeartbeats, felt
 from activities.transition import traffic_shift as routing
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.deployment.deployment import RegionState, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.drain import Drain
 from ipnext.model.registry.registry import GraphNode, PartGraph
 

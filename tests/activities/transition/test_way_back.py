@@ -11,7 +11,7 @@ from activities.state.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState, RouteShare
 from activities.transition.activities import TransitionActivities
 from ipnext.errors import RegionUnreachable
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.messages import ChangeState, WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, TransitionState, Wave

@@ -10,7 +10,8 @@ import signal
 import httpx
 import pytest
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, ServedGeneration
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.disaggregated import handoff_graph
 from ipnext.model.settings.kv_transfer import Handoff
 from tests.genai.support.hosts import MODEL, Yard, complete

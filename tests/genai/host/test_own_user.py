@@ -10,7 +10,7 @@ import pytest
 
 from ipnext.infra.process.host_user import open_state, refusal
 from ipnext.infra.process.parent_death import tether
-from ipnext.model.deployment.deployment import HostHolds
+from ipnext.model.deployment.host_control import HostHolds
 from serving.openai.engines.connection import EngineConnectionPool
 from tests.genai.host.test_sockets import ready
 from tests.genai.support.hosts import MOCK

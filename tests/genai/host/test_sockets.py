@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from ipnext.infra.process.parent_death import tether
-from ipnext.model.deployment.deployment import HostHolds, HostState
+from ipnext.model.deployment.host_control import HostHolds, HostState
 from serving.genai.engine.supervisor import forget_sockets
 from serving.openai.engines.connection import EngineConnectionPool
 from tests.genai.support.hosts import MOCK

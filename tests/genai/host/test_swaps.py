@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.model.deployment.deployment import HostHolds
+from ipnext.model.deployment.host_control import HostHolds
 from tests.genai.support.checkpoints import llama_tensors, write_llama
 from tests.genai.support.hosts import complete, mock_command, stream
 from tests.waiting import until

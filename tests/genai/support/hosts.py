@@ -17,7 +17,7 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
-from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds, HostState
+from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds, HostState
 from ipnext.model.registry.adapter import adapter_in, answering_name, engine_name
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until

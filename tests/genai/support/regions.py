@@ -5,7 +5,8 @@ from contextlib import contextmanager, suppress
 
 import httpx
 
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, RouterTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment
+from ipnext.model.deployment.router_table import RouterTable
 from tests.e2e.conftest import NO_HOSTS
 from tests.genai.support.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent

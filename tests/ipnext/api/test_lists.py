@@ -11,7 +11,9 @@ from sqlalchemy import event
 from activities.planning.replan import read_records
 from ipnext.api.requests import guarded_route
 from ipnext.api.services.region_states import States
-from ipnext.model.deployment.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.model.lifecycle.status import ConditionType, Reason

@@ -18,14 +18,9 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.infra.process.ports import PortBook
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from tests.waiting import PATIENCE_SECONDS, until
 

@@ -15,7 +15,8 @@ from ipnext.infra.assignment import (
     with_both,
     without,
 )
-from ipnext.model.deployment.deployment import AssignedSnapshot, HeldGeneration, HostHolds
+from ipnext.model.deployment.deployment import AssignedSnapshot
+from ipnext.model.deployment.host_control import HeldGeneration, HostHolds
 
 
 @pytest.fixture

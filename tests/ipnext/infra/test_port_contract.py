@@ -9,7 +9,8 @@ from ipnext.errors import InvalidInput, NotFound, RegionUnreachable, StaleWrite,
 from ipnext.infra.agent.http_api import LONGEST_POLL_SECONDS
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.infra.local_agents import LocalProcessInfrastructure
-from ipnext.model.deployment.deployment import ReplicaPhase, Shadow
+from ipnext.model.deployment.replica import ReplicaPhase
+from ipnext.model.deployment.route_table import Shadow
 from ipnext.model.gate.live import TimedReplica, TimingRound
 from ipnext.model.value import digest_of
 from tests.waiting import until

@@ -15,14 +15,9 @@ from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
 from ipnext.model.access.rights import Grant, Role
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from ipnext.names import CLIENT_HEADERS, INNER_HEADERS
 from serving.export import export_model

@@ -17,14 +17,9 @@ from activities.transition.gate.live import judge_live, read_figures
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.process.places import run_directory
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.gate.live import JudgedRound, LiveLatencySpec, TimedReplica, TimingRound
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.engines.torch.program import WEIGHTS_FILE

@@ -8,15 +8,9 @@ from torch import nn
 
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-    Shadow,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable, Shadow
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.export import export_model
 from tests.waiting import until

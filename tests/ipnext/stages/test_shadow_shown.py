@@ -3,7 +3,8 @@
 from rich.console import Console
 
 from ipnext.cli.tables.stages import shadow_table
-from ipnext.model.deployment.deployment import ServedGeneration, Shadow
+from ipnext.model.deployment.route_table import Shadow
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowSeen, ShadowSettings, ShadowView
 from ipnext.model.registry.registry import PartGraph
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.deployment.deployment import ServedGeneration
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave

@@ -30,14 +30,9 @@ from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.controls import HoldNote
 from ipnext.model.lifecycle.drain import DrainInput, DrainState

@@ -14,7 +14,9 @@ import psutil
 
 from ipnext.errors import IPnextError
 from ipnext.infra.local_agents import LocalProcessInfrastructure
-from ipnext.model.deployment.deployment import RegionState, ReplicaPhase, RouteTable
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import ReplicaPhase
+from ipnext.model.deployment.route_table import RouteTable
 from tests.nemesis.history import Recorder
 from tests.nemesis.models import BASE_DEMAND, REPLICA_QPS
 from tests.nemesis.observation.capacity_floor import shortfalls

@@ -17,7 +17,7 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.cli.app import app
 from ipnext.errors import ArtifactDigestMismatch, InvalidInput, LoadFailed
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import SIGNATURE_FILE, SnapshotManifest
 from serving.compiling import compile as compiling
 from serving.compiling import library_cache

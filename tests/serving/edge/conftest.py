@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import uvloop
 
-from ipnext.model.deployment.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment.host_control import HostedSnapshot
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph, Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames

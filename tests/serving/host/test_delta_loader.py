@@ -20,7 +20,7 @@ from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, LoadFailed
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.registry.signing import SignerPolicy
 from serving.deltas.export import delta_between, export_delta

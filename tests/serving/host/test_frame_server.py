@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import Signature, TensorSpec
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipnext.model.deployment.deployment import HeldGeneration
+from ipnext.model.deployment.host_control import HeldGeneration
 from ipnext.names import DEADLINE_HEADER
 from tests.waiting import PATIENCE_SECONDS, until
 

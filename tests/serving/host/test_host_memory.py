@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from serving.deltas.export import export_delta
 from serving.export import export_model
 from serving.weights.row_changes import Rows

@@ -9,7 +9,7 @@ import pytest
 
 from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.errors import ArtifactMissing, LoadFailed, Unavailable
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import SIGNATURE_FILE, ArtifactFile, Signature, SnapshotManifest
 from ipnext.model.registry.signing import SignerPolicy
 from serving.engines.base import find_engine

@@ -20,14 +20,9 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.components.sockets import socket_url
 from ipnext.model.access.predictions import AccessList
-from ipnext.model.deployment.deployment import (
-    HostedSnapshot,
-    PartEndpoint,
-    RoutedModel,
-    RouterTable,
-    ServedGeneration,
-    SnapshotFacts,
-)
+from ipnext.model.deployment.host_control import HostedSnapshot
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration, SnapshotFacts
 from ipnext.model.registry.adapter import ServedAdapter
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from serving.access.access_list import AccessFollower

@@ -8,7 +8,8 @@ import json
 import struct
 from datetime import UTC, datetime, timedelta
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, ServedGeneration, SnapshotFacts
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel
+from ipnext.model.deployment.served_generation import ServedGeneration, SnapshotFacts
 from ipnext.model.registry.registry import PartGraph, TensorSpec
 from tests.mixed import GRAPH
 

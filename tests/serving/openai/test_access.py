@@ -13,7 +13,7 @@ import pytest
 from ipnext.access.keys import draw_key
 from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
 from ipnext.model.access.rights import Grant, Role
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.metrics.tallies import CANCELLED
 from serving.protocol.json_size import SMALL_BYTES
 from tests.waiting import eventually

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.openai.adapters import Alias
 from tests.genai.support.checkpoints import write_adapter
 from tests.waiting import eventually

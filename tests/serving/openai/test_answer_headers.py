@@ -2,7 +2,8 @@
 
 import pytest
 
-from ipnext.model.deployment.deployment import GenerationShares, RouterTable, RouteShare
+from ipnext.model.deployment.route_table import RouteShare
+from ipnext.model.deployment.router_table import GenerationShares, RouterTable
 from tests.serving.openai.conftest import REGION, raw_engine
 from tests.serving.openai.test_routes import CHAT, ask
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.openai.engines.prefix_affinity import BLOCK_CHARACTERS, blocks_of, prompt_of
 from tests.serving.openai.conftest import endpoint, mock_engine, served
 

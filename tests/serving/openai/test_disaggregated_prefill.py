@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, ServedGeneration
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.disaggregated import handoff_graph
 from ipnext.model.settings.kv_transfer import Handoff
 from tests.serving.openai.conftest import mock_engine, raw_engine

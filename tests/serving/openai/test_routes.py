@@ -9,7 +9,7 @@ import json
 import httpx
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.http.limits import HttpLimits
 from serving.router.router import RouterLimits
 from tests.serving.openai.conftest import endpoint, raw_engine, running_edge, served

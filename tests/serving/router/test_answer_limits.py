@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from serving.http.connection import http_factory
 from serving.http.limits import AnswerBudget, OpenConnections, UnreadAnswers
 from serving.http.messages import Response

@@ -4,7 +4,8 @@ import numpy as np
 import psutil
 import pytest
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from tests.waiting import until
 

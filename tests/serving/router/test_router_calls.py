@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from serving.http.connection import http_factory
 from serving.http.messages import Request, error_response, not_found
 from serving.protocol.frames import UPGRADE, FrameProtocol, bytes_frame, tensor_frame

@@ -12,7 +12,8 @@ from prometheus_client import generate_latest
 from ipnext.access.keys import draw_key
 from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
 from ipnext.model.access.rights import Grant, Role
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, Shadow
+from ipnext.model.deployment.route_table import Shadow
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from serving.access.access_list import AccessFollower
 from serving.http.connection import http_factory
 from serving.http.messages import Request, error_response, not_found

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, Shadow
+from ipnext.model.deployment.route_table import Shadow
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from tests.waiting import until
 
 CLICK = "/v2/models/click"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ipnext.errors import IPnextError
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy
 from serving.graph import run_graph
 from serving.http.connection import http_factory

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable, SnapshotFacts
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import SnapshotFacts
 from ipnext.model.registry.registry import SyncPolicy
 from serving.routing.sync_policy import HostCandidate, Version, candidates_for, of_snapshot
 from serving.routing.table import compile_routes

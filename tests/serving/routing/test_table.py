@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from ipnext.model.registry.registry import SyncPolicy
 from serving.routing.table import TableFollower, compile_routes
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ipnext.errors import GenerationNotHeld, InvalidInput
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from serving.snapshots.held_snapshots import HeldSnapshots, hold_key
 
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from ipnext.errors import MemoryExceeded
-from ipnext.model.deployment.deployment import HostedSnapshot
 from ipnext.model.deployment.footprint import ALLOWANCE_BYTES, PROGRAM_FACTOR, needed_bytes
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest
 from serving.host.loader import Loader
 from serving.snapshots.held_snapshots import HeldSnapshots

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.deployment.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment.host_control import HostedSnapshot
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from serving.engines.torch.engine import TorchEngine
 from serving.export import export_model
 from serving.splitting.policy import parse_policy

@@ -21,7 +21,8 @@ from ipnext.devfile import read_devfile
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.login.credentials import note_credential
-from ipnext.model.deployment.deployment import RegionState, ReplicaPhase
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.wire import decode
 from ipnext.platform.admin import create_admin_key
 from tests.processes import command_line

@@ -17,15 +17,11 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
 from activities.planning.solver import ThreadSolver
-from ipnext.model.deployment.deployment import (
-    Deployment,
-    HostHolds,
-    HostState,
-    RegionState,
-    RouterState,
-    RouterTable,
-    RouteTable,
-)
+from ipnext.model.deployment.deployment import Deployment
+from ipnext.model.deployment.host_control import HostHolds, HostState
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteTable
+from ipnext.model.deployment.router_table import RouterState, RouterTable
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.manifest import ModelManifest

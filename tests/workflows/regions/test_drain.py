@@ -5,7 +5,8 @@ from temporalio.testing import ActivityEnvironment
 from activities.regions.activities import DrainActivities
 from activities.regions.recovery import RegionRecovery
 from ipnext import names
-from ipnext.model.deployment.deployment import DeploymentKey, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState
 from ipnext.model.lifecycle.messages import ChangeState, ReplanState
 from ipnext.model.lifecycle.status import Reason

@@ -8,7 +8,7 @@ from activities.runtime.failed_attempts import EVENT
 from activities.transition import traffic_shift as routing
 from activities.transition.activities import TransitionActivities
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, WaveInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import TransitionState

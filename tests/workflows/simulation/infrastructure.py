@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from ipnext.errors import Unavailable
 from ipnext.infra.assignment import assign_processes
-from ipnext.model.deployment.deployment import ReplicaPhase
+from ipnext.model.deployment.replica import ReplicaPhase
 
 NEVER = float("inf")
 

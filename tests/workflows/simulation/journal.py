@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare
 from ipnext.model.planning.transition import Transition, TransitionState

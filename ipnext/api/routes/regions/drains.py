@@ -14,7 +14,7 @@ from ipnext.api.services.hidden_fields import redact_drain
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.api.resources import ListPage
-from ipnext.model.deployment.deployment import RegionState
+from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import Drain, DrainRequest, DrainView, ReturnRequest
 from ipnext.model.value import Name

@@ -15,7 +15,7 @@ from ipnext.api.services.hidden_fields import filter_replicas, filter_states, re
 from ipnext.api.services.region_states import States
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.api.resources import HardwareUse, ListPage, RegionView
-from ipnext.model.deployment.deployment import Replica
+from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.drain import DrainView
 from ipnext.model.value import Name

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from activities.transition.gate.verdict import AGAIN_SECONDS, GateInput, errors_only, judge
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, LatencyLimits, RegionTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS, PredictionSketch, prediction_bucket

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.transition.gate.window import MAX_WINDOW_BYTES, count_since, former_generation, open_window, traffic_of
-from ipnext.model.deployment.deployment import ChosenTraffic, GenerationTraffic, RegionState
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.traffic import ChosenTraffic, GenerationTraffic
 from ipnext.model.gate.comparison import latencies, predictions
 from ipnext.model.gate.gate import GateWindow, RegionTraffic
 from ipnext.model.gate.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_bucket

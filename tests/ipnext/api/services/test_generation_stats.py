@@ -4,7 +4,8 @@ import pytest
 
 from ipnext.api.services.generation_stats import answers_of
 from ipnext.cli.tables.models import STREAMS, _answers_line, _streams_line
-from ipnext.model.deployment.deployment import GenerationTraffic, RegionState
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.sketch import LATENCY_SECONDS, PredictionSketch, latency_bucket, prediction_bucket
 
 

@@ -14,18 +14,12 @@ from ipnext.api.services.explanation import (
 from ipnext.api.services.explanation_chain import cause_steps, trouble_steps
 from ipnext.api.services.region_states import States
 from ipnext.api.services.status import Trouble, cause_of, serving_troubles
-from ipnext.model.deployment.deployment import (
-    AssignedSnapshot,
-    Deployment,
-    DeploymentKey,
-    RegionState,
-    Replica,
-    ReplicaPhase,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-)
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.engine_start import EngineStart
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.replica import Replica, ReplicaPhase
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput

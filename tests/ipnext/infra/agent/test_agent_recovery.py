@@ -11,7 +11,8 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from ipnext.model.deployment.deployment import HostState, ReplicaPhase
+from ipnext.model.deployment.host_control import HostState
+from ipnext.model.deployment.replica import ReplicaPhase
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 

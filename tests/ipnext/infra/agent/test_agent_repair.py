@@ -10,7 +10,7 @@ from ipnext.infra.assignment import differs
 from ipnext.infra.control import HOST_BYTES
 from ipnext.infra.host.repair import FailedLoads, HostRepair
 from ipnext.infra.settings import AgentSettings
-from ipnext.model.deployment.deployment import HeldGeneration, HostedSnapshot, HostFailure, HostHolds, HostState
+from ipnext.model.deployment.host_control import HeldGeneration, HostedSnapshot, HostFailure, HostHolds, HostState
 from tests.processes import command_line, gone
 from tests.waiting import until
 

@@ -25,7 +25,7 @@ from ipnext.infra.gateway.process import envoy_binary
 from ipnext.infra.generation_shares import openai_choices
 from ipnext.infra.process.atomic_file import replace_file
 from ipnext.infra.process.ports import PortBook
-from ipnext.model.deployment.deployment import PartEndpoint, RoutedModel, RouterTable
+from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from ipnext.names import INNER_HEADERS
 from tests.waiting import until
 

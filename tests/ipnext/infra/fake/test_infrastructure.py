@@ -8,7 +8,8 @@ import pytest
 from ipnext.errors import NotFound, Unavailable
 from ipnext.infra.fake import infrastructure
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.deployment.deployment import ReplicaPhase, Shadow
+from ipnext.model.deployment.replica import ReplicaPhase
+from ipnext.model.deployment.route_table import Shadow
 from ipnext.model.gate.shadow import ShadowComparison
 from tests.waiting import PATIENCE_SECONDS
 

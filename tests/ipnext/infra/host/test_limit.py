@@ -8,7 +8,8 @@ import pytest
 
 from activities.state.observed import first_failure
 from ipnext.infra.host.limit import BYTES_OF_ONE, FEWEST, HostPlace, HostRoom, machine_bytes, most_hosts
-from ipnext.model.deployment.deployment import HostedSnapshot, HostHolds, ReplicaPhase
+from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds
+from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.lifecycle.status import Reason
 from tests.waiting import until
 

@@ -9,7 +9,7 @@ import pytest
 from ipnext.infra.context import RegionContext
 from ipnext.infra.process.engine_addresses import EngineAddresses
 from ipnext.infra.settings import AgentSettings
-from ipnext.model.deployment.deployment import HeldGeneration, HostState
+from ipnext.model.deployment.host_control import HeldGeneration, HostState
 from tests.waiting import until
 
 SOCKETS, PORTS = EngineAddresses(sockets=True), EngineAddresses(ports=True)

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from ipnext.errors import StaleWrite
 from ipnext.infra.router.access_file import AccessFile
 from ipnext.model.access.predictions import AccessList, AccessSpec, ModelAccess
-from ipnext.model.deployment.deployment import RouteTable
+from ipnext.model.deployment.route_table import RouteTable
 
 CLOSED = AccessSpec(predictions="authenticated")
 

@@ -1,7 +1,7 @@
 """What the region tells of its traffic while one router takes the place of another."""
 
 from ipnext.infra.router.process import with_under_way
-from ipnext.model.deployment.deployment import GenerationTraffic
+from ipnext.model.deployment.traffic import GenerationTraffic
 
 
 def count(generation, *, requests=0, in_flight=0, model="m"):

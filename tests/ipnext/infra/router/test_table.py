@@ -1,7 +1,8 @@
 """What a router is told of the requests of its models."""
 
 from ipnext.infra.router.table import Terms, models_by_hardware, on_hardware, routed_models, terms_of
-from ipnext.model.deployment.deployment import PartEndpoint, Shadow
+from ipnext.model.deployment.route_table import Shadow
+from ipnext.model.deployment.router_table import PartEndpoint
 
 
 def test_the_most_patient_part_of_a_model_counts(builder):

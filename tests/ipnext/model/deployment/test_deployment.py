@@ -1,7 +1,9 @@
 """What a replica says of itself to people."""
 
-from ipnext.model.deployment.deployment import DeploymentKey, EngineSwap, LoadFailure, Replica, ReplicaPhase
+from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.engine_start import EngineStart
+from ipnext.model.deployment.engine_swap import EngineSwap
+from ipnext.model.deployment.replica import LoadFailure, Replica, ReplicaPhase
 
 KEY = DeploymentKey(model="chat", part="llm", region="us", hardware="gpu")
 

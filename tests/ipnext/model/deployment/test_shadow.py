@@ -3,14 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from ipnext.model.deployment.deployment import (
-    RegionState,
-    RoutedModel,
-    RouteShare,
-    RouteTable,
-    ServedGeneration,
-    Shadow,
-)
+from ipnext.model.deployment.region_state import RegionState
+from ipnext.model.deployment.route_table import RouteShare, RouteTable, Shadow
+from ipnext.model.deployment.router_table import RoutedModel
+from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.model.registry.registry import GraphNode, PartGraph
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import StaleWrite
-from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.store.tables.row import METADATA
 
 

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.manifest.retention import RetentionSpec
 from ipnext.model.manifest.sources import SourceSpec

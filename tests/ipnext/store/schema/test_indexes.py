@@ -14,7 +14,8 @@ from sqlalchemy import event, insert, text
 from activities.state.routed_models import read_routed
 from activities.transition.wave_context import WaveContext
 from ipnext.api.services.model_facts import facts_of
-from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey, RouteShare, RouteTable
+from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.failure_cause import Cause
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, WaveInput
 from ipnext.model.lifecycle.status import ConditionType, Reason

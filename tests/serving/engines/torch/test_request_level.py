@@ -11,7 +11,7 @@ from torch import nn
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment.deployment import HostedSnapshot
+from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import SnapshotManifest
 from ipnext.model.value import canonical_json
 from serving.engines.torch.engine import TorchEngine

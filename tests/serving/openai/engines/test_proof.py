@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.http.limits import AnswerBudget
 from serving.openai.engines.proof import is_proven
 from serving.openai.engines.response import EngineAnswer, EngineLost

@@ -6,7 +6,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from tests.serving.openai.conftest import endpoint, mock_engine, raw_engine, served
 from tests.waiting import eventually
 

@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.router.router import RouterLimits
 from tests.serving.openai.conftest import SILENT_SECONDS, endpoint, running_edge, served
 from tests.waiting import eventually

@@ -10,7 +10,8 @@ from ipnext.access.keys import draw_key
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.access.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
 from ipnext.model.access.rights import Grant, Role
-from ipnext.model.deployment.deployment import GenerationShares, RoutedModel, RouterTable, RouteShare
+from ipnext.model.deployment.route_table import RouteShare
+from ipnext.model.deployment.router_table import GenerationShares, RoutedModel, RouterTable
 from serving.http.messages import Request
 from serving.openai.engines import connection
 from serving.openai.weighted_choice import ForwardedRequest, directed

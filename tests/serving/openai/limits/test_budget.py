@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from ipnext.errors import TooLarge
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.http.connection import HttpProtocol
 from serving.http.limits import BodyBudget, HttpLimits
 from serving.http.messages import Request

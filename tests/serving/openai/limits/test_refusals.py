@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from serving.openai.routes import PATHS
 from tests.serving.openai.conftest import endpoint, raw_engine, served
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import openai
 import pytest
 
-from ipnext.model.deployment.deployment import RoutedModel
+from ipnext.model.deployment.router_table import RoutedModel
 from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy, TensorSpec
 from tests.serving.openai.conftest import endpoint, mock_engine, raw_engine
 from tests.serving.openai.mixed import (

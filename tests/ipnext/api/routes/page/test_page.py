@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.api.requests import stream
-from ipnext.model.deployment.deployment import DeploymentKey, EngineSwap, GenerationTraffic
+from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.engine_start import EngineStart
+from ipnext.model.deployment.engine_swap import EngineSwap
+from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.sketch import latency_bucket
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest

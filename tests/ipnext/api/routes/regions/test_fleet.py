@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.deployment.deployment import RouteShare, RouteTable
+from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.planning.transition import Transition

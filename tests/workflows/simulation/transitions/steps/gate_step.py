@@ -6,7 +6,7 @@ from typing import Any
 from activities.state import observed as regions
 from activities.transition.gate import verdict as gates
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, RegionTraffic
 from ipnext.model.lifecycle.messages import WaveResult

@@ -5,7 +5,7 @@ from typing import Any
 
 from activities.transition import traffic_shift as shifting
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from tests.workflows.simulation.journal import Table
 from tests.workflows.simulation.runs.activity_attempts import Attempt
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from activities.state import wave_state as waves
 from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 
 from .wave import Wave, origin_of, peak_of
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 from activities.state import wave_state as waves
 from activities.transition.route_updates import RouteUpdates, follow_routes
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from tests.workflows.simulation.infrastructure import Deployment
 from tests.workflows.simulation.runs.activity_attempts import Attempt
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from activities.transition import admission as admitting
 from activities.transition import step_limit as pacing
 from ipnext.errors import Unavailable
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.lifecycle.messages import WaveResult
 from tests.workflows.simulation.runs.activity_attempts import Attempt
 

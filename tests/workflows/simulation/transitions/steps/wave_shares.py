@@ -10,7 +10,7 @@ from activities.state import route_shares
 from activities.state import wave_state as waves
 from activities.transition import revert as undoing
 from activities.transition import wave_context
-from ipnext.model.deployment.deployment import RouteShare
+from ipnext.model.deployment.route_table import RouteShare
 from tests.workflows.simulation.infrastructure import Deployment, Key
 
 from .wave import Wave, origin_of
