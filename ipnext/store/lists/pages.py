@@ -28,7 +28,7 @@ from ipnext.store.registry.denials import read_denial
 from ipnext.store.registry.models import Models, _model
 from ipnext.store.registry.profiles import Profiles, _profile
 from ipnext.store.registry.retention import _hold
-from ipnext.store.registry.snapshots import _snapshot, read_generation
+from ipnext.store.registry.snapshots import read_generation, read_snapshot
 from ipnext.store.tables.changes import ChangeRow, DrainRow, EventRow, FreezeRow, TransitionRow
 from ipnext.store.tables.planning import PlanRow, ReplanRow
 from ipnext.store.tables.registry import (
@@ -131,7 +131,7 @@ class PagedLists(Models, Profiles, Plans):
             query = query.where(or_(col(SnapshotRow.part) > name, older))
         query = query.order_by(col(SnapshotRow.part), col(SnapshotRow.number).desc()).limit(clamp_limit(limit) + 1)
         found = self._session.exec(query).all()
-        return page_of(found, clamp_limit(limit), key=lambda row: f"{row.part}/{row.number}", value=_snapshot)
+        return page_of(found, clamp_limit(limit), key=lambda row: f"{row.part}/{row.number}", value=read_snapshot)
 
     def hold_page(self, *, model: str | None = None, after: str | None = None, limit: int = 50) -> Page[SnapshotHold]:
         """Return the holds of a model, or of all, by model, part and number."""

@@ -130,7 +130,7 @@ class Snapshots(UnitOfWork):
             there = format_known([f"{name} 1..{snapshot.number}" for name, snapshot in sorted(newest.items())])
             msg = f"model {model!r} has no snapshot {number} of part {part!r}; {there}"
             raise NotFound(msg)
-        return _snapshot(row)
+        return read_snapshot(row)
 
     def has_snapshot(self, model: str, part: str, digest: str | None = None) -> bool:
         """Return whether a part has a published snapshot: one with a digest, or any."""
@@ -156,7 +156,9 @@ class Snapshots(UnitOfWork):
     def snapshots(self, model: str) -> tuple[Snapshot, ...]:
         """Return all snapshots of a model by part, the newest of each part first. Raises NotFound."""
         self._model_row(model)
-        found = [_snapshot(row) for row in self._session.exec(select(SnapshotRow).where(SnapshotRow.model == model))]
+        found = [
+            read_snapshot(row) for row in self._session.exec(select(SnapshotRow).where(SnapshotRow.model == model))
+        ]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.part, -snapshot.number)))
 
     def collected_snapshots(self, model: str) -> frozenset[tuple[str, int]]:
@@ -171,7 +173,7 @@ class Snapshots(UnitOfWork):
 
         The cost depends on their count, not on the history.
         """
-        found = [_snapshot(row) for some in batches(names) for row in self._run(_SNAPSHOTS_NAMED, names=some)]
+        found = [read_snapshot(row) for some in batches(names) for row in self._run(_SNAPSHOTS_NAMED, names=some)]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.model, snapshot.part, snapshot.number)))
 
     def snapshot_of(self, model: str, part: str, digest: str) -> Snapshot | None:
@@ -180,7 +182,7 @@ class Snapshots(UnitOfWork):
             SnapshotRow.model == model, SnapshotRow.part == part, SnapshotRow.digest == digest
         )
         row = self._session.exec(query.order_by(col(SnapshotRow.number).desc()).limit(1)).first()
-        return None if row is None else _snapshot(row)
+        return None if row is None else read_snapshot(row)
 
     def generation(self, model: str, number: int) -> Generation:
         """Return one generation. NotFound names the newest."""
@@ -301,7 +303,7 @@ class Snapshots(UnitOfWork):
         row = self._session.exec(known.where(SnapshotRow.digest == source.manifest.digest)).first()
         if row is not None:
             self._keep_again(row, source.manifest)
-            return _snapshot(row)
+            return read_snapshot(row)
         number = self._next_snapshot(model, segment)
         self._add_snapshot(model, segment, source, number=number)
         return self.snapshot(model, segment, number)
@@ -519,7 +521,8 @@ class Snapshots(UnitOfWork):
         return row
 
 
-def _snapshot(row: Any) -> Snapshot:
+def read_snapshot(row: Any) -> Snapshot:
+    """Return the snapshot of a row."""
     return Snapshot(
         model=row.model,
         part=row.part,

@@ -152,7 +152,7 @@ def counted(house):
         event.listen(target, name, heard)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(snapshots, "_snapshot", counting("snapshots", snapshots._snapshot))
+            patch.setattr(snapshots, "read_snapshot", counting("snapshots", snapshots.read_snapshot))
             patch.setattr(snapshots, "read_generation", counting("generations", snapshots.read_generation))
             yield found
     finally:
