@@ -22,6 +22,7 @@ from ipnext.store.lists.lineages import Lineages
 from ipnext.store.lists.overviews import Overviews
 from ipnext.store.lists.pages import PagedLists
 from ipnext.store.planning.replans import Replans
+from ipnext.store.registry.derivations import Derivations
 from ipnext.store.registry.retention import Retention
 
 
@@ -45,6 +46,7 @@ class Repository(
     Lineages,
     Keys,
     RoleBindings,
+    Derivations,
     Retention,
     Owners,
     AccessLists,

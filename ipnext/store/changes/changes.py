@@ -14,7 +14,7 @@ from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.changes.retirements import RETIRES
-from ipnext.store.registry.snapshots import Snapshots
+from ipnext.store.registry.generations import Generations
 from ipnext.store.tables.changes import ChangeRow, PauseRow
 from ipnext.store.tables.planning import PlanRow
 from ipnext.store.tables.row import METADATA
@@ -44,7 +44,7 @@ _PASSES_PAUSE = _URGENT | {ChangeKind.REPAIR.value}
 """Kinds that wait for no pause."""
 
 
-class Changes(Snapshots):
+class Changes(Generations):
     """The journal of changes. `sequence` rises by one for each model."""
 
     def add_change(

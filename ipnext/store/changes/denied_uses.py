@@ -10,7 +10,7 @@ from sqlmodel import tuple_
 from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.registry.denials import Denial
 from ipnext.store.registry.denials import DENIALS, DENIED, IN_FORCE, Denials, read_denial
-from ipnext.store.registry.snapshots import GENERATIONS, read_generation
+from ipnext.store.registry.generations import GENERATIONS, read_generation
 from ipnext.store.tables.changes import ChangeRow
 from ipnext.store.tables.row import METADATA
 from ipnext.store.unit_of_work import MODELS, batches

@@ -20,7 +20,8 @@ from ipnext.model.registry.optimization import Derivatives
 from ipnext.model.registry.registry import GenerationState, SplitLayout
 from ipnext.model.registry.sources import SnapshotOrigin
 from ipnext.model.wire import decode, decode_frozen
-from ipnext.store.registry.snapshots import GENERATIONS, SNAPSHOTS
+from ipnext.store.registry.generations import GENERATIONS
+from ipnext.store.registry.snapshots import SNAPSHOTS
 from ipnext.store.tables.changes import DeploymentRow, RouteShareRow
 from ipnext.store.tables.registry import SnapshotHoldRow
 from ipnext.store.tables.row import METADATA

@@ -21,8 +21,8 @@ from ipnext.store.changes.changes import _change
 from ipnext.store.changes.transitions import _transition
 from ipnext.store.paging import clamp_limit
 from ipnext.store.records import ModelRecord, TransitionRecord
+from ipnext.store.registry.generations import read_generation
 from ipnext.store.registry.models import _model
-from ipnext.store.registry.snapshots import read_generation
 from ipnext.store.tables.changes import DeploymentRow, RouteRow
 from ipnext.store.tables.planning import PlacedReplicasRow, PlacementRow
 from ipnext.store.tables.registry import ModelRow

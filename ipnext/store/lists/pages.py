@@ -25,10 +25,11 @@ from ipnext.store.planning.plans import _entry as _plan_entry
 from ipnext.store.planning.replans import _replan
 from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, SnapshotHold, TransitionRecord
 from ipnext.store.registry.denials import read_denial
+from ipnext.store.registry.generations import read_generation
 from ipnext.store.registry.models import Models, _model
 from ipnext.store.registry.profiles import Profiles, _profile
 from ipnext.store.registry.retention import _hold
-from ipnext.store.registry.snapshots import read_generation, read_snapshot
+from ipnext.store.registry.snapshots import read_snapshot
 from ipnext.store.tables.changes import ChangeRow, DrainRow, EventRow, FreezeRow, TransitionRow
 from ipnext.store.tables.planning import PlanRow, ReplanRow
 from ipnext.store.tables.registry import (

@@ -1,4 +1,4 @@
-"""The fleet, models, snapshots with their generations, profiles, and accounts of stored bytes, as tables.
+"""The fleet, models, snapshots, generations, profiles, and accounts of stored bytes, as tables.
 
-Parts of the repository: `ipnext.store.repository` has them all. Begin with `models` and `snapshots`.
+Parts of the repository: `ipnext.store.repository` has them all. Begin with `models`, `snapshots` and `generations`.
 """

@@ -10,12 +10,12 @@ from ipnext.model.manifest.profiled import Profiles as Measured
 from ipnext.model.manifest.profiled import apply_profiles, wants_profiles
 from ipnext.model.registry.profile import Profile, StoredProfile, architecture_of
 from ipnext.model.wire import decode
-from ipnext.store.registry.snapshots import Snapshots
+from ipnext.store.registry.generations import Generations
 from ipnext.store.tables.registry import ProfileRow, SnapshotRow
 from ipnext.store.unit_of_work import batches, bytes_of, document
 
 
-class Profiles(Snapshots):
+class Profiles(Generations):
     """Measurements, and which of them apply to the serving snapshots."""
 
     def add_profile(self, model: str, part: str, snapshot: int, profile: Profile) -> StoredProfile:

@@ -32,7 +32,8 @@ from ipnext.model.registry.sources import FoundVersion, VersionState
 from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.records import SnapshotHold
 from ipnext.store.registry.artifacts import Artifacts, Place
-from ipnext.store.registry.snapshots import GENERATIONS, REPORT, REPORT_IS, REPORTS, SNAPSHOT_IS, SNAPSHOTS
+from ipnext.store.registry.generations import GENERATIONS, REPORT, REPORT_IS, REPORTS
+from ipnext.store.registry.snapshots import SNAPSHOT_IS, SNAPSHOTS
 from ipnext.store.tables.changes import ChangeRow, DeploymentRow, RouteShareRow
 from ipnext.store.tables.registry import ModelRow, SnapshotHoldRow, SourceVersionRow
 from ipnext.store.tables.row import METADATA

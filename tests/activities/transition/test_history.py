@@ -33,7 +33,7 @@ from ipnext.model.registry.registry import (
     SnapshotSource,
 )
 from ipnext.store.records import TransitionRecord
-from ipnext.store.registry import snapshots
+from ipnext.store.registry import generations, snapshots
 from ipnext.store.tables.registry import GenerationRow, SnapshotRow
 
 FEW, MANY = 10, 500
@@ -153,7 +153,7 @@ def counted(house):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(snapshots, "read_snapshot", counting("snapshots", snapshots.read_snapshot))
-            patch.setattr(snapshots, "read_generation", counting("generations", snapshots.read_generation))
+            patch.setattr(generations, "read_generation", counting("generations", generations.read_generation))
             yield found
     finally:
         for target, name, heard in listening:

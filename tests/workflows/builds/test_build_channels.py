@@ -93,6 +93,8 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "ipnext/store/changes/shadows.py": frozenset({DOCUMENT}),
     "ipnext/store/changes/sources.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/denials.py": frozenset({DOCUMENT}),
+    "ipnext/store/registry/derivations.py": frozenset({DOCUMENT}),
+    "ipnext/store/registry/generations.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/models.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/profiles.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/retention.py": frozenset({DOCUMENT}),
