@@ -14,9 +14,20 @@ from temporalio.common import Priority, RetryPolicy, VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import messages as wire
     from ipnext.model.lifecycle.checks import ValidationReport
     from ipnext.model.lifecycle.drain import DrainSeen
+    from ipnext.model.lifecycle.messages import (
+        ChangeBegun,
+        ChangeKind,
+        Done,
+        OptimizationResult,
+        PlanningResult,
+        ReplanComputed,
+        ReplansWaiting,
+        ResolutionResult,
+        TransitionPlanned,
+        WaveResult,
+    )
     from ipnext.model.lifecycle.preparation import PreparationResult
     from ipnext.model.lifecycle.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
     from ipnext.model.lifecycle.replan_moves import MoveTurnResult
@@ -203,7 +214,7 @@ URGENT = Priority(priority_key=1)
 USUAL = Priority(priority_key=3)
 """Of runs of changes that are not urgent: stated, since a child has the priority of its parent otherwise."""
 
-URGENT_KINDS = frozenset({wire.ChangeKind.ROLLBACK, wire.ChangeKind.REPAIR})
+URGENT_KINDS = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
 """Changes that restore a generation that has served before: their steps pass those of others. So do moves out of a lost
 region."""
 
@@ -275,7 +286,7 @@ LEVEL_TRIGGERED = (
     "a loop that looks at the store and does one thing: giving up would leave a region or a replan half moved"
 )
 
-BEGIN_CHANGE = ActivityStep("begin_change", wire.ChangeBegun, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
+BEGIN_CHANGE = ActivityStep("begin_change", ChangeBegun, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
 PREPARE_CHANGE = ActivityStep(
     "prepare_change",
     PreparationResult,
@@ -284,7 +295,7 @@ PREPARE_CHANGE = ActivityStep(
     busy=True,
     total=STEP_PATIENCE,
 )
-RESOLVE_SNAPSHOTS = ActivityStep("resolve_snapshots", wire.ResolutionResult, timedelta(minutes=2), total=STEP_PATIENCE)
+RESOLVE_SNAPSHOTS = ActivityStep("resolve_snapshots", ResolutionResult, timedelta(minutes=2), total=STEP_PATIENCE)
 VALIDATE_GENERATION = ActivityStep(
     "validate_generation",
     ValidationReport,
@@ -293,16 +304,16 @@ VALIDATE_GENERATION = ActivityStep(
     total=STEP_PATIENCE,
 )
 OPTIMIZE_GENERATION = ActivityStep(
-    "optimize_generation", wire.OptimizationResult, OPTIMIZATION_LIMIT, busy=True, total=STEP_PATIENCE
+    "optimize_generation", OptimizationResult, OPTIMIZATION_LIMIT, busy=True, total=STEP_PATIENCE
 )
 BEGIN_STAGE = ActivityStep("begin_stage", StageRequest, total=STEP_PATIENCE)
 RECORD_STAGE = ActivityStep("record_stage", StageJudged, total=STEP_PATIENCE)
 KEEP_SHADOW = ActivityStep("keep_shadow", ShadowSeen, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
-END_SHADOW = ActivityStep("end_shadow", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
+END_SHADOW = ActivityStep("end_shadow", Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
 FREEZE_OF = ActivityStep("freeze_of", FreezeAnswer, total=STEP_PATIENCE)
 PLACE_MODEL = ActivityStep(
     "place_model",
-    wire.PlanningResult,
+    PlanningResult,
     PLACEMENT_LIMIT,
     queue=names.PLANNER_QUEUE,
     busy=True,
@@ -310,50 +321,46 @@ PLACE_MODEL = ActivityStep(
 )
 PLAN_TRANSITION = ActivityStep(
     "plan_transition",
-    wire.TransitionPlanned,
+    TransitionPlanned,
     timedelta(minutes=1),
     retry=SUPPLY_RETRY,
     unbounded="the workflow counts its attempts and pauses",
 )
 ENSURE_CAPACITY = ActivityStep(
     "ensure_capacity",
-    wire.WaveResult,
+    WaveResult,
     timedelta(minutes=5),
     unbounded=BY_THE_WAVE,
 )
-SHIFT_TRAFFIC = ActivityStep("shift_traffic", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
-TIME_REPLICAS = ActivityStep("time_replicas", wire.WaveResult, timedelta(minutes=3), unbounded=BY_THE_WAVE)
-CHECK_GATE = ActivityStep("check_gate", wire.WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
-RELEASE_CAPACITY = ActivityStep("release_capacity", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
-NOTE_HOLD = ActivityStep("note_hold", wire.Done, total=timedelta(minutes=2), queue=names.URGENT_QUEUE)
-FINISH_CHANGE = ActivityStep("finish_change", wire.Done, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+SHIFT_TRAFFIC = ActivityStep("shift_traffic", WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
+TIME_REPLICAS = ActivityStep("time_replicas", WaveResult, timedelta(minutes=3), unbounded=BY_THE_WAVE)
+CHECK_GATE = ActivityStep("check_gate", WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
+RELEASE_CAPACITY = ActivityStep("release_capacity", WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
+NOTE_HOLD = ActivityStep("note_hold", Done, total=timedelta(minutes=2), queue=names.URGENT_QUEUE)
+FINISH_CHANGE = ActivityStep("finish_change", Done, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 OPEN_CHANGES = ActivityStep("open_changes", OpenChanges, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 LOOK_AT_CHANGE = ActivityStep("look_at_change", ChangeSeen, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
 MAY_PASS = ActivityStep("may_pass", MayPass, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
 TAKE_OVER = ActivityStep(
     "take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE
 )
-MARK_SUPERSEDED = ActivityStep("mark_superseded", wire.Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
-WITHDRAW_MODEL = ActivityStep("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
-RELEASE_MODEL = ActivityStep(
-    "release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=KEEPS_THE_RECORD
-)
+MARK_SUPERSEDED = ActivityStep("mark_superseded", Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
+WITHDRAW_MODEL = ActivityStep("withdraw_model", Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
+RELEASE_MODEL = ActivityStep("release_model", Done, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=KEEPS_THE_RECORD)
 REPLAN_FLEET = ActivityStep(
     "replan_fleet",
-    wire.ReplanComputed,
+    ReplanComputed,
     REPLAN_LIMIT,
     total=REPLAN_PATIENCE,
     queue=names.URGENT_QUEUE,
     busy=True,
 )
-COLLECT_ARTIFACTS = ActivityStep("collect_artifacts", wire.Done, COLLECTION_LIMIT, total=STEP_PATIENCE)
+COLLECT_ARTIFACTS = ActivityStep("collect_artifacts", Done, COLLECTION_LIMIT, total=STEP_PATIENCE)
 POLL_SOURCES = ActivityStep("poll_sources", PollResult, POLL_LIMIT, total=POLL_PATIENCE)
 PICK_UP_VERSIONS = ActivityStep("pick_up_versions", PickUpResult, PICK_UP_LIMIT, busy=True, total=STEP_PATIENCE)
-ASK_REPLAN = ActivityStep("ask_replan", wire.Done, total=STEP_PATIENCE)
-WAITING_REPLANS = ActivityStep(
-    "waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE
-)
-FINISH_REPLAN = ActivityStep("finish_replan", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+ASK_REPLAN = ActivityStep("ask_replan", Done, total=STEP_PATIENCE)
+WAITING_REPLANS = ActivityStep("waiting_replans", ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+FINISH_REPLAN = ActivityStep("finish_replan", ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 MOVE_MODELS = ActivityStep(
     "move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
 )

@@ -37,8 +37,20 @@ from ipnext.errors import Unavailable
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.lifecycle import messages as wire
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, ReplanState
+from ipnext.model.lifecycle.messages import (
+    Change,
+    ChangeBegun,
+    ChangeKind,
+    ChangeState,
+    Done,
+    ProgressInput,
+    RecordInput,
+    ReplanState,
+    StageInput,
+    TransitionPlanned,
+    WaveInput,
+    WaveResult,
+)
 from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult
 from ipnext.model.lifecycle.takeover import ModelAsked, OpenChanges
 from ipnext.model.manifest.freeze import FreezeAnswer
@@ -108,7 +120,7 @@ def _adopt(store: Store, models: Sequence[str]) -> None:
 
 def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
     """Return the activities of a move that answer at once; `done` is called with the model at each end."""
-    good = wire.WaveResult(ok=True)
+    good = WaveResult(ok=True)
 
     def answering(name: str, given: type, answer: Any) -> Callable[..., Any]:
         def work(argument: Any) -> Any:
@@ -119,9 +131,9 @@ def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
         work.__annotations__ = {"argument": given, "return": type(answer)}
         return activity.defn(name=name, no_thread_cancel_exception=True)(work)
 
-    planned = wire.TransitionPlanned(transition_id="", waves=1)
+    planned = TransitionPlanned(transition_id="", waves=1)
 
-    def plan(stage: wire.StageInput) -> wire.TransitionPlanned:
+    def plan(stage: StageInput) -> TransitionPlanned:
         return planned.model_copy(update={"transition_id": stage.change_id})
 
     def prepare(preparation: PreparationInput) -> PreparationResult:
@@ -130,14 +142,14 @@ def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
     return [
         activity.defn(name="prepare_change", no_thread_cancel_exception=True)(prepare),
         answering("open_changes", ModelAsked, OpenChanges()),
-        answering("begin_change", wire.ProgressInput, wire.ChangeBegun(generation=1, revision=1)),
+        answering("begin_change", ProgressInput, ChangeBegun(generation=1, revision=1)),
         activity.defn(name="plan_transition", no_thread_cancel_exception=True)(plan),
-        answering("freeze_of", wire.StageInput, FreezeAnswer()),
-        answering("ensure_capacity", wire.WaveInput, good),
-        answering("shift_traffic", wire.WaveInput, good),
-        answering("check_gate", wire.WaveInput, good),
-        answering("release_capacity", wire.WaveInput, good),
-        answering("finish_change", wire.RecordInput, wire.Done()),
+        answering("freeze_of", StageInput, FreezeAnswer()),
+        answering("ensure_capacity", WaveInput, good),
+        answering("shift_traffic", WaveInput, good),
+        answering("check_gate", WaveInput, good),
+        answering("release_capacity", WaveInput, good),
+        answering("finish_change", RecordInput, Done()),
     ]
 
 
