@@ -15,11 +15,11 @@ from ipnext.api.services.model_facts import ModelFacts
 from ipnext.api.services.progress import progress_of
 from ipnext.api.services.region_states import States
 from ipnext.model.api.resources import ModelView
-from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.deployment.deployment import Deployment, DeploymentKey, DeploymentStatus
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.deployment.served_generation import ServedGeneration
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, DeploymentStatus
+from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
 from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.model.throughput import amount

@@ -116,3 +116,12 @@ class Deployment(Value):
             return self.clients_replicas if generation in self.generations else 0
         mine = self.snapshots_of(generation)
         return sum(count for other, count in self.own.items() if self.snapshots_of(other) == mine)
+
+
+class DeploymentStatus(Value):
+    """A deployment's wanted and observed replica counts."""
+
+    key: DeploymentKey
+    wanted: int
+    ready: int
+    generations: tuple[int, ...] = ()

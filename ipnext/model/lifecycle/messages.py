@@ -9,7 +9,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.gate.gate import GateWindow, RegionTraffic
 from ipnext.model.gate.live import JudgedRound
 from ipnext.model.lifecycle.controls import ControlAsked
@@ -545,12 +544,3 @@ class ScheduledReplan(Value):
 
     id: str | None = None
     trigger: ReplanTrigger = "schedule"
-
-
-class DeploymentStatus(Value):
-    """A deployment's wanted and observed replica counts."""
-
-    key: DeploymentKey
-    wanted: int
-    ready: int
-    generations: tuple[int, ...] = ()
