@@ -17,7 +17,8 @@ from activities.runtime.deadline import beat
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from ipnext.errors import Conflict, IPnextError
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult
 
 VALIDATED_BYTES = 64 * 2**20

@@ -19,7 +19,7 @@ from ipnext.client import Client
 from ipnext.errors import IPnextError
 from ipnext.model.api.resources import ChangeView
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from serving.export import export_model
 
 MODEL = "movie-ranker"

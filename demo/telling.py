@@ -15,7 +15,7 @@ from demo.load import Answers
 from ipnext.client import Client
 from ipnext.errors import IPnextError
 from ipnext.model.api.resources import ModelView
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.status import Condition, ModelStatus
 from ipnext.model.planning.plan import PlanDiff
 

@@ -18,7 +18,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 with workflow.unsafe.imports_passed_through():
     from ipnext.errors import IPnextError
-    from ipnext.model.lifecycle.messages import WaveInput, WaveResult
+    from ipnext.model.lifecycle.changes.transition_run import WaveInput, WaveResult
     from ipnext.model.value import Value
     from workflows import policies
     from workflows.errors import explain_error, raise_if_cancelled

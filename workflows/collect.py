@@ -5,7 +5,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.access.artifact_use import CollectInput
-    from ipnext.model.lifecycle.messages import Done
+    from ipnext.model.lifecycle.changes.lifecycle_run import Done
     from workflows import policies
     from workflows.policies import perform
 

@@ -12,7 +12,8 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.errors import FenceLost
-    from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult
+    from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+    from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
     from ipnext.model.lifecycle.status import Reason, reason_of
 
 A = TypeVar("A")

@@ -24,18 +24,17 @@ from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelle
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle.controls import Hold, NewerWaits
-    from ipnext.model.lifecycle.messages import (
+    from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+    from ipnext.model.lifecycle.changes.lifecycle_run import (
         ChangeBegun,
-        ChangeKind,
-        ChangeState,
         LifecycleInput,
         LifecycleResult,
         ProgressInput,
         RecordInput,
         StageInput,
-        TransitionPlanned,
     )
+    from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned
+    from ipnext.model.lifecycle.controls import Hold, NewerWaits
     from ipnext.model.lifecycle.preparation import PreparationResult
     from ipnext.model.lifecycle.stage_order import ComposedStage
     from ipnext.model.lifecycle.stages import DEFAULT_STAGES, OPTIONAL_STAGES, StageJudged

@@ -23,15 +23,10 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.lifecycle.changes.change import ChangeKind, QueuedChange
+    from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput, ModelEntityState
+    from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
     from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, HoldNote
-    from ipnext.model.lifecycle.messages import (
-        ChangeAccepted,
-        ChangeKind,
-        LifecycleResult,
-        ModelEntityInput,
-        ModelEntityState,
-        QueuedChange,
-    )
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, ModelAsked, OpenChanges
     from workflows import policies

@@ -14,23 +14,21 @@ from temporalio.common import Priority, RetryPolicy, VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle.checks import ValidationReport
-    from ipnext.model.lifecycle.drain import DrainSeen
-    from ipnext.model.lifecycle.messages import (
+    from ipnext.model.lifecycle.changes.change import ChangeKind
+    from ipnext.model.lifecycle.changes.lifecycle_run import (
         ChangeBegun,
-        ChangeKind,
         Done,
         OptimizationResult,
         PlanningResult,
-        ReplanComputed,
-        ReplansWaiting,
         ResolutionResult,
-        TransitionPlanned,
-        WaveResult,
     )
+    from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned, WaveResult
+    from ipnext.model.lifecycle.checks import ValidationReport
+    from ipnext.model.lifecycle.drain import DrainSeen
     from ipnext.model.lifecycle.preparation import PreparationResult
     from ipnext.model.lifecycle.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
     from ipnext.model.lifecycle.replan_moves import MoveTurnResult
+    from ipnext.model.lifecycle.replans.replan import ReplanComputed, ReplansWaiting
     from ipnext.model.lifecycle.shadow import ShadowSeen
     from ipnext.model.lifecycle.sources import PickUpResult, PollResult
     from ipnext.model.lifecycle.stages import StageJudged, StageRequest

@@ -15,8 +15,14 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.lifecycle.changes.transition_run import (
+        Revert,
+        TransitionInput,
+        TransitionResult,
+        WaveInput,
+        WaveResult,
+    )
     from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
-    from ipnext.model.lifecycle.messages import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.attempts import longest_after, within_deadline

@@ -79,7 +79,7 @@ with collect_after_imports():
     from ipnext.errors import InvalidInput, IPnextError, Unavailable
     from ipnext.infra.local_agents import LocalProcessInfrastructure
     from ipnext.infra.port import Infrastructure
-    from ipnext.model.lifecycle.messages import Change
+    from ipnext.model.lifecycle.changes.change import Change
     from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
     from ipnext.platform.access_lists import AccessPublisher
     from ipnext.platform.collection import DEFAULT_RETENTION, Retention

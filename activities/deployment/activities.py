@@ -16,7 +16,8 @@ from activities.state.drained_fleet import DrainedFleet, same
 from activities.state.shadow_removal import ShadowRemoval
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import Done, RecordInput, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.operations.change_end import ROLLS_OUT, end_change
 from ipnext.store.operations.quota_claims import lower_claims

@@ -10,7 +10,8 @@ from activities.planning.drift import record_repair
 from activities.state.drained_fleet import leaves_loss
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import ChangeScope, frozen
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, StageInput
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeAnswer, Frozen, Override
 from ipnext.store.operations.change_scope import find_touched

@@ -11,7 +11,8 @@ from itertools import takewhile
 
 from activities.planning.drift import pause_after
 from activities.state.wave_state import peak
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, LifecycleResult
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.operations.repetition import is_replaced, record_repetition
 from ipnext.store.repository import Repository

@@ -10,18 +10,10 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.state.drained_fleet import leaves_loss
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput, Unavailable
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.entity import SupersededInput
+from ipnext.model.lifecycle.changes.lifecycle_run import ChangeBegun, Done, ProgressInput, ResolutionResult, StageInput
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
-from ipnext.model.lifecycle.messages import (
-    Change,
-    ChangeBegun,
-    ChangeKind,
-    ChangeState,
-    Done,
-    ProgressInput,
-    ResolutionResult,
-    StageInput,
-    SupersededInput,
-)
 from ipnext.model.lifecycle.stage_order import ComposedStage
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec

@@ -8,7 +8,7 @@ from temporalio import activity
 from activities.runtime.deadline import beat
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.access.artifact_use import CollectInput
-from ipnext.model.lifecycle.messages import Done
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.platform.collection import Collection, Retention
 from ipnext.store.store import Store
 

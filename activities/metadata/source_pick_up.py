@@ -31,7 +31,7 @@ from ipnext.errors import (
     SignatureInvalid,
     SnapshotDenied,
 )
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PickUpInput, PickUpResult
 from ipnext.model.registry.registry import SnapshotSource
 from ipnext.model.registry.signing import SignerPolicy

@@ -25,7 +25,7 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import SnapshotDenied, Unavailable
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.lifecycle.messages import OptimizationResult, StageInput
+from ipnext.model.lifecycle.changes.lifecycle_run import OptimizationResult, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of

@@ -6,8 +6,8 @@ The validation sees the published snapshots only. Called by the optimization act
 from collections.abc import Sequence
 
 from activities.state.memory_fit import MEMORY, judge_part, need_of
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult
-from ipnext.model.lifecycle.messages import StageInput
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.optimization import parts_by_hardware
 from ipnext.model.manifest.part import PartSpec

@@ -22,7 +22,7 @@ from ipnext.artifacts.native_code import SIGNING_SETTING, LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import StageInput
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.optimization import OptimizationStep

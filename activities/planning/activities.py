@@ -22,8 +22,9 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerPlaces, OwnerShares, ShareTaken
 from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
+from ipnext.model.lifecycle.changes.lifecycle_run import PlanningResult, StageInput
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
-from ipnext.model.lifecycle.messages import PlanningResult, ReplanComputed, ReplanInput, StageInput
+from ipnext.model.lifecycle.replans.replan import ReplanComputed, ReplanInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.unserved import binding_reason
 from ipnext.model.planning.plan import CurrentState, Owner, Plan, Problem

@@ -20,7 +20,7 @@ from activities.runtime.single_calls import OF_ONE, describe
 from activities.state.drained_fleet import DrainedFleet, repairs_loss, without_drained
 from ipnext import names
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.replan_moves import (
     NAMED,
     MoveTrouble,

@@ -18,7 +18,7 @@ from activities.runtime.single_calls import name_failed
 from activities.state.drained_fleet import DrainedFleet, without_drained
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
-from ipnext.model.lifecycle.messages import Replan, ReplanComputed, ReplanState
+from ipnext.model.lifecycle.replans.replan import Replan, ReplanComputed, ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.profiled import apply_profiles, wants_profiles
 from ipnext.model.planning.plan import CurrentState, Limits, ModelProblem, Objective, Plan, PlanDiff, Problem

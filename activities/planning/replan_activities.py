@@ -8,8 +8,8 @@ from temporalio import activity
 
 from activities.planning.replan import find_plan
 from ipnext import names
-from ipnext.model.lifecycle.messages import (
-    Done,
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
+from ipnext.model.lifecycle.replans.replan import (
     ReplanInput,
     ReplanResult,
     ReplanState,

@@ -23,8 +23,9 @@ from activities.state.drained_fleet import leaves_loss
 from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState, describe_held, status_of
-from ipnext.model.lifecycle.messages import Change, ReplanState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository

@@ -27,7 +27,7 @@ from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteTable
-from ipnext.model.lifecycle.messages import Done
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
 from ipnext.platform.denials import carry_out_denials
 from ipnext.store.operations.change_end import judge_again

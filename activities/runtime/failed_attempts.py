@@ -15,7 +15,9 @@ from temporalio.exceptions import TemporalError
 from activities.runtime.fence import still_ours
 from ipnext.errors import Conflict, FenceLost, IPnextError, Unavailable
 from ipnext.model.echoes import cut_text
-from ipnext.model.lifecycle.messages import ChangeState, StageInput, WaveInput
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import Reason, reason_of
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store

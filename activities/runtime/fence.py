@@ -16,7 +16,7 @@ from temporalio import activity
 
 from activities.runtime import lease as pulse
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle.messages import WaveInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
 

@@ -11,9 +11,9 @@ from temporalio import activity
 
 from activities.runtime.failed_attempts import of_a_step
 from ipnext.model.echoes import cut_text, show_value
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import Cause, Place
-from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.lifecycle.stages import (
     LONGEST_MESSAGE,
     MOST_EVIDENCE_BYTES,

@@ -31,7 +31,8 @@ from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.gate.shadow import ShadowComparison, merge_comparisons
-from ipnext.model.lifecycle.messages import ChangeKind, Done
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowAsked, ShadowSeen, ShadowSettings
 from ipnext.model.lifecycle.stages import SHADOW
 from ipnext.model.lifecycle.status import ConditionType, Reason

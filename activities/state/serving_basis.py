@@ -1,7 +1,7 @@
 """Manifest and placement of what serves, while a change that is placed already waits for supply."""
 
 from activities.state.drained_fleet import DrainedFleet
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.store.repository import Repository
 
 

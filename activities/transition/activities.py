@@ -59,8 +59,10 @@ from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.gate.gate import GateWindow
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
+from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.lifecycle.failure_cause import GATE, STEPS, Cause, Place
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.model.registry.registry import GenerationState

@@ -22,7 +22,8 @@ from activities.transition.refresh_mode import refresh_of
 from activities.transition.rollback_target import on_what_is_left, within_reach
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.planning.admission import Admission
 from ipnext.model.planning.plan import ModelProblem

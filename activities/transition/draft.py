@@ -17,8 +17,9 @@ from activities.state.wave_state import Back, peak, planned_state, running_state
 from activities.transition.admission import not_swapped, planned_waves, price_of, refuse_transition, way_back
 from activities.transition.dropped_users import explain_drop
 from ipnext.errors import NotFound
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.checks import LIVE_LATENCY
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.planning.plan import RegionDemand

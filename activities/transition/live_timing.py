@@ -23,9 +23,9 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.gate.live import ROUNDS, JudgedRound, LiveLatencySpec, TimedReplica, TimingRound
+from ipnext.model.lifecycle.changes.transition_run import WaveInput, WaveResult
 from ipnext.model.lifecycle.checks import LIVE_LATENCY, CheckOutcome, CheckOverride, CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import GATE, Cause, Place
-from ipnext.model.lifecycle.messages import WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.optimization import REPLAY_FILE
 from ipnext.store.repository import Repository

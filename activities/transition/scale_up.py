@@ -15,8 +15,8 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import ReplicaPhase
+from ipnext.model.lifecycle.changes.transition_run import WaveInput, WaveResult
 from ipnext.model.lifecycle.failure_cause import Place
-from ipnext.model.lifecycle.messages import WaveInput, WaveResult
 from ipnext.model.lifecycle.shadow import ModelShadow
 from ipnext.model.lifecycle.status import Reason
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from activities.state.desired import DesiredFacts
 from activities.state.wave_state import ModelWaveState, state_at, state_of
 from ipnext.model.deployment.route_table import RouteShare
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from ipnext.model.lifecycle.failure_cause import Place
-from ipnext.model.lifecycle.messages import WaveResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.planning.transition import Transition

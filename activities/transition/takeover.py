@@ -11,15 +11,9 @@ from activities.state.drained_fleet import leaves_loss
 from activities.transition.admission import way_back
 from ipnext import names
 from ipnext.errors import NotFound
-from ipnext.model.lifecycle.messages import (
-    Change,
-    ChangeKind,
-    ChangeState,
-    QueuedChange,
-    Revert,
-    StageInput,
-    TransitionInput,
-)
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
+from ipnext.model.lifecycle.changes.transition_run import Revert, TransitionInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.takeover import (
     ChangeAsked,

@@ -22,8 +22,8 @@ from activities.transition.revert import find_changed, find_needed, find_unfreed
 from activities.transition.scale_down import stray
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import RouteTable
+from ipnext.model.lifecycle.changes.transition_run import WaveInput, WaveResult
 from ipnext.model.lifecycle.failure_cause import Place
-from ipnext.model.lifecycle.messages import WaveInput, WaveResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition
 from ipnext.store.records import TransitionRecord

@@ -45,8 +45,8 @@ from activities.validation.validator import Candidate, FunctionValidator, Valida
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.checks import LIVE_LATENCY, ValidationReport
-from ipnext.model.lifecycle.messages import StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.denials import Denial

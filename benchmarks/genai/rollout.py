@@ -30,7 +30,7 @@ from demo.genai.streams import Talk, Talkers
 from demo.genai.weights import DIRECTORY, models_directory
 from ipnext.client import Client
 from ipnext.model.api.resources import ChangeView
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 
 MANIFEST = """
 apiVersion: ipnext/v1

@@ -48,7 +48,9 @@ from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput, WaveInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Transition, Wave

@@ -32,7 +32,8 @@ from benchmarks.lifecycle.drawn_plan import adopt_drawn_plan
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import ReplicaCount, TrafficShare
 from ipnext.model.registry.registry import Signature, SnapshotManifest, SnapshotSource, TensorSpec

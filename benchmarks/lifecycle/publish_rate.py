@@ -36,7 +36,7 @@ from ipnext import names
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.devfile import read_devfile
-from ipnext.model.lifecycle.messages import Change, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.registry import SnapshotSource
 from ipnext.process.garbage_collection import collect_rarely

@@ -43,7 +43,7 @@ from demo.embedded import Embedded
 from ipnext import names
 from ipnext.client import Client
 from ipnext.errors import IPnextError
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.temporal import connect
 
 SETTLE_SECONDS = 11.0

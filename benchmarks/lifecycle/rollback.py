@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.lifecycle import manifest, snapshots
 from demo.embedded import Embedded
 from ipnext.client import Client
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 
 MODEL = "back"
 AT_ONCE = {"canary": 1, "maxStep": 1}

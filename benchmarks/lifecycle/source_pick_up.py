@@ -38,7 +38,7 @@ from demo.embedded import Embedded
 from ipnext.client import Client
 from ipnext.errors import IPnextError
 from ipnext.model.api.sources import VersionView
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 from serving.export import export_model
 
 MANIFEST = """

@@ -25,7 +25,8 @@ from demo.embedded import Embedded
 from ipnext import names
 from ipnext.client import Client
 from ipnext.model.api.resources import ChangeView
-from ipnext.model.lifecycle.messages import ChangeState, ModelEntityState
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.entity import ModelEntityState
 from ipnext.temporal import connect
 
 MODEL = "storm"

@@ -16,7 +16,7 @@ from demo.genai.weights import Checkpoints
 from demo.story import StoryFailed
 from ipnext.client import Client
 from ipnext.model.api.resources import ChangeView
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 
 CHAT: Final = "chat"
 SENTENCES: Final = "sentences"

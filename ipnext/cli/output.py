@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ipnext.cli.terminal import escape_controls, escape_quoted, has_controls
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))
 

@@ -11,7 +11,7 @@ from itertools import count, groupby, islice
 from typing import Final, NamedTuple
 
 from ipnext.errors import NotFound
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.registry.denials import CoveredSnapshot, Denial
 from ipnext.names import denial_rollback_id
 from ipnext.store.changes.denied_uses import DeniedUse

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import Conflict, SnapshotDenied
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.registry.registry import SnapshotManifest, SnapshotSource
 from ipnext.model.registry.snapshot_files import check_files
 from ipnext.plugins import Plugins

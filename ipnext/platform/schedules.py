@@ -28,8 +28,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from ipnext import names
 from ipnext.errors import EngineRefused, NotFound, Unavailable
 from ipnext.model.access.artifact_use import CollectInput
-from ipnext.model.lifecycle.messages import ScheduledReplan
 from ipnext.model.lifecycle.reconciliation import ReconcileInput
+from ipnext.model.lifecycle.replans.replan import ScheduledReplan
 from ipnext.settings import PlatformSettings
 from ipnext.temporal import Connection, reaching
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.stages import DEFAULT_STAGES, OPTIONAL_STAGES, SAFETY_CRITICAL
 from ipnext.model.manifest.stages import PlatformStageEntry, StageEntry
 

@@ -14,17 +14,10 @@ from activities.planning.solver import ThreadSolver
 from activities.transition.activities import TransitionActivities
 from activities.validation.activities import ValidationActivities
 from ipnext.errors import IPnextError
-from ipnext.model.lifecycle.messages import (
-    Change,
-    ChangeState,
-    LifecycleResult,
-    PlanningResult,
-    RecordInput,
-    ReplanComputed,
-    StageInput,
-    TransitionPlanned,
-    WaveInput,
-)
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, PlanningResult, RecordInput, StageInput
+from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned, WaveInput
+from ipnext.model.lifecycle.replans.replan import ReplanComputed
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.operations.change_end import ROLLS_OUT
 

@@ -21,7 +21,8 @@ from activities.validation.validator import FunctionValidator, pass_check
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import ArtifactMissing, RegionUnreachable, Unavailable
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.preparation import PreparationInput
 from ipnext.model.manifest.freeze import FreezeManifest
 from tests.waiting import until

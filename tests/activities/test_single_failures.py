@@ -17,8 +17,9 @@ from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import Done, StageInput
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, StageInput
 from ipnext.model.lifecycle.reconciliation import RegionAsked
 from ipnext.model.lifecycle.replan_moves import MoveTurn
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import ReplanState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.e2e

@@ -31,7 +31,8 @@ from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, Dep
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import (

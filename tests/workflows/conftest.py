@@ -29,7 +29,7 @@ from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.reconciliation import ReconcileInput
 from ipnext.settings import PlatformSettings
 from ipnext.stages.kinds import StageKinds

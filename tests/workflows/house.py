@@ -19,7 +19,8 @@ from ipnext.artifacts.programs.schema import FORMAT
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
-from ipnext.model.lifecycle.messages import Change, ChangeKind, Replan
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind
+from ipnext.model.lifecycle.replans.replan import Replan
 from ipnext.model.lifecycle.status import Condition, ConditionType
 from ipnext.model.manifest.optimization import OptimizationStep
 from ipnext.model.manifest.parser import parse_manifest

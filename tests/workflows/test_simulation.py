@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from ipnext.model.wire import decode
 from tests.tiers import scaled
 from tests.workflows.simulation.__main__ import main

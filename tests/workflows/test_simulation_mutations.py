@@ -19,7 +19,7 @@ from activities.transition import scale_down as releasing
 from activities.transition import step_limit as pacing
 from activities.transition import wave_context
 from activities.transition.gate import verdict as gates
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store.operations import change_end
 from ipnext.store.registry.models import Models

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.lifecycle.messages import ChangeKind, QueuedChange
+    from ipnext.model.lifecycle.changes.change import ChangeKind, QueuedChange
 
 _OVERTAKES = {
     ChangeKind.PUBLISH: frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY}),

@@ -10,17 +10,10 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
+    from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+    from ipnext.model.lifecycle.changes.entity import ModelEntityInput, StopAsked, SupersededChange, ToldHold
+    from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
     from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
-    from ipnext.model.lifecycle.messages import (
-        ChangeKind,
-        ChangeState,
-        LifecycleResult,
-        ModelEntityInput,
-        QueuedChange,
-        StopAsked,
-        SupersededChange,
-        ToldHold,
-    )
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
     from workflows.entity.change_queue import (

@@ -10,7 +10,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.lifecycle.messages import SupersededInput
+    from ipnext.model.lifecycle.changes.entity import SupersededInput
     from workflows import policies
     from workflows.entity.state import EntityState
     from workflows.errors import explain_error

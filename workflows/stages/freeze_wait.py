@@ -6,7 +6,7 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.lifecycle.messages import StageInput
+    from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
     from ipnext.model.manifest.freeze import Frozen
     from workflows import policies
     from workflows.errors import raise_if_cancelled

@@ -7,7 +7,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from ipnext.errors import IPnextError
-    from ipnext.model.lifecycle.messages import StageInput
+    from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
     from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult
     from workflows import policies
     from workflows.policies import perform

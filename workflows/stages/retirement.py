@@ -9,7 +9,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.lifecycle.messages import StageInput
+    from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
     from workflows import policies
     from workflows.errors import explain_error, fence_lost
     from workflows.policies import perform

@@ -12,8 +12,8 @@ from typing import Any
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
     from ipnext.model.lifecycle.checks import BUILT_IN
-    from ipnext.model.lifecycle.messages import StageInput
     from ipnext.model.lifecycle.shadow import ShadowAsked, ShadowSeen
     from ipnext.model.lifecycle.stages import SHADOW, StageAnswer, StageEnded, StageJudged
     from workflows import policies

@@ -8,7 +8,7 @@ from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, GateWindow, RegionTraffic
 from ipnext.model.gate.sketch import PredictionSketch
-from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition
 

@@ -23,7 +23,7 @@ from ipnext.api.services.hidden_fields import filter_states, redact_fleet
 from ipnext.api.services.region_states import States
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.model.api.resources import RegionView
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.store.repository import Repository
 
 router = APIRouter(tags=["metrics"], route_class=GuardedRoute)

@@ -6,7 +6,7 @@ from prometheus_client.metrics_core import Metric
 
 from ipnext.api.metrics.families import counter, gauge
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle.messages import ReplanState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
 

@@ -1,8 +1,8 @@
 """Overrides of checks, as the API gives them."""
 
 from ipnext.errors import InvalidInput
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.checks import SAFETY_CRITICAL
-from ipnext.model.lifecycle.messages import Change
 from ipnext.model.manifest.freeze import Override
 from ipnext.plugins import Plugins
 from ipnext.store.operations.repetition import override_check

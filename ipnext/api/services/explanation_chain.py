@@ -9,9 +9,9 @@ from ipnext.api.services.model_facts import ModelFacts
 from ipnext.api.services.status import Trouble
 from ipnext.model.api.resources import ExplanationStep
 from ipnext.model.echoes import cut_text
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.lifecycle.checks import CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause
-from ipnext.model.lifecycle.messages import Change, ChangeState
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.planning.transition import TransitionState

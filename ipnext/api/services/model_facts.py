@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import RouteTable
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.status import Condition
 from ipnext.model.manifest.profiled import throughputs, wants_profiles
 from ipnext.model.planning.plan import Unmet

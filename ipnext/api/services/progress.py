@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.lifecycle.failure_cause import STEPS
-from ipnext.model.lifecycle.messages import Change, ChangeState
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 
 

@@ -1,7 +1,7 @@
 """Checks of requests to a model that is retired or being retired."""
 
 from ipnext.errors import Conflict
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository

@@ -7,8 +7,9 @@ from typing import Final
 
 from ipnext import names, temporal
 from ipnext.errors import InvalidInput
+from ipnext.model.lifecycle.changes.change import Change
+from ipnext.model.lifecycle.changes.entity import ChangeAccepted
 from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
-from ipnext.model.lifecycle.messages import Change, ChangeAccepted
 from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.platform.setup import warn_of_missing

@@ -20,7 +20,7 @@ from ipnext.client.calls.publications import SERVER_SIDE
 from ipnext.errors import EXIT_FAILURE, InvalidInput
 from ipnext.model.access.owner import OwnerView
 from ipnext.model.api.resources import ChangeView, FleetView, ModelApplied
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.manifest.freeze import FreezeView
 from ipnext.model.registry.registry import ArtifactFile

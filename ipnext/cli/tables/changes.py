@@ -6,7 +6,7 @@ from rich.table import Table
 
 from ipnext.cli.output import age, rows
 from ipnext.model.api.resources import ChangeView, EventView, StatusExplanation
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.status import Reason
 
 

@@ -9,8 +9,8 @@ from ipnext.client.lists import Listing, params_of
 from ipnext.client.polling import glance, poll
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.model.api.resources import MovesView, PlanSummary, PlanView, ReplanRequest, ReplanView
-from ipnext.model.lifecycle.messages import ReplanState
 from ipnext.model.lifecycle.replan_moves import MoverAction, ReplanProgress, SteerRequest
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.planning.plan import PlanDiff
 
 Trigger = Literal["manual", "supply", "drain"]

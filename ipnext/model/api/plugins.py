@@ -2,8 +2,8 @@
 
 from typing import Final, Literal
 
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.checks import SAFETY_CRITICAL
-from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.model.value import Value
 
 BUILT_IN_ENGINES: Final = ("torch", "vllm")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import LONGEST_KEY, MOST_LABELS, Label, VersionState
 from ipnext.model.value import Name, Sha256, WrittenMoment, WrittenValue

@@ -3,13 +3,9 @@
 It ends at the first stage that has to wait.
 """
 
+from ipnext.model.lifecycle.changes.lifecycle_run import PlanningResult, ResolutionResult, StageInput
+from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned
 from ipnext.model.lifecycle.checks import ValidationReport
-from ipnext.model.lifecycle.messages import (
-    PlanningResult,
-    ResolutionResult,
-    StageInput,
-    TransitionPlanned,
-)
 from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.value import Value
 

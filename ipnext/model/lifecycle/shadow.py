@@ -12,7 +12,7 @@ from pydantic import Field
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import SHADOW_IN_FLIGHT, SHADOW_SECONDS, RouteTable, Shadow
 from ipnext.model.gate.shadow import ShadowLimits
-from ipnext.model.lifecycle.messages import StageInput
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.value import Name, Value
 
 DEFAULT_SHARE: Final = 0.1

@@ -11,7 +11,7 @@ from sqlmodel import col, func, select
 
 from ipnext import names
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.changes.retirements import RETIRES
 from ipnext.store.registry.generations import Generations

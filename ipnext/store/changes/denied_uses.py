@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import select as sa_select
 from sqlmodel import tuple_
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.registry.denials import Denial
 from ipnext.store.registry.denials import DENIALS, DENIED, IN_FORCE, Denials, read_denial
 from ipnext.store.registry.generations import GENERATIONS, read_generation

@@ -6,7 +6,7 @@ from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.freeze import FreezeManifest, Frozen, Override
 from ipnext.model.wire import decode

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Select, Table, and_, delete, exists, func, literal, or_, select
 
-from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.registry.retention import Keep
 from ipnext.model.registry.sources import VersionState
 from ipnext.store.tables.changes import ChangeRow, CheckOverrideRow, EventRow, FreezeOverrideRow, TransitionRow

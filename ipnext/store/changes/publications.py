@@ -6,7 +6,7 @@ from typing import Final
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
-from ipnext.model.lifecycle.messages import Change, ChangeKind
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind
 from ipnext.model.manifest.manifest import ModelManifest, ModelSpec
 from ipnext.model.manifest.optimization import part_of, steps_digest
 from ipnext.model.registry.optimization import Derivatives

@@ -5,7 +5,7 @@ A retirement that waits for a freeze moves nothing: its model serves on, and the
 
 from sqlalchemy import and_, func
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.tables.changes import ChangeRow
 from ipnext.store.tables.row import METADATA

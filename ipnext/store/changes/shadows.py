@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sqlmodel import col, select
 
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.shadow import ModelShadow, ShadowSeen
 from ipnext.model.wire import decode_frozen
 from ipnext.store.tables.changes import ChangeRow, ShadowRow

@@ -9,7 +9,7 @@ from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
 
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.wire import decode_frozen

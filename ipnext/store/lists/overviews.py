@@ -11,8 +11,8 @@ from sqlmodel import col, func, select
 
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import RouteTable
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.checks import ValidationReport
-from ipnext.model.lifecycle.messages import Change
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason, with_ready
 from ipnext.model.planning.plan import Unmet
 from ipnext.model.registry.registry import Generation, SplitLayout

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.lifecycle.failure_cause import STEPS
 from ipnext.model.lifecycle.freshness import ServingSnapshot
-from ipnext.model.lifecycle.messages import Change, ChangeState
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.sources import VersionState

@@ -5,8 +5,8 @@ from typing import Final
 
 from ipnext import names
 from ipnext.errors import Conflict
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.checks import CheckOverride
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.registry.registry import GenerationState
 from ipnext.store.operations.change_end import note_waiting
 from ipnext.store.repository import Repository

@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import and_, bindparam, case, delete, func, or_, select, tuple_, update
 
 from ipnext.errors import Conflict, NotFound
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.manifest.durations import parse_duration
 from ipnext.model.manifest.retention import RetentionSpec
 from ipnext.model.registry.optimization import Derivatives

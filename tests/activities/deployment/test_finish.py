@@ -8,7 +8,8 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment import activities as deployment
 from activities.deployment.activities import LASTING_ATTEMPTS, DeploymentActivities
 from ipnext.errors import Conflict, IPnextError
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import Reason
 
 MODEL = "ranker"

@@ -13,7 +13,8 @@ from activities.planning.activities import PlanningActivities
 from activities.planning.adoption import target_state
 from activities.planning.solver import ThreadSolver
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.registry.registry import GenerationState

@@ -12,7 +12,8 @@ from activities.transition.takeover import TakeoverActivities
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.takeover import TakeOver
 

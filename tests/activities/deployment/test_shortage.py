@@ -5,7 +5,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
 from activities.planning.adoption import settle
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, WaveInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.names import move_id, shortage_replan_id
 from ipnext.store.repository import Repository

@@ -7,7 +7,8 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.names import shortage_replan_id
 from tests.activities.planning.test_parts import BASE, serve

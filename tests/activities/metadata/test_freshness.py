@@ -9,7 +9,8 @@ from activities.metadata import freshness
 from activities.metadata.freshness import FreshnessActivities
 from ipnext.errors import Conflict
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
-from ipnext.model.lifecycle.messages import ChangeState, Done
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.store.repository import Repository

@@ -16,7 +16,7 @@ from activities.metadata.source_poll import AT_ONCE, SourcePollActivities
 from activities.runtime.owner_turns import OWNERS, ShareTaken
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.access.owner import OwnerManifest
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PickUpInput, WatchInput
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.sources import SourceSpec

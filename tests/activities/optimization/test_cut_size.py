@@ -3,7 +3,8 @@
 from temporalio.testing import ActivityEnvironment
 
 from activities.optimization.activities import OptimizationActivities
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 
 

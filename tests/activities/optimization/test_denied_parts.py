@@ -4,7 +4,8 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.optimization.activities import OptimizationActivities
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 
 pytestmark = pytest.mark.trust

@@ -7,7 +7,8 @@ from activities.optimization.activities import OptimizationActivities
 from ipnext.artifacts.native_code import LibrarySigner, check_native_signature, library_signer, read_native_signers
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 
 pytestmark = pytest.mark.trust

@@ -9,8 +9,9 @@ from activities.planning.problem import fleet_problem
 from activities.planning.solver import ThreadSolver
 from activities.regions.drain_check import DrainCheckActivities
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import ModelProblem, Owner, PartOption, PartProblem, RegionDemand
 from planner.solve import place

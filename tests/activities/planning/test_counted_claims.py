@@ -14,7 +14,8 @@ from activities.planning.policy import OBJECTIVE, REPLAN_LIMITS, PlanningPolicy
 from activities.planning.replan import adopt_beside, fleet_snapshot
 from activities.planning.solver import ThreadSolver
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput, StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.plan import PlanDiff

@@ -10,7 +10,8 @@ from activities.planning.activities import PlanningActivities, SearchDied
 from activities.planning.policy import PlanningPolicy
 from activities.planning.solver import GRACE_SECONDS, SEARCHES, ProcessSolver, SolveFailed, ThreadSolver
 from activities.runtime.owner_turns import OwnerShares, ShareTaken
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 from workflows.policies import PLACEMENT_LIMIT
 

@@ -14,8 +14,9 @@ from activities.state.replica_sets import wanted_deployments
 from activities.state.served_generations import served_generation
 from activities.state.wave_state import ModelWaveState, peak
 from activities.transition.takeover import TakeoverActivities
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange, WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.takeover import TakeOver
 from ipnext.model.planning.plan import Limits, Objective

@@ -13,8 +13,8 @@ from activities.planning.policy import PlanningPolicy
 from activities.planning.replan import FleetReplan
 from activities.planning.replan_activities import ReplanActivities
 from activities.planning.solver import ThreadSolver
-from ipnext.model.lifecycle.messages import ReplanInput, ReplanResult, ReplanState
 from ipnext.model.lifecycle.replan_moves import MoverState, MoveTurn
+from ipnext.model.lifecycle.replans.replan import ReplanInput, ReplanResult, ReplanState
 from ipnext.store.records import PlanEntry
 from ipnext.store.tables.row import METADATA
 

@@ -14,7 +14,8 @@ from activities.state.replica_sets import wanted_deployments
 from activities.state.wave_state import peak, state_of
 from activities.transition.activities import TransitionActivities
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.regions.activities import DrainActivities
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 
 

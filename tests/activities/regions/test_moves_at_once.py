@@ -9,8 +9,9 @@ from activities.regions.activities import DrainActivities
 from activities.state.drained_fleet import leaves_loss
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
 from tests.fleets import two_regions
 
 EAST, EUROPE = "us-east", "eu-west"

@@ -9,8 +9,9 @@ from activities.regions.reconciliation import ReconciliationActivities
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import Done, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.drain import DrainInput, DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
 from ipnext.store.operations.change_end import write_ready

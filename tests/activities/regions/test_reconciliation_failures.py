@@ -11,7 +11,8 @@ from ipnext.errors import Conflict, IPnextError, RegionUnreachable, RouteFailed
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled
 from ipnext.model.registry.registry import GenerationState, PartGraph
 from tests.waiting import PATIENCE_SECONDS

@@ -4,7 +4,8 @@ import pytest
 
 from activities.runtime.failed_attempts import EVENT, MOST_EVENTS
 from ipnext.errors import FenceLost, Unavailable
-from ipnext.model.lifecycle.messages import ChangeState, WaveInput
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from tests.activities.carried_out import CarriedOut
 

@@ -4,8 +4,9 @@ import pytest
 
 from activities.metadata.activities import MetadataActivities
 from activities.stages.activities import StageActivities
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import ProgressInput, StageInput
 from ipnext.model.lifecycle.failure_cause import cause_in
-from ipnext.model.lifecycle.messages import ChangeKind, ProgressInput, StageInput
 from ipnext.model.lifecycle.stages import LONGEST_MESSAGE, MOST_EVIDENCE_BYTES, StageAsked, StageEnded
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.stages import PlatformStageEntry

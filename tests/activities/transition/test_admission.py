@@ -4,7 +4,7 @@ import pytest
 
 from activities.transition.admission import REPAIR_DIP, step_policy, wait_for_repair
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.manifest.rollout import RolloutSpec
 from ipnext.model.planning.transition import FleetState, GenerationReplicas
 

@@ -13,7 +13,8 @@ from activities.transition import draft as drafting
 from activities.transition.activities import DRAFTS, TransitionActivities
 from activities.transition.draft import Draft
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput, StageInput
 from ipnext.model.planning.transition import TransitionState
 from ipnext.model.registry.registry import GenerationState
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle.messages import WaveInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from tests.activities.carried_out import CarriedOut
 from tests.activities.planning.test_parts import BASE, DEMAND, apply, publish

@@ -21,7 +21,9 @@ from activities.transition.wave_context import WaveContext
 from activities.validation.activities import ValidationActivities
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput, StageInput, WaveInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput, StageInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare, Swap, Transition, Wave
 from ipnext.model.registry.registry import (

@@ -23,7 +23,7 @@ from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
-from ipnext.model.lifecycle.messages import WaveInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, Wave
 from ipnext.model.registry.registry import GraphNode, PartGraph

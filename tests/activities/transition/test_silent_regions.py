@@ -3,7 +3,7 @@
 import pytest
 
 from activities.transition.revert import find_changed, find_needed
-from ipnext.model.lifecycle.messages import WaveInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store.repository import Repository

@@ -12,7 +12,8 @@ from activities.state.wave_state import ModelWaveState, RouteShare
 from activities.transition.activities import TransitionActivities
 from ipnext.errors import RegionUnreachable
 from ipnext.model.deployment.route_table import RouteTable
-from ipnext.model.lifecycle.messages import ChangeState, WaveInput
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, Transition, TransitionState, Wave
 from ipnext.store.records import TransitionRecord

@@ -12,7 +12,8 @@ from activities.validation.activities import ValidationActivities
 from activities.validation.deltas import check_deltas
 from activities.validation.finite_weights import check_finite
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.delta import ChangedTensor, DeltaDocument
 from ipnext.model.registry.registry import ArtifactFile, Snapshot, SnapshotManifest

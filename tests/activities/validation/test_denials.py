@@ -9,7 +9,8 @@ from temporalio.testing import ActivityEnvironment
 from activities.validation.activities import BUILT_IN, EARLY, ValidationActivities
 from activities.validation.denials import DENIED, check_denials
 from activities.validation.runs import run_validators
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.denials import Denial
 

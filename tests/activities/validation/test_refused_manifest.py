@@ -8,7 +8,8 @@ from activities.validation.activities import ValidationActivities
 from activities.validation.runs import LONGEST_TEXT, MOST_CHECKS, MOST_RESULTS, abridge_results
 from activities.validation.validator import fail_check, pass_check
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import Limits, Objective
 from ipnext.model.registry.registry import GenerationState

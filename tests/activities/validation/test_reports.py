@@ -6,8 +6,9 @@ from temporalio.testing import ActivityEnvironment
 from activities.validation.activities import ValidationActivities
 from activities.validation.runs import ValidatorError
 from activities.validation.validator import FunctionValidator, fail_check
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.checks import CheckOutcome
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
 

@@ -21,7 +21,7 @@ from demo.genai.story import CHAT, MANIFESTS, SENTENCES, GenaiStory, gateway_of
 from demo.genai.streams import Talkers
 from demo.genai.weights import Checkpoints
 from demo.story import StoryFailed
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.manifest.parser import parse_manifests
 
 SAID = {1: " Salt comes with the rivers.", 2: " Ahoy, matey! Salt be salt."}

@@ -18,7 +18,8 @@ from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.errors import InvalidInput
 from ipnext.model.access.rights import Role
 from ipnext.model.api.resources import PlanView
-from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.store.store import Store

@@ -10,7 +10,8 @@ import pytest
 
 from ipnext import errors
 from ipnext.client import Client
-from ipnext.model.lifecycle.messages import ChangeState, ReplanState
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.names import again_id

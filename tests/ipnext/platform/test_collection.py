@@ -9,8 +9,8 @@ import pytest
 
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.stores.file_store import FileArtifactStore
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
-from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.sources import SourceSpec

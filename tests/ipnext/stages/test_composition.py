@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.stages import DEFAULT_STAGES
 from ipnext.model.manifest.stages import MOST_SETTINGS_BYTES, PlatformStageEntry, StageEntry
 from ipnext.stages.composition import check_entries, compose

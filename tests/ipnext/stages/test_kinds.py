@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ipnext.cli import app
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.stages import PlatformStageEntry
 from ipnext.settings import platform_settings

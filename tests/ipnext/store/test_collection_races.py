@@ -14,7 +14,7 @@ from sqlalchemy import update
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.errors import ArtifactMissing, Conflict, DuplicateSnapshot
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.registry.registry import ArtifactFile, GenerationState, Signature, SnapshotManifest, SnapshotSource
 from ipnext.model.registry.retention import Keep, SnapshotKeep
 from ipnext.platform.collection import Collection, Retention

@@ -6,7 +6,7 @@ import pytest
 
 from ipnext.errors import Conflict
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.store.copy import move
 from ipnext.store.store import Store
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.store import Store
 

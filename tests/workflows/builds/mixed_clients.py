@@ -19,7 +19,7 @@ import httpx
 from ipnext.client import Client
 from ipnext.errors import IPnextError, Unavailable
 from ipnext.login.credentials import find_credential
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from tests.waiting import PATIENCE_SECONDS, until
 from tests.workflows.builds.next_build import ADDED
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ipnext.client import Client
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from tests.e2e.conftest import MANIFEST
 from tests.genai.support.checkpoints import write_llama
 from tests.genai.support.hosts import mock_command

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from ipnext.model.lifecycle.messages import WaveInput
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.value import LONGEST_SECONDS
 from tests.workflows.activity_errors import failed_activity
 from workflows import attempts, policies

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.names import denial_rollback_id
 from ipnext.platform.denials import carry_out_denials

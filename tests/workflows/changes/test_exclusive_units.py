@@ -3,7 +3,7 @@
 import sys
 from contextlib import contextmanager
 
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 
 
 def function_of(frame):

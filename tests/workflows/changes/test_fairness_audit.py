@@ -11,7 +11,7 @@ import yaml
 
 from activities.validation.validator import discover_validators
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.stages.kinds import StageKinds

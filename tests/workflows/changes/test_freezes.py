@@ -16,8 +16,9 @@ from temporalio.testing import ActivityEnvironment
 from activities.deployment.freeze_activities import FreezeActivities
 from activities.planning.move_window import MoverActivities
 from ipnext import names
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState, StageInput
 from ipnext.model.lifecycle.replan_moves import MoveTurn
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeAnswer, FreezeManifest

@@ -8,7 +8,7 @@ import pytest
 
 from ipnext.api.app import create_app
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.settings import PlatformSettings
 

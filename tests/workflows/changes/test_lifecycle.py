@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState, Signature, TensorSpec
 

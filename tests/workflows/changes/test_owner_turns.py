@@ -11,7 +11,7 @@ from activities.runtime.owner_turns import OwnerShares
 from activities.validation.validator import FunctionValidator, pass_check
 from ipnext import names
 from ipnext.devfile import read_devfile
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.parser import parse_manifest
 from tests.waiting import PATIENCE_SECONDS

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.artifacts.signing import write_key_pair
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import signal_freeze_change
 from tests.workflows.changes.test_freezes import freeze_manifest

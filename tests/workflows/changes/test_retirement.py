@@ -8,7 +8,8 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from ipnext import names
 from ipnext.errors import RegionUnreachable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import Done, StageInput
 from tests.workflows.activity_errors import failed_activity
 from workflows import policies
 from workflows.stages import retirement

@@ -13,9 +13,10 @@ from ipnext.api.services.model_facts import model_facts
 from ipnext.api.services.region_states import States
 from ipnext.errors import FenceLost
 from ipnext.model.gate.shadow import ShadowComparison
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, Done
 from ipnext.model.lifecycle.reconciliation import RegionAsked
 from ipnext.model.lifecycle.shadow import ShadowAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason

@@ -13,9 +13,9 @@ from temporalio.worker import Replayer
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import control

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipnext.model.lifecycle.messages import ChangeKind, QueuedChange
+from ipnext.model.lifecycle.changes.change import ChangeKind, QueuedChange
 from workflows.entity.change_queue import can_pass, enqueue, next_of, stops
 
 PUBLISH, ROLLBACK, APPLY, MOVE, RETIRE, REPAIR = (

@@ -8,7 +8,8 @@ from temporalio.exceptions import ApplicationError
 
 from activities.deployment import activities as deployment
 from ipnext import temporal
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ModelEntityInput, QueuedChange, SupersededChange
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.entity import ModelEntityInput, SupersededChange
 from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
 from tests.workflows.activity_errors import failed_activity
 from workflows import model as model_workflow

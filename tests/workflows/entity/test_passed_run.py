@@ -10,15 +10,10 @@ import pytest
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 
 from ipnext import names
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.entity import ModelEntityInput, ToldHold
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
 from ipnext.model.lifecycle.controls import ControlAsked
-from ipnext.model.lifecycle.messages import (
-    ChangeKind,
-    ChangeState,
-    LifecycleResult,
-    ModelEntityInput,
-    QueuedChange,
-    ToldHold,
-)
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.lifecycle.takeover import ChangeSeen, TakenOver
 from workflows import model, policies

@@ -8,7 +8,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.service import RPCError
 
 from ipnext import names
-from ipnext.model.lifecycle.messages import ReplanState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.temporal import signal_drain
 from tests.waiting import PATIENCE_SECONDS
 

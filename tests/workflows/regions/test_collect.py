@@ -8,7 +8,7 @@ import pytest
 
 from ipnext import names
 from ipnext.model.access.artifact_use import CollectInput
-from ipnext.model.lifecycle.messages import Done
+from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.platform.schedules import schedules_of
 from ipnext.settings import PlatformSettings
 

@@ -9,8 +9,8 @@ from activities.regions.failover import RegionFailover
 from activities.regions.recovery import RegionRecovery
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.names import again_id

@@ -15,8 +15,9 @@ from activities.planning.policy import PlanningPolicy
 from ipnext import names
 from ipnext.errors import Conflict
 from ipnext.model.deployment.deployment import DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, ReplanState
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.replan_moves import MoverAsked
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import cancel_replan, signal_steering, wake_replan
 from tests.waiting import PATIENCE_SECONDS

@@ -13,7 +13,8 @@ from activities.planning.policy import PlanningPolicy
 from activities.planning.solver import SolveFailed, ThreadSolver
 from ipnext import names
 from ipnext.errors import Infeasible
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ReplanState, ScheduledReplan
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.replans.replan import ReplanState, ScheduledReplan
 from ipnext.model.lifecycle.status import Reason
 from ipnext.temporal import wake_replan
 from tests.fleets import two_regions

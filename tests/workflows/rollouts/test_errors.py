@@ -9,7 +9,8 @@ from activities.transition import traffic_shift as routing
 from activities.transition.activities import TransitionActivities
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.route_table import RouteShare
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, WaveInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.model.registry.registry import GenerationState

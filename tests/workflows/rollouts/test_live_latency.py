@@ -9,8 +9,8 @@ from ipnext.api.app import create_app
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.gate.live import ROUNDS
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.checks import LIVE_LATENCY
-from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.settings import PlatformSettings
 

@@ -8,7 +8,7 @@ import pytest
 from ipnext.artifacts.checkpoints.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.deployment.deployment import DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import Signature, TensorSpec
 from tests.genai.support.checkpoints import write_bert, write_llama

@@ -7,7 +7,7 @@ import pytest
 from activities.optimization.step_process import StepRefused
 from activities.runtime.tool_process import ToolEnded
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.retention import Keep, SnapshotKeep, SnapshotRule

@@ -6,7 +6,7 @@ Into the running processes, or into new ones, as the rollout or the memory says.
 import pytest
 
 from ipnext.model.deployment.footprint import PROCESS_BYTES
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.manifest.parser import parse_manifest
 
 pytestmark = pytest.mark.usefixtures("workers")

@@ -6,7 +6,8 @@ from activities.optimization import activities as optimization
 from activities.optimization.split_process import CutRefused
 from activities.runtime.tool_process import ToolEnded
 from ipnext.model.deployment.deployment import DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, ScheduledReplan
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.replans.replan import ScheduledReplan
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState
 from serving.splitting.report import FORM

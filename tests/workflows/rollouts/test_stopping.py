@@ -14,7 +14,7 @@ from temporalio.api.enums.v1 import EventType
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
 from workflows.worker import lifecycle_activities, planner_activities, worker_of

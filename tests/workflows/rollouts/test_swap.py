@@ -11,7 +11,7 @@ from ipnext.artifacts.checkpoints.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import RegionUnreachable
 from ipnext.model.deployment.deployment import DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType
 from tests.fleets import two_regions
 from tests.genai.support.checkpoints import write_llama

@@ -6,7 +6,7 @@ Weightless, then unloaded.
 import pytest
 
 from ipnext.model.deployment.deployment import DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import Reason
 
 pytestmark = pytest.mark.usefixtures("workers")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import control, signal_freeze_change
 from tests.fleets import two_regions

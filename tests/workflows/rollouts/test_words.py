@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from ipnext import names
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, TransitionResult
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.transition_run import TransitionResult
 
 pytestmark = pytest.mark.usefixtures("workers")
 

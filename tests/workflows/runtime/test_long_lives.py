@@ -15,8 +15,9 @@ from ipnext import names
 from ipnext.devfile import read_devfile, server_command, server_options, temporal_binary
 from ipnext.errors import EngineRefused, Unavailable
 from ipnext.infra.process.parent_death import tether
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleInput, LifecycleResult
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect, control, submit_change

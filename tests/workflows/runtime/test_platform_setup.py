@@ -24,7 +24,7 @@ from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.devfile import TemporalServer, read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, EngineRefused, NotFound, Unavailable
 from ipnext.infra.process.parent_death import tether
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.platform import builds as versions
 from ipnext.platform.checks import check
 from ipnext.platform.namespace import attributes_of, create_namespace, retention_of

@@ -10,7 +10,7 @@ from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.infra.settings import AgentSettings
-from ipnext.model.lifecycle.messages import ScheduledReplan
+from ipnext.model.lifecycle.replans.replan import ScheduledReplan
 from ipnext.platform.schedules import schedules_of
 from ipnext.settings import PlatformSettings
 from ipnext.temporal import connect, signal_drain, submit_change, wake_replan

@@ -17,7 +17,7 @@ from activities.planning.solver import ProcessSolver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, InvalidInput, Unavailable
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.store import Store

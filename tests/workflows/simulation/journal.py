@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.deployment.route_table import RouteShare
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.planning.plan import ModelProblem, ReplicaCount, TrafficShare
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.registry.registry import Hosting

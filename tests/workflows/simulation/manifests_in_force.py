@@ -10,7 +10,8 @@ from activities.planning import adoption, replan
 from activities.planning import problem as problems
 from activities.state import serving_basis
 from activities.validation.schema import check_engines
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.store.operations import change_end

@@ -4,7 +4,7 @@ from collections.abc import Generator, Mapping
 from random import Random
 from typing import Any
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 
 from . import region_loss
 from .journal import Change, Generation, Placement, placed_units

@@ -13,7 +13,7 @@ from temporalio.service import RPCError
 
 from ipnext import names
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.sources import PollResult
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.manifest.manifest import ModelManifest

@@ -16,8 +16,8 @@ from ipnext.api.schema import OF_SHARED
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import NotFound
 from ipnext.model.api.resources import ChangeView, EventView, ListPage, SnapshotView, TransitionView
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.checks import ValidationReport
-from ipnext.model.lifecycle.messages import ChangeState
 from ipnext.model.lifecycle.shadow import ShadowView
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.value import Name

@@ -31,8 +31,8 @@ from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.api.resources import ChangeView, ListPage, ModelApplied, ModelView, StatusExplanation
 from ipnext.model.fleet import FleetSpec
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.freshness import view_freshness
-from ipnext.model.lifecycle.messages import Change, ChangeKind, ChangeState
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.profiled import check_measured
 from ipnext.model.settings.engine_allowances import EngineAllowances

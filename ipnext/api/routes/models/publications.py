@@ -26,7 +26,7 @@ from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound, SnapshotDenied
 from ipnext.model.access.rights import Principal
 from ipnext.model.api.resources import ChangeView, PublishPart, PublishRequest, RollbackRequest
-from ipnext.model.lifecycle.messages import Change, ChangeKind
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind
 from ipnext.model.registry.registry import SnapshotSource
 from ipnext.sources.training_record import trained_at_of
 from ipnext.store.operations.change_end import note_waiting

@@ -10,7 +10,7 @@ from ipnext.api.services.retirement import check_not_retiring
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict
 from ipnext.model.api.resources import ChangeView, RepairRequest
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 
 router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 

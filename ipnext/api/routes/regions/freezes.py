@@ -17,7 +17,7 @@ from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import ChangeScope, frozen, next_window, next_windows, open_window
 from ipnext.model.api.resources import ListPage
-from ipnext.model.lifecycle.messages import Change
+from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.manifest.freeze import (
     FreezableKind,
     FreezeManifest,

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext import names
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 
 MADE = {
     "again_id": names.again_id("ranker", 3),

@@ -20,9 +20,10 @@ from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
 from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.failure_cause import Cause, Place
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.lifecycle.reasons import ADVICE
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import event
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.store.operations.change_end import end_change, judge_again, note_waiting, write_ready

@@ -18,7 +18,8 @@ from ipnext.api.workflow_engine import outbox as outbox_module
 from ipnext.api.workflow_engine.outbox import MOST_AT_ONCE, Outbox
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
-from ipnext.model.lifecycle.messages import Change, ChangeAccepted, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.entity import ChangeAccepted
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.registry import (

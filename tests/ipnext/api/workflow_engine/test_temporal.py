@@ -14,16 +14,10 @@ from ipnext.api.workflow_engine.port import Lifecycle, MemoryLifecycle
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.devfile import temporal_binary
 from ipnext.errors import Unavailable
+from ipnext.model.lifecycle.changes.change import Change, ChangeKind, QueuedChange
+from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput
 from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.messages import (
-    Change,
-    ChangeAccepted,
-    ChangeKind,
-    ModelEntityInput,
-    QueuedChange,
-    ReplanInput,
-    ReplanResult,
-)
+from ipnext.model.lifecycle.replans.replan import ReplanInput, ReplanResult
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect
 from tests.waiting import PATIENCE_SECONDS

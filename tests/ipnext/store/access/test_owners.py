@@ -14,7 +14,8 @@ from ipnext.api.routes.models.owners import admit
 from ipnext.errors import Conflict, NotFound, QuotaExceeded, StaleWrite
 from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.parser import parse_manifest
 from tests.ipnext.store.test_writers import waits_for_a_lock

@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import NotFound
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult
-from ipnext.model.lifecycle.messages import ChangeKind
 from ipnext.store.changes import checks
 
 RESULT = CheckResult(check="mine", subject="dense", outcome=CheckOutcome.PASSED, evidence={"rows": 3})

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.freeze import BindingFreeze, FreezeManifest, Frozen
 

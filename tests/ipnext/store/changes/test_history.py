@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from ipnext.access.acting import acting, on_this_machine
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.retention import Keep
 from ipnext.model.registry.sources import FoundVersion, Listing, VersionState

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.freshness import ServingSnapshot
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState

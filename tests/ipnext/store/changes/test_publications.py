@@ -3,8 +3,8 @@
 import pytest
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput, NotFound
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.value import canonical_json
 

@@ -1,7 +1,7 @@
 """The models of a replan, row by row, and the pause of all moves."""
 
-from ipnext.model.lifecycle.messages import ReplanState
 from ipnext.model.lifecycle.replan_moves import MoveTrouble
+from ipnext.model.lifecycle.replans.replan import ReplanState
 
 
 def taken(store, *triggers, **options):

@@ -7,7 +7,7 @@ import pytest
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.plan import (
     ModelProblem,

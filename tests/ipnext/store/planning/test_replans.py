@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.lifecycle.messages import ReplanState
+from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import Reason
 
 START = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)

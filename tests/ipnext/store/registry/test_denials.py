@@ -6,7 +6,7 @@ import pytest
 
 from ipnext.errors import Conflict, InvalidInput, NotFound, SnapshotDenied
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.sources import FoundVersion, Listing, Reach

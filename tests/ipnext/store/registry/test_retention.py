@@ -8,7 +8,7 @@ import pytest
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.manifest.retention import RetentionSpec
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState

@@ -16,8 +16,9 @@ from activities.transition.wave_context import WaveContext
 from ipnext.api.services.model_facts import facts_of
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.transition_run import WaveInput
 from ipnext.model.lifecycle.failure_cause import Cause
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, WaveInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.registry import SnapshotManifest

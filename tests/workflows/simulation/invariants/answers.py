@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from tests.workflows.simulation.infrastructure import Region
 
 from .excuses import Excuses

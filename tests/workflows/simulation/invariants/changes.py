@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from tests.workflows.simulation.journal import UNDER_WAY
 from tests.workflows.simulation.runs.activity_attempts import HEARTBEAT_SECONDS, Limits

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from tests.workflows.simulation.journal import UNDER_WAY
 from tests.workflows.simulation.runs import reconciliation
 

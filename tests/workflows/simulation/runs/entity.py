@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from typing import Any
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.planning.transition import TransitionState
 from tests.workflows.simulation.clock import GONE, Process, Signal
 from tests.workflows.simulation.journal import Change

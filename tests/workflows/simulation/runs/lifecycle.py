@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import Any
 
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from tests.workflows.simulation.clock import GONE, join
 from tests.workflows.simulation.journal import Moving

@@ -13,7 +13,8 @@ from activities.deployment import repetition as again
 from activities.planning import drift
 from activities.regions import reconciliation
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
 from ipnext.model.lifecycle.status import Reason
 from tests.workflows.simulation.infrastructure import Key
 from tests.workflows.simulation.journal import Table

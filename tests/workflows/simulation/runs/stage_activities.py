@@ -11,7 +11,7 @@ from activities.planning import adoption
 from activities.planning.problem import fleet_problem, model_as_served, model_problem
 from activities.state.wave_state import state_of
 from ipnext.errors import FenceLost, IPnextError, Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import CurrentState, ReplicaCount, TrafficShare
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW, ROLLS_OUT

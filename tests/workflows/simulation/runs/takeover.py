@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.planning.transition import TransitionState
 from tests.workflows.simulation.clock import GONE, join
 from tests.workflows.simulation.journal import UNDER_WAY, Moving

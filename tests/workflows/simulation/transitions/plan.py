@@ -10,7 +10,8 @@ from activities.transition import admission as admitting
 from activities.transition import draft
 from activities.transition import rollback_target as carried
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.lifecycle.messages import ChangeKind, StageInput
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.manifest.layout import laid_out
 from ipnext.model.planning.plan import RegionDemand
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave

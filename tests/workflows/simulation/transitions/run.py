@@ -4,7 +4,8 @@ from collections.abc import Generator
 from typing import Any
 
 from ipnext.errors import FenceLost
-from ipnext.model.lifecycle.messages import ChangeKind, WaveResult
+from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from ipnext.model.lifecycle.status import Reason
 from tests.workflows.simulation.clock import GONE
 from tests.workflows.simulation.journal import Moving

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 from activities.state.wave_state import Back
-from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from ipnext.model.lifecycle.status import Reason
 from workflows import policies
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.lifecycle.messages import ChangeKind
+from ipnext.model.lifecycle.changes.change import ChangeKind
 
 pytestmark = pytest.mark.trust
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from ipnext.api.services.manifest_checks import MOST_MANIFEST_BYTES
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.registry import GenerationState

@@ -5,7 +5,8 @@ No order of changes frees what is in use.
 
 import pytest
 
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.operations.change_end import end_change
 from ipnext.store.operations.quota_claims import lower_claims

@@ -10,7 +10,7 @@ from ipnext import errors
 from ipnext.api.requests.slots import SHARE
 from ipnext.api.routes.models import publications
 from ipnext.model.access.rights import Role
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.status import Reason
 from tests.waiting import PATIENCE_SECONDS, eventually
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.model.access.rights import Role
-from ipnext.model.lifecycle.messages import ChangeState
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.registry.registry import GenerationState, SnapshotManifest, SnapshotSource
 from ipnext.model.registry.sources import SnapshotOrigin
 from ipnext.model.value import canonical_json

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.checks import SAFETY_CRITICAL, CheckOutcome, CheckResult, ValidationReport
-from ipnext.model.lifecycle.messages import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.names import again_id

@@ -9,7 +9,7 @@ import pytest
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.model.access.rights import Role
-from ipnext.model.lifecycle.messages import Change, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.model.manifest.freeze import BindingFreeze, FreezeView, Frozen

@@ -11,7 +11,7 @@ from activities.transition import hot_swap as swapping
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from ipnext.model.lifecycle.status import Reason
 from tests.workflows.simulation.infrastructure import Deployment
 from tests.workflows.simulation.runs.activity_attempts import Attempt, Cancelled

@@ -9,7 +9,7 @@ from ipnext.errors import Unavailable
 from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.gate.comparison import Pair
 from ipnext.model.gate.gate import GateSpec, RegionTraffic
-from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from ipnext.model.lifecycle.status import Reason
 from tests.workflows.simulation.runs.activity_attempts import Attempt
 

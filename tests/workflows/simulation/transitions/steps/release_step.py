@@ -6,7 +6,7 @@ from typing import Any, cast
 from activities.transition import revert as undoing
 from activities.transition import scale_down as releasing
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from . import route_updates, wave_deployments, wave_progress

@@ -8,7 +8,7 @@ from activities.transition import admission as admitting
 from activities.transition import step_limit as pacing
 from ipnext.errors import Unavailable
 from ipnext.model.deployment.route_table import RouteShare
-from ipnext.model.lifecycle.messages import WaveResult
+from ipnext.model.lifecycle.changes.transition_run import WaveResult
 from tests.workflows.simulation.runs.activity_attempts import Attempt
 
 from . import route_updates
