@@ -40,10 +40,10 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 from ipnext import names
 from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
 from ipnext.model.lifecycle.changes.change import Change, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput
-from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
-from ipnext.model.lifecycle.drain import DrainInput
-from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
+from ipnext.model.lifecycle.regions.drain import DrainInput
+from ipnext.model.lifecycle.replans.moves import MoverAsked, ReplanProgress
 from ipnext.model.lifecycle.replans.replan import ReplanInput
 from ipnext.model.lifecycle.sources import WatchInput
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace

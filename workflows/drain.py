@@ -11,7 +11,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState, status_of
+    from ipnext.model.lifecycle.regions.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
     from workflows.errors import explain_error, raise_if_cancelled
     from workflows.policies import ActivityStep, perform

@@ -25,6 +25,7 @@ from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelle
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+    from ipnext.model.lifecycle.changes.controls import Hold, NewerWaits
     from ipnext.model.lifecycle.changes.lifecycle_run import (
         ChangeBegun,
         LifecycleInput,
@@ -33,10 +34,9 @@ with workflow.unsafe.imports_passed_through():
         RecordInput,
         StageInput,
     )
+    from ipnext.model.lifecycle.changes.stage_order import ComposedStage
     from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned
-    from ipnext.model.lifecycle.controls import Hold, NewerWaits
     from ipnext.model.lifecycle.preparation import PreparationResult
-    from ipnext.model.lifecycle.stage_order import ComposedStage
     from ipnext.model.lifecycle.stages import DEFAULT_STAGES, OPTIONAL_STAGES, StageJudged
     from ipnext.model.lifecycle.status import Reason
     from ipnext.model.manifest.freeze import Frozen

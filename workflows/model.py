@@ -24,11 +24,11 @@ from temporalio.exceptions import (
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle.changes.change import ChangeKind, QueuedChange
+    from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked, HoldNote
     from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput, ModelEntityState
     from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
-    from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, HoldNote
+    from ipnext.model.lifecycle.changes.takeover import ChangeAsked, ChangeEnded, ModelAsked, OpenChanges
     from ipnext.model.lifecycle.status import Reason
-    from ipnext.model.lifecycle.takeover import ChangeAsked, ChangeEnded, ModelAsked, OpenChanges
     from workflows import policies
     from workflows.entity.runs import ChangeRuns
     from workflows.entity.state import EntityState

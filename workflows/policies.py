@@ -22,17 +22,17 @@ with workflow.unsafe.imports_passed_through():
         PlanningResult,
         ResolutionResult,
     )
+    from ipnext.model.lifecycle.changes.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
     from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned, WaveResult
     from ipnext.model.lifecycle.checks import ValidationReport
-    from ipnext.model.lifecycle.drain import DrainSeen
     from ipnext.model.lifecycle.preparation import PreparationResult
-    from ipnext.model.lifecycle.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
-    from ipnext.model.lifecycle.replan_moves import MoveTurnResult
+    from ipnext.model.lifecycle.regions.drain import DrainSeen
+    from ipnext.model.lifecycle.regions.reconciliation import FreshnessJudged, RegionReconciled, RepairsRecorded
+    from ipnext.model.lifecycle.replans.moves import MoveTurnResult
     from ipnext.model.lifecycle.replans.replan import ReplanComputed, ReplansWaiting
     from ipnext.model.lifecycle.shadow import ShadowSeen
     from ipnext.model.lifecycle.sources import PickUpResult, PollResult
     from ipnext.model.lifecycle.stages import StageJudged, StageRequest
-    from ipnext.model.lifecycle.takeover import ChangeSeen, MayPass, OpenChanges, TakenOver
     from ipnext.model.manifest.freeze import FreezeAnswer
     from ipnext.model.value import Value
     from ipnext.timing import Timing

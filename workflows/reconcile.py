@@ -13,7 +13,7 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle.changes.lifecycle_run import Done
-    from ipnext.model.lifecycle.reconciliation import (
+    from ipnext.model.lifecycle.regions.reconciliation import (
         FreshnessJudged,
         ReconcileInput,
         RegionAsked,

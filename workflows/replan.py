@@ -18,7 +18,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle.changes.lifecycle_run import Done
-    from ipnext.model.lifecycle.replan_moves import MoverAsked, MoverState, ReplanProgress
+    from ipnext.model.lifecycle.replans.moves import MoverAsked, MoverState, ReplanProgress
     from ipnext.model.lifecycle.replans.replan import ReplanComputed, ReplanInput, ReplanResult, ScheduledReplan
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies

@@ -15,6 +15,14 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.lifecycle.changes.controls import (
+        ControlAction,
+        ControlAnswer,
+        ControlAsked,
+        Hold,
+        HoldNote,
+        NewerWaits,
+    )
     from ipnext.model.lifecycle.changes.transition_run import (
         Revert,
         TransitionInput,
@@ -22,7 +30,6 @@ with workflow.unsafe.imports_passed_through():
         WaveInput,
         WaveResult,
     )
-    from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
     from ipnext.model.lifecycle.status import Reason
     from workflows import policies
     from workflows.attempts import longest_after, within_deadline

@@ -7,8 +7,8 @@ from temporalio import activity
 
 from activities.planning.drift import record_repair
 from ipnext.errors import NotFound
+from ipnext.model.lifecycle.changes.controls import HoldNote
 from ipnext.model.lifecycle.changes.lifecycle_run import Done
-from ipnext.model.lifecycle.controls import HoldNote
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.operations.change_end import block_reason, release_hold
 from ipnext.store.store import Store

@@ -13,8 +13,8 @@ from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput, U
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.entity import SupersededInput
 from ipnext.model.lifecycle.changes.lifecycle_run import ChangeBegun, Done, ProgressInput, ResolutionResult, StageInput
+from ipnext.model.lifecycle.changes.stage_order import ComposedStage
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
-from ipnext.model.lifecycle.stage_order import ComposedStage
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.optimization import steps_digest

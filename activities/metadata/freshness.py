@@ -15,7 +15,7 @@ from activities.runtime.deadline import beat
 from activities.runtime.single_calls import SingleCalls
 from ipnext.model.lifecycle.changes.lifecycle_run import Done
 from ipnext.model.lifecycle.freshness import ServingSnapshot
-from ipnext.model.lifecycle.reconciliation import FreshnessJudged
+from ipnext.model.lifecycle.regions.reconciliation import FreshnessJudged
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.operations.freshness import describe_lateness, find_late_stage, worst_first
 from ipnext.store.repository import Repository

@@ -24,9 +24,9 @@ from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
 from ipnext.model.lifecycle.changes.lifecycle_run import PlanningResult, StageInput
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
+from ipnext.model.lifecycle.regions.unserved_regions import binding_reason
 from ipnext.model.lifecycle.replans.replan import ReplanComputed, ReplanInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.model.lifecycle.unserved import binding_reason
 from ipnext.model.planning.plan import CurrentState, Owner, Plan, Problem
 from ipnext.model.throughput import Unit, amount
 from ipnext.model.value import digest_of

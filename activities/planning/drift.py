@@ -11,8 +11,8 @@ from activities.planning.adoption import settle
 from activities.state.drained_fleet import DrainedFleet
 from ipnext import names
 from ipnext.model.deployment.deployment import Deployment
-from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.regions.stray_users import describe_astray
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import Generation
 from ipnext.store.operations.change_end import write_ready

@@ -21,7 +21,7 @@ from activities.state.drained_fleet import DrainedFleet, repairs_loss, without_d
 from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
-from ipnext.model.lifecycle.replan_moves import (
+from ipnext.model.lifecycle.replans.moves import (
     NAMED,
     MoveTrouble,
     MoveTurn,

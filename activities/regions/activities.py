@@ -24,7 +24,7 @@ from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle.changes.change import Change
-from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState, describe_held, status_of
+from ipnext.model.lifecycle.regions.drain import Drain, DrainInput, DrainSeen, DrainState, describe_held, status_of
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.operations.change_end import judge_again

@@ -13,7 +13,7 @@ from activities.regions.activities import MOVING_AWAY, ask_replan, count_remaini
 from activities.runtime.deadline import beat
 from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, Unavailable
-from ipnext.model.lifecycle.drain import Drain, DrainInput, DrainSeen, DrainState
+from ipnext.model.lifecycle.regions.drain import Drain, DrainInput, DrainSeen, DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import Plan, Problem, Unmet
 from ipnext.model.throughput import amount, unit_in

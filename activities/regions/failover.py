@@ -19,7 +19,7 @@ from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.deployment.route_table import RouteTable
-from ipnext.model.lifecycle.astray import describe_astray
+from ipnext.model.lifecycle.regions.stray_users import describe_astray
 from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store

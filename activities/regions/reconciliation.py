@@ -28,7 +28,7 @@ from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.changes.lifecycle_run import Done
-from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
+from ipnext.model.lifecycle.regions.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
 from ipnext.platform.denials import carry_out_denials
 from ipnext.store.operations.change_end import judge_again
 from ipnext.store.repository import Repository

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from activities.planning.drift import drift_of
 from activities.runtime.single_calls import OF_ONE
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
 

@@ -10,7 +10,7 @@ from activities.runtime.fence import still_ours
 from ipnext.errors import Unavailable
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind
-from ipnext.model.lifecycle.drain import Drain
+from ipnext.model.lifecycle.regions.drain import Drain
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store

@@ -13,9 +13,7 @@ from ipnext import names
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState, QueuedChange
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
-from ipnext.model.lifecycle.changes.transition_run import Revert, TransitionInput
-from ipnext.model.lifecycle.status import Reason
-from ipnext.model.lifecycle.takeover import (
+from ipnext.model.lifecycle.changes.takeover import (
     ChangeAsked,
     ChangeSeen,
     MayPass,
@@ -25,6 +23,8 @@ from ipnext.model.lifecycle.takeover import (
     TakenOver,
     TakeOver,
 )
+from ipnext.model.lifecycle.changes.transition_run import Revert, TransitionInput
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository

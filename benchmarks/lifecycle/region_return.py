@@ -33,7 +33,7 @@ from benchmarks.lifecycle.drain_lost_region import LOST, SlowGateways, fill
 from ipnext.infra.fake.region import MemoryRegion
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import RouteTable
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
 from ipnext.process.garbage_collection import collect_rarely
 from ipnext.store.store import Store
 

@@ -39,10 +39,10 @@ from ipnext.infra.process.ports import free_port
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import ChangeBegun, Done, ProgressInput, RecordInput, StageInput
+from ipnext.model.lifecycle.changes.takeover import ModelAsked, OpenChanges
 from ipnext.model.lifecycle.changes.transition_run import TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.lifecycle.preparation import PreparationInput, PreparationResult
 from ipnext.model.lifecycle.replans.replan import ReplanState
-from ipnext.model.lifecycle.takeover import ModelAsked, OpenChanges
 from ipnext.model.manifest.freeze import FreezeAnswer
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import ReplicaCount, TrafficShare

@@ -28,7 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from ipnext import names
 from ipnext.errors import EngineRefused, NotFound, Unavailable
 from ipnext.model.access.artifact_use import CollectInput
-from ipnext.model.lifecycle.reconciliation import ReconcileInput
+from ipnext.model.lifecycle.regions.reconciliation import ReconcileInput
 from ipnext.model.lifecycle.replans.replan import ScheduledReplan
 from ipnext.settings import PlatformSettings
 from ipnext.temporal import Connection, reaching

@@ -16,8 +16,8 @@ from ipnext import names
 from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.api.plugins import StageView
 from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.stage_order import ComposedStage, StageCall
 from ipnext.model.lifecycle.checks import BUILT_IN
-from ipnext.model.lifecycle.stage_order import ComposedStage, StageCall
 from ipnext.model.lifecycle.stages import DEFAULT_STAGES, OPTIONAL_STAGES, SAFETY_CRITICAL
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.stages import PlatformStageEntry, StageEntry

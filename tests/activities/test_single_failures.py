@@ -19,9 +19,9 @@ from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import Done, StageInput
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
-from ipnext.model.lifecycle.reconciliation import RegionAsked
-from ipnext.model.lifecycle.replan_moves import MoveTurn
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.reconciliation import RegionAsked
+from ipnext.model.lifecycle.replans.moves import MoveTurn
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
 from ipnext.store.repository import Repository
 

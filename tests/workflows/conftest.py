@@ -30,7 +30,7 @@ from ipnext.errors import Unavailable
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.model.lifecycle.changes.change import Change
-from ipnext.model.lifecycle.reconciliation import ReconcileInput
+from ipnext.model.lifecycle.regions.reconciliation import ReconcileInput
 from ipnext.settings import PlatformSettings
 from ipnext.stages.kinds import StageKinds
 from ipnext.store.schema import migration

@@ -15,8 +15,8 @@ from temporalio.exceptions import FailureError
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle.changes.change import QueuedChange
+    from ipnext.model.lifecycle.changes.controls import ControlAsked, Hold, NewerWaits
     from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleInput, LifecycleResult
-    from ipnext.model.lifecycle.controls import ControlAsked, Hold, NewerWaits
     from workflows import policies
     from workflows.entity.change_queue import stops
     from workflows.entity.state import EntityState, of_generation

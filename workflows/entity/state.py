@@ -11,11 +11,11 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+    from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked
     from ipnext.model.lifecycle.changes.entity import ModelEntityInput, StopAsked, SupersededChange, ToldHold
     from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
-    from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
+    from ipnext.model.lifecycle.changes.takeover import OpenChange, OpenChanges
     from ipnext.model.lifecycle.status import Reason
-    from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
     from workflows.entity.change_queue import (
         CAN_PASS,
         PASSES_PAUSE,

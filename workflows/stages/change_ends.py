@@ -9,8 +9,8 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle.changes.change import ChangeState, QueuedChange
     from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput, StageInput
+    from ipnext.model.lifecycle.changes.takeover import ChangeAsked, TakenOver, TakeOver
     from ipnext.model.lifecycle.status import Reason
-    from ipnext.model.lifecycle.takeover import ChangeAsked, TakenOver, TakeOver
     from workflows import policies
     from workflows.entity.runs import ChangeRuns
     from workflows.entity.state import EntityState

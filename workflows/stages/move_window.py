@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.lifecycle.replan_moves import MoverState, MoveTurn, ReplanProgress
+    from ipnext.model.lifecycle.replans.moves import MoverState, MoveTurn, ReplanProgress
     from workflows import policies
     from workflows.errors import raise_if_cancelled
     from workflows.policies import perform

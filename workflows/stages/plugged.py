@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.echoes import cut_text
     from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
-    from ipnext.model.lifecycle.stage_order import ComposedStage, StageCall
+    from ipnext.model.lifecycle.changes.stage_order import ComposedStage, StageCall
     from ipnext.model.lifecycle.stages import (
         LARGEST_ANSWER_BYTES,
         LONGEST_MESSAGE,

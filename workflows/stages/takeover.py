@@ -9,8 +9,8 @@ from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedErro
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.lifecycle.changes.takeover import TakenOver, TakeOver
     from ipnext.model.lifecycle.changes.transition_run import TransitionInput, TransitionResult
-    from ipnext.model.lifecycle.takeover import TakenOver, TakeOver
     from workflows import policies
     from workflows.errors import explain_error
     from workflows.policies import perform

@@ -12,10 +12,10 @@ from temporalio.exceptions import ChildWorkflowError, FailureError, is_cancelled
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.lifecycle.changes.controls import ControlAsked, Hold, NewerWaits
     from ipnext.model.lifecycle.changes.lifecycle_run import ChangeBegun, LifecycleInput, StageInput
+    from ipnext.model.lifecycle.changes.takeover import ChangeEnded, TakeOver
     from ipnext.model.lifecycle.changes.transition_run import TransitionInput, TransitionPlanned, TransitionResult
-    from ipnext.model.lifecycle.controls import ControlAsked, Hold, NewerWaits
-    from ipnext.model.lifecycle.takeover import ChangeEnded, TakeOver
     from workflows.entity.change_queue import PASSES_PAUSE
     from workflows.errors import FailureReason, explain_error, stop_reason, to_the_end
     from workflows.policies import URGENT_KINDS, priority_of

@@ -29,12 +29,12 @@ from ipnext.api.services.status import (
     serving_troubles,
 )
 from ipnext.model.api.resources import ExplanationStep, StatusExplanation
-from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.checks import ValidationReport
-from ipnext.model.lifecycle.drain import Drain, DrainState
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, cause_in
 from ipnext.model.lifecycle.reasons import ADVICE, ADVICE_FOR_MOVES
+from ipnext.model.lifecycle.regions.drain import Drain, DrainState
+from ipnext.model.lifecycle.regions.stray_users import describe_astray
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository

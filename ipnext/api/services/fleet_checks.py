@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from ipnext.errors import Conflict, InvalidInput
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.store.repository import Repository
 
 NAMED = 5

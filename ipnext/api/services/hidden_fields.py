@@ -10,7 +10,7 @@ from ipnext.api.services.region_states import States
 from ipnext.model.api.resources import MovesView, PlanSummary, ReplanView
 from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle.drain import DrainView
+from ipnext.model.lifecycle.regions.drain import DrainView
 from ipnext.store.repository import Repository
 
 Visible = frozenset[str] | None

@@ -20,8 +20,13 @@ from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.regions.unserved_regions import (
+    binding_reason,
+    routed_before,
+    unserved_message,
+    unserved_regions,
+)
 from ipnext.model.lifecycle.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
-from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.model.throughput import amount
 
 CRASH_LOOP_RESTARTS = 3

@@ -23,7 +23,7 @@ from ipnext.api.workflow_engine.attempts import NOT_SUBMITTED, Attempts, FailedS
 from ipnext.api.workflow_engine.port import Lifecycle
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.model.lifecycle.changes.change import Change, ChangeState
-from ipnext.model.lifecycle.drain import Drain
+from ipnext.model.lifecycle.regions.drain import Drain
 from ipnext.model.lifecycle.replans.replan import Replan
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.store.operations.change_end import refuse_change

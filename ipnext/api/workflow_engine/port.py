@@ -10,9 +10,9 @@ from ipnext import names
 from ipnext.errors import Conflict, Unavailable
 from ipnext.model.api.resources import ChangeView, ReplanView
 from ipnext.model.lifecycle.changes.change import Change
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted
-from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
-from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
+from ipnext.model.lifecycle.replans.moves import MoverAsked, ReplanProgress
 from ipnext.model.lifecycle.replans.replan import Replan
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 

@@ -8,9 +8,9 @@ from typing import Final
 from ipnext import names, temporal
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.changes.change import Change
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted
-from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked
-from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress
+from ipnext.model.lifecycle.replans.moves import MoverAsked, ReplanProgress
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.platform.setup import warn_of_missing
 from ipnext.temporal_access import Stamp, TemporalSettings, read_access, stamp_of, temporal_settings

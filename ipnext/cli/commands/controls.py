@@ -7,7 +7,7 @@ import typer
 from ipnext.cli.command import Command, ModelName
 from ipnext.cli.output import Form, Output, rows, write
 from ipnext.cli.session import client_of
-from ipnext.model.lifecycle.controls import ControlAnswer
+from ipnext.model.lifecycle.changes.controls import ControlAnswer
 
 Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; it stands in the model's events.")]
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from ipnext.cli.command import Command, Timeout
 from ipnext.cli.output import Form, Output, age, number, rows, say, write
 from ipnext.cli.session import client_of
-from ipnext.model.lifecycle.drain import DrainView
+from ipnext.model.lifecycle.regions.drain import DrainView
 
 RegionName = Annotated[str, typer.Argument(metavar="REGION", help="Name of the region.", show_default=False)]
 Why = Annotated[str, typer.Option("--reason", help="Why: it stays in the record.", show_default=False)]

@@ -11,7 +11,7 @@ from ipnext.cli.command import Timeout, Wait
 from ipnext.cli.output import Form, Output, age, number, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.model.api.resources import MovesView, PlanSummary, ReplanView
-from ipnext.model.lifecycle.replan_moves import MoverAction, ReplanProgress
+from ipnext.model.lifecycle.replans.moves import MoverAction, ReplanProgress
 from ipnext.model.lifecycle.replans.replan import Replan
 from ipnext.model.planning.plan import PlanDiff
 

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from ipnext.cli.output import age, number, rows
 from ipnext.model.api.resources import FleetView, RegionView
-from ipnext.model.lifecycle.drain import DrainState, DrainView
+from ipnext.model.lifecycle.regions.drain import DrainState, DrainView
 
 
 def regions_table(regions: Iterable[RegionView]) -> Table:

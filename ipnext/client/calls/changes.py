@@ -9,7 +9,7 @@ from ipnext.client.lists import Listing
 from ipnext.client.polling import glance, poll
 from ipnext.errors import DeadlineExceeded
 from ipnext.model.api.resources import ChangeView, RepairRequest, RollbackRequest
-from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlRequest
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlRequest
 
 
 class ChangeCalls(Connection):

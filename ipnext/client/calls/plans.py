@@ -9,7 +9,7 @@ from ipnext.client.lists import Listing, params_of
 from ipnext.client.polling import glance, poll
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.model.api.resources import MovesView, PlanSummary, PlanView, ReplanRequest, ReplanView
-from ipnext.model.lifecycle.replan_moves import MoverAction, ReplanProgress, SteerRequest
+from ipnext.model.lifecycle.replans.moves import MoverAction, ReplanProgress, SteerRequest
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.planning.plan import PlanDiff
 

@@ -12,7 +12,7 @@ from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.model.api.resources import FleetView, RegionView
 from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetManifest, FleetSpec
-from ipnext.model.lifecycle.drain import DrainRequest, DrainState, DrainView, ReturnRequest
+from ipnext.model.lifecycle.regions.drain import DrainRequest, DrainState, DrainView, ReturnRequest
 
 
 class RegionCalls(Connection):

@@ -15,9 +15,9 @@ from ipnext.model.deployment.deployment import DeploymentStatus
 from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.changes.change import Change
-from ipnext.model.lifecycle.drain import DrainView
 from ipnext.model.lifecycle.freshness import PartFreshness, SnapshotServing
-from ipnext.model.lifecycle.replan_moves import MovesPause
+from ipnext.model.lifecycle.regions.drain import DrainView
+from ipnext.model.lifecycle.replans.moves import MovesPause
 from ipnext.model.lifecycle.replans.replan import Replan
 from ipnext.model.lifecycle.shadow import ShadowView
 from ipnext.model.lifecycle.status import ModelStatus, Reason

@@ -10,7 +10,7 @@ from sqlmodel import col, func, or_, select
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.drain import Drain, DrainState, HeldModel
+from ipnext.model.lifecycle.regions.drain import Drain, DrainState, HeldModel
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.store.tables.changes import (

@@ -3,7 +3,7 @@
 A pause lasts until it is resumed, whatever happens to the workflow.
 """
 
-from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.wire import decode
 from ipnext.store.tables.changes import PauseRow
 from ipnext.store.unit_of_work import UnitOfWork, document

@@ -10,7 +10,7 @@ from sqlalchemy import select as sa_select
 from sqlmodel import col, func, or_, select, tuple_
 
 from ipnext.model.lifecycle.changes.change import Change, ChangeState
-from ipnext.model.lifecycle.drain import Drain
+from ipnext.model.lifecycle.regions.drain import Drain
 from ipnext.model.lifecycle.replans.replan import Replan
 from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.profile import StoredProfile

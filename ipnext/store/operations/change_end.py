@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ipnext.model.deployment.route_table import RouteTable
-from ipnext.model.lifecycle.astray import describe_astray
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
+from ipnext.model.lifecycle.regions.stray_users import describe_astray
+from ipnext.model.lifecycle.regions.unserved_regions import (
+    binding_reason,
+    routed_before,
+    unserved_message,
+    unserved_regions,
+)
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.model.lifecycle.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.model.manifest.layout import hosting_of
 from ipnext.model.manifest.part_tensors import graph_of_one
 from ipnext.model.registry.registry import Generation, GenerationState

@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import insert, update
 from sqlmodel import col, func, select
 
-from ipnext.model.lifecycle.replan_moves import MovesPause, MoveTrouble, PlannedMove
+from ipnext.model.lifecycle.replans.moves import MovesPause, MoveTrouble, PlannedMove
 from ipnext.store.tables.planning import MovesPauseRow, ReplanMoveRow
 from ipnext.store.unit_of_work import UnitOfWork, batches, rows
 

@@ -8,7 +8,7 @@ from sqlmodel import col, func, select
 
 from ipnext import names
 from ipnext.errors import Conflict, InvalidInput, NotFound
-from ipnext.model.lifecycle.replan_moves import ReplanProgress
+from ipnext.model.lifecycle.replans.moves import ReplanProgress
 from ipnext.model.lifecycle.replans.replan import Replan, ReplanState, ReplanTrigger
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import canonical_json

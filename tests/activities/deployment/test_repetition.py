@@ -7,7 +7,7 @@ import pytest
 from activities.deployment.repetition import record_again
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import Transition
 from ipnext.model.registry.registry import GenerationState

@@ -14,8 +14,8 @@ from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
+from ipnext.model.lifecycle.changes.takeover import TakeOver
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.model.lifecycle.takeover import TakeOver
 
 MODEL, REGION = "ranker", "us-east"
 

@@ -11,7 +11,7 @@ from activities.regions.drain_check import DrainCheckActivities
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
 from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import ModelProblem, Owner, PartOption, PartProblem, RegionDemand
 from planner.solve import place

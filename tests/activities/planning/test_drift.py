@@ -17,9 +17,9 @@ from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.controls import ControlAsked, HoldNote
 from ipnext.model.lifecycle.changes.lifecycle_run import Done
-from ipnext.model.lifecycle.controls import ControlAsked, HoldNote
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import ReplicaCount
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave

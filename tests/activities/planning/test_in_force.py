@@ -10,7 +10,7 @@ from activities.state.desired import read_facts
 from activities.state.served_generations import served_generation
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import Limits, Objective, Plan, SolverInfo
 from ipnext.store.planning.placements import PreparedPlan

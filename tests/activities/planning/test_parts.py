@@ -15,10 +15,10 @@ from activities.state.served_generations import served_generation
 from activities.state.wave_state import ModelWaveState, peak
 from activities.transition.takeover import TakeoverActivities
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.takeover import TakeOver
 from ipnext.model.lifecycle.changes.transition_run import WaveInput
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.lifecycle.takeover import TakeOver
 from ipnext.model.planning.plan import Limits, Objective
 from tests.activities.carried_out import CarriedOut
 from tests.fleets import two_regions

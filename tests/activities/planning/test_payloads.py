@@ -13,7 +13,7 @@ from activities.planning.policy import PlanningPolicy
 from activities.planning.replan import FleetReplan
 from activities.planning.replan_activities import ReplanActivities
 from activities.planning.solver import ThreadSolver
-from ipnext.model.lifecycle.replan_moves import MoverState, MoveTurn
+from ipnext.model.lifecycle.replans.moves import MoverState, MoveTurn
 from ipnext.model.lifecycle.replans.replan import ReplanInput, ReplanResult, ReplanState
 from ipnext.store.records import PlanEntry
 from ipnext.store.tables.row import METADATA

@@ -6,7 +6,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.regions.activities import DrainActivities
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 
 

@@ -11,7 +11,7 @@ from ipnext.errors import Unavailable
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
 from tests.fleets import two_regions
 
 EAST, EUROPE = "us-east", "eu-west"

@@ -11,7 +11,7 @@ from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import Done, LifecycleResult, RecordInput
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
 from ipnext.store.operations.change_end import write_ready

@@ -13,7 +13,7 @@ from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import Done
-from ipnext.model.lifecycle.reconciliation import RegionAsked, RegionReconciled
+from ipnext.model.lifecycle.regions.reconciliation import RegionAsked, RegionReconciled
 from ipnext.model.registry.registry import GenerationState, PartGraph
 from tests.waiting import PATIENCE_SECONDS
 

@@ -26,7 +26,7 @@ from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph
 from ipnext.store.store import Store
 from tests.waiting import PATIENCE_SECONDS

@@ -7,7 +7,7 @@ import pytest
 from activities.regions.drain_check import refusal_of
 from activities.state.drained_fleet import NOTHING, DrainedFleet, relax_model, without_drained
 from ipnext.model.fleet import FleetSpec, SupplyItem
-from ipnext.model.lifecycle.drain import Drain, DrainState
+from ipnext.model.lifecycle.regions.drain import Drain, DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.plan import ModelProblem, PartOption, PartProblem, Plan, RegionDemand, SolverInfo, Unmet
 

@@ -17,8 +17,8 @@ from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import LoadFailure, Replica, ReplicaPhase
 from ipnext.model.lifecycle.failure_cause import Cause, Place, cause_in
+from ipnext.model.lifecycle.regions.unserved_regions import binding_reason
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.lifecycle.unserved import binding_reason
 
 SLOT = ("dense", "us-east", "cpu")
 

@@ -13,11 +13,11 @@ from activities.transition.takeover import TakeoverActivities
 from ipnext import names
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
+from ipnext.model.lifecycle.changes.takeover import ChangeAsked, ModelAsked, OpenChanges, TakenOver, TakeOver
 from ipnext.model.lifecycle.changes.transition_run import WaveInput
-from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.lifecycle.takeover import ChangeAsked, ModelAsked, OpenChanges, TakenOver, TakeOver
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
 from ipnext.store.records import TransitionRecord
 

@@ -13,7 +13,7 @@ from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
-from ipnext.model.lifecycle.drain import Drain
+from ipnext.model.lifecycle.regions.drain import Drain
 from ipnext.model.registry.registry import GraphNode, PartGraph
 
 M = "ranker"

@@ -14,8 +14,8 @@ from ipnext.cli import app
 from ipnext.client import Client
 from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
-from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
+from ipnext.model.lifecycle.regions.drain import DrainState
+from ipnext.model.lifecycle.replans.moves import MoveTrouble, ReplanProgress
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from tests.waiting import until

@@ -7,7 +7,7 @@ import pytest
 from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
 from ipnext.model.registry.registry import PartGraph
 from ipnext.store.records import StateBefore, TransitionRecord

@@ -35,10 +35,10 @@ from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.controls import HoldNote
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput, StageInput
-from ipnext.model.lifecycle.controls import HoldNote
-from ipnext.model.lifecycle.drain import DrainInput, DrainState
-from ipnext.model.lifecycle.replan_moves import MoveTurn
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainState
+from ipnext.model.lifecycle.replans.moves import MoveTurn
 from ipnext.model.lifecycle.replans.replan import ReplanResult, ReplanState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GraphNode, PartGraph

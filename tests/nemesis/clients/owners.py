@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from ipnext.errors import IPnextError
-from ipnext.model.lifecycle.drain import DrainState, DrainView
+from ipnext.model.lifecycle.regions.drain import DrainState, DrainView
 from ipnext.model.lifecycle.status import Reason
 from tests.nemesis.clients.asking import Asking
 from tests.nemesis.clients.changes import Changes

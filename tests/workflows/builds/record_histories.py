@@ -25,7 +25,7 @@ from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.model.lifecycle.changes.change import ChangeKind
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.replans.replan import Replan, ScheduledReplan
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.temporal import connect, signal_drain, submit_change

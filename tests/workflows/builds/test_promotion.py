@@ -19,7 +19,7 @@ from ipnext.cli.commands.platform import GROUP
 from ipnext.errors import EXIT_BAD_INPUT
 from ipnext.infra.process.parent_death import tether
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.platform.builds import Build, builds
 from ipnext.store.schema import migration
 from ipnext.temporal import connect, control

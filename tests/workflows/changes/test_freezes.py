@@ -17,9 +17,9 @@ from activities.deployment.freeze_activities import FreezeActivities
 from activities.planning.move_window import MoverActivities
 from ipnext import names
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.replan_moves import MoveTurn
+from ipnext.model.lifecycle.replans.moves import MoveTurn
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeAnswer, FreezeManifest
 from ipnext.model.registry.registry import GenerationState

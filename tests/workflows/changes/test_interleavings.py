@@ -13,7 +13,7 @@ from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.planning.transition import TransitionState
 from ipnext.store.repository import Repository
 from ipnext.store.unit_of_work import UnitOfWork, utc_now

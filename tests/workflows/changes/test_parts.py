@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from tests.workflows.regions.drains import EUROPE, replans_ended
 

@@ -11,7 +11,7 @@ from temporalio.worker import Replayer
 from activities.runtime import stage_places
 from ipnext import names
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.failure_cause import cause_in
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest

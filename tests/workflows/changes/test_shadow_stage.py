@@ -14,10 +14,10 @@ from ipnext.api.services.region_states import States
 from ipnext.errors import FenceLost
 from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.lifecycle_run import Done
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.reconciliation import RegionAsked
+from ipnext.model.lifecycle.regions.drain import DrainState
+from ipnext.model.lifecycle.regions.reconciliation import RegionAsked
 from ipnext.model.lifecycle.shadow import ShadowAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.platform.denials import carry_out_denials

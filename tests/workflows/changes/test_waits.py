@@ -14,8 +14,8 @@ from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import control

@@ -8,7 +8,7 @@ from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import Reason
 from ipnext.temporal import control
 from tests.workflows.changes.test_refused_manifest import GIB, parts

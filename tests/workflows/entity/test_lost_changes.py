@@ -10,7 +10,7 @@ from activities.deployment import activities as deployment
 from ipnext import temporal
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.lifecycle.changes.entity import ModelEntityInput, SupersededChange
-from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
+from ipnext.model.lifecycle.changes.takeover import OpenChange, OpenChanges
 from tests.workflows.activity_errors import failed_activity
 from workflows import model as model_workflow
 from workflows import policies

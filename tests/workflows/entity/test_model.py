@@ -11,9 +11,9 @@ from temporalio.worker import Worker
 from ipnext import names
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAnswer, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput, ModelEntityState
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleInput, LifecycleResult
-from ipnext.model.lifecycle.controls import ControlAnswer, ControlAsked
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.temporal import submit_change

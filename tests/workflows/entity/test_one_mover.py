@@ -17,10 +17,10 @@ from ipnext.api.workflow_engine.resubmission import Resubmission
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import Conflict, FenceLost, Unavailable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ModelEntityState
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.changes.transition_run import WaveInput
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.store.changes.transitions import TRANSITIONS, Transitions

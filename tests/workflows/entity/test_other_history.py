@@ -6,7 +6,7 @@ from temporalio.client import WorkflowExecutionStatus
 
 from ipnext import names
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.temporal import control
 from workflows import policies

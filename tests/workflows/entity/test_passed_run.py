@@ -11,11 +11,11 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 
 from ipnext import names
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.lifecycle.changes.entity import ModelEntityInput, ToldHold
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
-from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.changes.takeover import ChangeSeen, TakenOver
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.lifecycle.takeover import ChangeSeen, TakenOver
 from workflows import model, policies
 from workflows.entity.state import EntityState
 from workflows.errors import describe_preemption, make_stopped, name_preempting

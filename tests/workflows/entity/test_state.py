@@ -3,11 +3,11 @@
 import pytest
 
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.lifecycle.changes.entity import ModelEntityInput, SupersededChange
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult
-from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.changes.takeover import OpenChange, OpenChanges
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.lifecycle.takeover import OpenChange, OpenChanges
 from workflows.entity.state import EntityState
 
 DONE = LifecycleResult(state=ChangeState.DONE, generation=2)

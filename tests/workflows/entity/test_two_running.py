@@ -10,8 +10,8 @@ from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.planning.transition import TransitionState
 from ipnext.temporal import begin_entity, control

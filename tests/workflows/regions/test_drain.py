@@ -8,7 +8,7 @@ from ipnext import names
 from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainSeen, DrainState
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import Reason
 from tests.workflows.regions.drains import (

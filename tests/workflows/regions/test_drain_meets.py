@@ -8,8 +8,8 @@ import pytest
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.temporal import control, wake_replan
 from tests.fleets import two_regions
 from tests.workflows.regions.drains import DEMAND, EUROPE, regions, replans_ended, stored_destinations

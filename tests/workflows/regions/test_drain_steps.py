@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
-from ipnext.model.lifecycle.drain import DrainInput, DrainSeen, DrainState
+from ipnext.model.lifecycle.regions.drain import DrainInput, DrainSeen, DrainState
 from tests.workflows.activity_errors import failed_activity
 from workflows import drain, policies
 from workflows.drain import DrainWorkflow

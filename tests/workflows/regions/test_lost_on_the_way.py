@@ -10,7 +10,7 @@ from activities.regions.recovery import RegionRecovery
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.names import again_id

@@ -16,7 +16,7 @@ from ipnext import names
 from ipnext.errors import Conflict
 from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.lifecycle.changes.change import ChangeKind
-from ipnext.model.lifecycle.replan_moves import MoverAsked
+from ipnext.model.lifecycle.replans.moves import MoverAsked
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import cancel_replan, signal_steering, wake_replan

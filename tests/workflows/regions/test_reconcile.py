@@ -8,7 +8,7 @@ from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import RegionUnreachable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.temporal import control
 
 pytestmark = pytest.mark.usefixtures("workers")

@@ -5,7 +5,12 @@ import logging
 
 import pytest
 
-from ipnext.model.lifecycle.reconciliation import FreshnessJudged, ReconcileInput, RegionReconciled, RepairsRecorded
+from ipnext.model.lifecycle.regions.reconciliation import (
+    FreshnessJudged,
+    ReconcileInput,
+    RegionReconciled,
+    RepairsRecorded,
+)
 from tests.workflows.activity_errors import failed_activity
 from workflows import policies, reconcile
 from workflows.reconcile import ReconcileWorkflow

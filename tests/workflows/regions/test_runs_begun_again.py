@@ -14,7 +14,7 @@ from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.resubmission import Resubmission
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.model.lifecycle.changes.change import ChangeKind
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.temporal import signal_drain, wake_replan
 from tests.fleets import two_regions

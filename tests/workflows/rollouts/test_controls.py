@@ -14,8 +14,8 @@ from activities.validation.documents.parsing import SMALL_BYTES
 from ipnext import names
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ModelEntityState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import control
 from tests.waiting import PATIENCE_SECONDS

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.lifecycle.changes.transition_run import TransitionInput, WaveInput, WaveResult
-from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.status import Reason
 from workflows import policies, transition
 from workflows.transition import TransitionWorkflow

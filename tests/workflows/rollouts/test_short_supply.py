@@ -16,7 +16,7 @@ from activities.transition.activities import TransitionActivities
 from activities.transition.draft import Draft
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import control
 from tests.fleets import two_regions

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.temporal import control, signal_freeze_change
 from tests.fleets import two_regions

@@ -12,7 +12,7 @@ from ipnext.api.workflow_engine.resubmission import Resubmission
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import IPnextError
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.planning.transition import TransitionState
 from ipnext.temporal import control

@@ -16,8 +16,8 @@ from ipnext.devfile import read_devfile, server_command, server_options, tempora
 from ipnext.errors import EngineRefused, Unavailable
 from ipnext.infra.process.parent_death import tether
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleInput, LifecycleResult
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.status import ConditionType
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect, control, submit_change

@@ -18,7 +18,7 @@ from ipnext.devfile import read_devfile
 from ipnext.infra.process.parent_death import tether
 from ipnext.model.gate.live import ROUNDS
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.temporal import signal_drain, wake_replan
 from tests.fleets import two_regions

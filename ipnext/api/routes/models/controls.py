@@ -14,7 +14,7 @@ from ipnext.api.dependencies import IdempotencyKey, ModelName, PlatformAdapters,
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
 from ipnext.model.lifecycle.status import Reason
 from ipnext.store.repository import Repository
 

@@ -16,7 +16,7 @@ from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.api.resources import ListPage
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle.drain import Drain, DrainRequest, DrainView, ReturnRequest
+from ipnext.model.lifecycle.regions.drain import Drain, DrainRequest, DrainView, ReturnRequest
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
 

@@ -26,7 +26,7 @@ from ipnext.model.api.resources import (
     ReplanRequest,
     ReplanView,
 )
-from ipnext.model.lifecycle.replan_moves import MoverAsked, ReplanProgress, SteerRequest
+from ipnext.model.lifecycle.replans.moves import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.planning.plan import PlanDiff
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository

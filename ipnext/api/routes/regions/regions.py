@@ -17,7 +17,7 @@ from ipnext.errors import NotFound, Unavailable
 from ipnext.model.api.resources import HardwareUse, ListPage, RegionView
 from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle.drain import DrainView
+from ipnext.model.lifecycle.regions.drain import DrainView
 from ipnext.model.value import Name
 from ipnext.store.paging import no_cursor, page_of
 from ipnext.store.repository import Repository

@@ -1,7 +1,7 @@
 """Messages of a model's entity: it queues the model's changes, and runs one after the other."""
 
 from ipnext.model.lifecycle.changes.change import QueuedChange
-from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.value import Name, Value
 
 

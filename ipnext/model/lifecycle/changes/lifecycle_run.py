@@ -1,9 +1,9 @@
 """Messages of one change's lifecycle run: its input and result, and those of the activities of its stages."""
 
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
-from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAsked
+from ipnext.model.lifecycle.changes.stage_order import ComposedStage
 from ipnext.model.lifecycle.failure_cause import Place
-from ipnext.model.lifecycle.stage_order import ComposedStage
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value
 

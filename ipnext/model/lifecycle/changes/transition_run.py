@@ -4,7 +4,7 @@ from typing import Literal
 
 from ipnext.model.gate.gate import GateWindow, RegionTraffic
 from ipnext.model.gate.live import JudgedRound
-from ipnext.model.lifecycle.controls import ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.lifecycle.failure_cause import Place
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.lifecycle.replan_moves import MoverState, ReplanProgress
+from ipnext.model.lifecycle.replans.moves import MoverState, ReplanProgress
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value
 

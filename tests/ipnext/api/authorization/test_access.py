@@ -16,7 +16,7 @@ from ipnext.api.authorization.authentication import PUBLIC, is_public
 from ipnext.errors import InvalidInput
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.access.rights import Role
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.store.access import keys

@@ -22,9 +22,9 @@ from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
-from ipnext.model.lifecycle.drain import DrainState
 from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.model.lifecycle.reasons import ADVICE
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.planning.transition import Transition, TransitionState
 from ipnext.model.registry.registry import GenerationState, GraphNode, PartGraph

@@ -14,8 +14,8 @@ from ipnext import names
 from ipnext.api.workflow_engine.port import MemoryLifecycle
 from ipnext.api.workflow_engine.resubmission import Resubmission
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAsked
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.changes.controls import ControlAsked
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.model.manifest.parser import parse_manifest

@@ -15,8 +15,8 @@ from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.devfile import temporal_binary
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput
-from ipnext.model.lifecycle.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.replans.replan import ReplanInput, ReplanResult
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect

@@ -10,7 +10,7 @@ from ipnext.cli.tables.changes import explanation_tables
 from ipnext.cli.tables.models import parts_table, waves_table
 from ipnext.cli.tables.regions import regions_table
 from ipnext.model.api.resources import HardwareUse, RegionView, StatusExplanation, TransitionView
-from ipnext.model.lifecycle.drain import Drain, DrainState, DrainView
+from ipnext.model.lifecycle.regions.drain import Drain, DrainState, DrainView
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.planning.transition import Transition, TransitionState

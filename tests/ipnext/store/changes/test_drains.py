@@ -4,8 +4,8 @@ import pytest
 
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.lifecycle.changes.change import ChangeKind
-from ipnext.model.lifecycle.drain import DrainState
-from ipnext.model.lifecycle.replan_moves import MoveTrouble, ReplanProgress
+from ipnext.model.lifecycle.regions.drain import DrainState
+from ipnext.model.lifecycle.replans.moves import MoveTrouble, ReplanProgress
 from ipnext.model.lifecycle.status import Reason
 
 

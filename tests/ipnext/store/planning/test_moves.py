@@ -1,6 +1,6 @@
 """The models of a replan, row by row, and the pause of all moves."""
 
-from ipnext.model.lifecycle.replan_moves import MoveTrouble
+from ipnext.model.lifecycle.replans.moves import MoveTrouble
 from ipnext.model.lifecycle.replans.replan import ReplanState
 
 

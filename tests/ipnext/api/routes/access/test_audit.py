@@ -33,7 +33,7 @@ from ipnext.model.access.audit_chain import verify
 from ipnext.model.access.rights import Principal, Role
 from ipnext.model.api.resources import ListPage
 from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.controls import ControlAnswer
+from ipnext.model.lifecycle.changes.controls import ControlAnswer
 from ipnext.model.registry.registry import GenerationState
 from tests.ipnext.api.routes.models.test_profiles import document as chat_document
 from tests.ipnext.api.routes.models.test_profiles import profile, source

@@ -8,7 +8,7 @@ import pytest
 from ipnext.api.routes.models.controls import _note, _running
 from ipnext.client import Client
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
-from ipnext.model.lifecycle.controls import ControlAction
+from ipnext.model.lifecycle.changes.controls import ControlAction
 from ipnext.model.planning.transition import Transition
 from ipnext.store.records import TransitionRecord
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ipnext.model.lifecycle.drain import Drain, DrainState, DrainView
+from ipnext.model.lifecycle.regions.drain import Drain, DrainState, DrainView
 from tests.waiting import eventually
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.lifecycle.drain import DrainState
+from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.planning.transition import Transition
 from ipnext.store.records import TransitionRecord
 from tests.ipnext.conftest import fleet_document, model_document

@@ -1,8 +1,8 @@
 """Messages of an entity that begins, or whose run has gone: open changes, the state of one, and its transition."""
 
 from ipnext.model.lifecycle.changes.change import ChangeState, QueuedChange
+from ipnext.model.lifecycle.changes.controls import ControlAsked
 from ipnext.model.lifecycle.changes.transition_run import TransitionInput
-from ipnext.model.lifecycle.controls import ControlAsked
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.value import Name, Value
 
