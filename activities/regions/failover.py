@@ -9,10 +9,10 @@ from functools import partial
 
 from activities.runtime.single_calls import OF_ONE, describe, name_failed, read_each
 from activities.state.desired import DesiredFacts
-from activities.state.failover_shares import Survivor
 from activities.state.observed import observe
-from activities.state.route_shares import fail_over, survivors
-from activities.state.routed_models import name_shadow, read_routed
+from activities.state.routes.failover_shares import Survivor
+from activities.state.routes.route_shares import fail_over, survivors
+from activities.state.routes.routed_models import name_shadow, read_routed
 from ipnext.errors import IPnextError, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment.deployment import DeploymentKey

@@ -16,8 +16,8 @@ from activities.regions.failover import BATCH
 from activities.runtime.single_calls import OF_ONE, describe, read_each
 from activities.state.desired import DesiredFacts
 from activities.state.replica_sets import shrinking_first
-from activities.state.routed_models import merge_served, name_shadow, read_routed
-from activities.state.served_generations import served_generations
+from activities.state.routes.routed_models import merge_served, name_shadow, read_routed
+from activities.state.routes.served_generations import served_generations
 from activities.state.wave_state import keep_held_shares
 from ipnext.errors import RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure

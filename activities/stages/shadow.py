@@ -20,7 +20,7 @@ from activities.stages.shadow_units import find_needed
 from activities.state.desired import DesiredFacts, read_facts
 from activities.state.drained_fleet import DrainedFleet
 from activities.state.observed import first_load_failure, observe
-from activities.state.routed_models import name_shadow
+from activities.state.routes.routed_models import name_shadow
 from activities.state.shadow_removal import ShadowRemoval
 from activities.state.shadow_sets import with_shadow
 from activities.transition.gate.shadow import judge_shadow

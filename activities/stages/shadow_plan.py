@@ -14,7 +14,7 @@ from activities.stages.shadow_units import TOLERANCE, announced_units, sum_units
 from activities.state.desired import DesiredFacts, read_facts
 from activities.state.drained_fleet import DrainedFleet, without_drained
 from activities.state.replica_sets import wanted_deployments
-from activities.state.served_generations import list_hosted, served_generation
+from activities.state.routes.served_generations import list_hosted, served_generation
 from activities.state.wave_state import ModelWaveState
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import RouteTable, Shadow

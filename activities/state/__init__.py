@@ -1,4 +1,4 @@
-"""Desired and observed state of models and regions, and shares after a failover. Nothing here decides a step.
+"""Desired and observed state of models and regions; `routes` has what routers serve. Nothing here decides a step.
 
 For all packages of `activities` but `runtime`. Begin with `desired` and `observed`.
 """

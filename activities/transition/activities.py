@@ -21,7 +21,7 @@ from activities.state.failure_cause import note_first, worst_region
 from activities.state.observed import Failure, first_failure, missing_replicas, observe
 from activities.state.replica_sets import choose_kept_sets, shrinking_first, wanted_deployments
 from activities.state.restored import state_before
-from activities.state.route_shares import wanted_shares
+from activities.state.routes.route_shares import wanted_shares
 from activities.state.shadow_sets import add_shadow
 from activities.state.wave_state import ModelWaveState
 from activities.transition.admission import AT_ONCE

@@ -15,7 +15,7 @@ from activities.planning.problem import (
 )
 from activities.state.drained_fleet import DrainedFleet, relax_model, without_drained
 from activities.state.facts import snapshots_of
-from activities.state.failover_shares import Nearness
+from activities.state.routes.failover_shares import Nearness
 from activities.state.wave_state import Back, fits_at_once
 from activities.transition.hot_swap import find_restarts
 from activities.transition.refresh_mode import refresh_of

@@ -6,7 +6,7 @@ A rollback is never refused for demand that nothing was placed for yet, or that 
 from collections import defaultdict
 from collections.abc import Collection
 
-from activities.state.failover_shares import Nearness, Survivor, without_regions
+from activities.state.routes.failover_shares import Nearness, Survivor, without_regions
 from ipnext.model.deployment.route_table import RouteShare
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare

@@ -9,8 +9,8 @@ from activities.runtime.fence import still_ours
 from activities.state.desired import DesiredFacts
 from activities.state.drained_fleet import check_unchanged, same
 from activities.state.observed import observe
-from activities.state.routed_models import merge_served, name_shadow
-from activities.state.served_generations import served_generations
+from activities.state.routes.routed_models import merge_served, name_shadow
+from activities.state.routes.served_generations import served_generations
 from activities.state.wave_state import keep_held_shares
 from activities.transition.route_updates import follow_routes
 from ipnext.errors import RegionUnreachable, RouteFailed, Unavailable

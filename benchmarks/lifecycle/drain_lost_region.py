@@ -21,7 +21,7 @@ from rich.console import Console
 from activities.regions.failover import RegionFailover
 from activities.state.desired import DesiredFacts, read_facts
 from activities.state.observed import observe
-from activities.state.route_shares import fail_over, survivors
+from activities.state.routes.route_shares import fail_over, survivors
 from activities.transition.traffic_shift import Gateways
 from ipnext.infra.fake.infrastructure import MemoryInfrastructure
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey

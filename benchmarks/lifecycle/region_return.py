@@ -27,7 +27,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.planning.drift import drift_of
 from activities.regions.activities import DrainActivities
-from activities.state.routed_models import read_routed
+from activities.state.routes.routed_models import read_routed
 from benchmarks.databases import ENGINES, Fill, databases
 from benchmarks.lifecycle.drain_lost_region import LOST, SlowGateways, fill
 from ipnext.infra.fake.region import MemoryRegion

@@ -34,7 +34,11 @@ MODULES = (
     *("serving/routing/load_balancer.py", "serving/routing/sync_policy.py", "serving/routing/admission.py"),
     *("serving/routing/retries.py", "serving/protocol/v2.py", "serving/protocol/tensors.py"),
     *("serving/protocol/frames.py", "serving/protocol/json_size.py"),
-    *("activities/state/wave_state.py", "activities/state/failover_shares.py", "activities/state/replica_sets.py"),
+    *(
+        "activities/state/wave_state.py",
+        "activities/state/routes/failover_shares.py",
+        "activities/state/replica_sets.py",
+    ),
     *("activities/transition/gate/verdict.py", "activities/transition/revert.py"),
     *("activities/transition/step_limit.py", "activities/transition/route_updates.py"),
     *("workflows/entity/change_queue.py", "workflows/entity/state.py"),

@@ -5,7 +5,7 @@ from typing import Final
 
 EQUIVALENT: Final[Mapping[tuple[str, str, str], str]] = {
     (
-        "activities/state/failover_shares.py",
+        "activities/state/routes/failover_shares.py",
         (
             "return [(survivor, fraction * weight / total) for survivor, weight in zip(tier, weights, strict=True)"
             " if →weight > 0]"

@@ -7,7 +7,7 @@ import pytest
 from activities.planning.problem import fleet_problem
 from activities.planning.replan import fleet_snapshot
 from activities.state.desired import read_facts
-from activities.state.served_generations import served_generation
+from activities.state.routes.served_generations import served_generation
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.regions.drain import DrainState

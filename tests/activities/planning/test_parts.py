@@ -11,7 +11,7 @@ from activities.planning.problem import units_in_use
 from activities.planning.replan import fleet_snapshot
 from activities.state.desired import read_facts
 from activities.state.replica_sets import wanted_deployments
-from activities.state.served_generations import served_generation
+from activities.state.routes.served_generations import served_generation
 from activities.state.wave_state import ModelWaveState, peak
 from activities.transition.takeover import TakeoverActivities
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange

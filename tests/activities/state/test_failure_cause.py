@@ -9,7 +9,7 @@ from activities.runtime.deadline import beat
 from activities.state.desired import read_facts
 from activities.state.failure_cause import first_lacking, note_first, worst_region
 from activities.state.observed import first_failure
-from activities.state.served_generations import served_generation
+from activities.state.routes.served_generations import served_generation
 from activities.state.wave_state import ModelWaveState
 from activities.transition.traffic_shift import Gateways
 from ipnext.errors import RouteFailed, Unavailable

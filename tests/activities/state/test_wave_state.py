@@ -7,8 +7,8 @@ import pytest
 
 from activities.state.desired import DesiredFacts
 from activities.state.replica_sets import former_generations, wanted_deployments
-from activities.state.route_shares import wanted_shares
-from activities.state.served_generations import served_generations
+from activities.state.routes.route_shares import wanted_shares
+from activities.state.routes.served_generations import served_generations
 from activities.state.wave_state import (
     ModelWaveState,
     fits_at_once,

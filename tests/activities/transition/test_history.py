@@ -11,10 +11,10 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
 from activities.state.desired import read_facts
-from activities.state.failover_shares import Survivor
 from activities.state.replica_sets import former_generations, wanted_deployments
-from activities.state.route_shares import fail_over
-from activities.state.routed_models import read_routed
+from activities.state.routes.failover_shares import Survivor
+from activities.state.routes.route_shares import fail_over
+from activities.state.routes.routed_models import read_routed
 from activities.transition.admission import not_swapped
 from activities.transition.refresh_mode import refresh_of
 from activities.transition.wave_context import WaveContext

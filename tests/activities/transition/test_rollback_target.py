@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.state.failover_shares import Nearness
+from activities.state.routes.failover_shares import Nearness
 from activities.transition.rollback_target import on_what_is_left, within_reach
 from ipnext.model.planning.plan import ModelProblem, PartOption, PartProblem, RegionDemand
 from ipnext.model.planning.transition import FleetState, GenerationReplicas, GenerationShare

@@ -7,7 +7,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.state.desired import read_facts
 from activities.state.replica_sets import wanted_deployments
-from activities.state.served_generations import served_generations
+from activities.state.routes.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState, RouteShare
 from activities.transition.activities import TransitionActivities
 from ipnext.errors import RegionUnreachable

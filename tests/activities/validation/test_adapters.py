@@ -7,7 +7,7 @@ import pytest
 from activities.planning.problem import model_problem
 from activities.state.desired import read_facts
 from activities.state.replica_sets import wanted_deployments
-from activities.state.served_generations import served_generations
+from activities.state.routes.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState
 from activities.transition.refresh_mode import refresh_of
 from activities.validation.activities import BUILT_IN

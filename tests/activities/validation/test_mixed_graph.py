@@ -7,7 +7,7 @@ import pytest
 
 from activities.state.desired import DesiredFacts
 from activities.state.replica_sets import wanted_deployments
-from activities.state.served_generations import served_generation
+from activities.state.routes.served_generations import served_generation
 from activities.state.wave_state import ModelWaveState
 from activities.transition.refresh_mode import refresh_of
 from activities.validation.schema import check_edges, check_engines, check_interface

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
-from activities.state.failover_shares import Survivor
 from activities.state.replica_sets import shrinking_first
+from activities.state.routes.failover_shares import Survivor
 from activities.state.wave_state import keep_held_shares
 from tests.workflows.simulation.runs import reconciliation
 from tests.workflows.simulation.transitions.steps.wave_shares import list_survivors, send_around, served_generations

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import event, insert, text
 
-from activities.state.routed_models import read_routed
+from activities.state.routes.routed_models import read_routed
 from activities.transition.wave_context import WaveContext
 from ipnext.api.services.model_facts import facts_of
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from activities.regions import recovery
-from activities.state import failover_shares as rerouting
-from activities.state import route_shares
 from activities.state import wave_state as waves
+from activities.state.routes import failover_shares as rerouting
+from activities.state.routes import route_shares
 from activities.transition import revert as undoing
 from activities.transition import wave_context
 from ipnext.model.deployment.route_table import RouteShare
@@ -23,7 +23,7 @@ def wanted_shares(
     deployments: Iterable[Deployment],
     unready: frozenset[tuple[str, int]],
 ) -> dict[str, tuple[RouteShare, ...]]:
-    """The shares of every region, as activities/state/route_shares.py has them."""
+    """The shares of every region, as activities/state/routes/route_shares.py has them."""
     record, held = world.journal.records[model], tuple(deployments)
     hosting = {d.key.region for d in held if d.replicas}
     main = route_shares._main_generation(state)
@@ -75,7 +75,7 @@ def send_around(
 def list_survivors(
     world: Any, model: str, held: Sequence[Deployment], ready: Mapping[tuple[Key, int], int] | None = None
 ) -> tuple[rerouting.Survivor, ...]:
-    """As activities/state/route_shares.py: by the replicas that are wanted, or by those that are `ready`."""
+    """As activities/state/routes/route_shares.py: by the replicas that are wanted, or by those that are `ready`."""
     record = world.journal.records[model]
     leaving = frozenset(route_shares._leaving(record.serving, cast("Any", held), cast("Any", ready or {})))
     return tuple(

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from activities.state.desired import DesiredFacts
-from activities.state.failover_shares import Nearness, Survivor, without_regions
-from activities.state.served_generations import list_hosted, served_generations
+from activities.state.routes.failover_shares import Nearness, Survivor, without_regions
+from activities.state.routes.served_generations import list_hosted, served_generations
 from activities.state.wave_state import ModelWaveState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import RouteShare

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.state.failover_shares import Nearness, Survivor, without_regions
+from activities.state.routes.failover_shares import Nearness, Survivor, without_regions
 from ipnext.model.deployment.route_table import RouteShare
 
 REGIONS = ("r1", "r2", "r3", "r4", "r5")
