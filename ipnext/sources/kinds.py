@@ -10,8 +10,8 @@ from ipnext.errors import InvalidInput
 from ipnext.plugins import load_kind
 from ipnext.sources.bucket import BucketKind
 from ipnext.sources.directory import DirectoryKind
-from ipnext.sources.mlflow import MlflowKind
-from ipnext.sources.oci import OciKind
+from ipnext.sources.mlflow.kind import MlflowKind
+from ipnext.sources.oci.kind import OciKind
 from ipnext.sources.port import SourceKind
 from ipnext.sources.pushed import PushKind
 

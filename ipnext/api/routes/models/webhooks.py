@@ -12,7 +12,7 @@ from ipnext.api.schema import OF_SHARED
 from ipnext.errors import Unauthenticated
 from ipnext.model.api.sources import WebhookTaken
 from ipnext.sources.credentials import read_credentials
-from ipnext.sources.webhooks import find_sender, is_fresh
+from ipnext.sources.mlflow.webhooks import find_sender, is_fresh
 
 router = APIRouter(prefix="/v1/webhooks", tags=["sources"])
 

@@ -12,9 +12,9 @@ from ipnext.artifacts.cosign import PREDICATE_TYPE, is_signature
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, TooLarge
 from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.registry.signing import LARGEST_PAYLOAD_BYTES, LONGEST_SIGNATURE, MOST_SIGNATURES, PAYLOAD_TYPE
-from ipnext.sources.oci_blob import open_blob
-from ipnext.sources.oci_image import IMAGE, INDEX, Descriptor, Document, Image, Index, read_manifest
-from ipnext.sources.oci_registry import Repository
+from ipnext.sources.oci.blob import open_blob
+from ipnext.sources.oci.image import IMAGE, INDEX, Descriptor, Document, Image, Index, read_manifest
+from ipnext.sources.oci.registry import Repository
 
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle"
 """Of bundles, without the version."""

@@ -17,10 +17,10 @@ from ipnext.model.registry.signing import (
     MOST_SIGNATURES,
     CosignProof,
 )
-from ipnext.sources.oci_blob import open_blob
-from ipnext.sources.oci_bundles import Signed, find_bundles
-from ipnext.sources.oci_image import IMAGE, Descriptor, Image, read_manifest
-from ipnext.sources.oci_registry import Repository
+from ipnext.sources.oci.blob import open_blob
+from ipnext.sources.oci.bundles import Signed, find_bundles
+from ipnext.sources.oci.image import IMAGE, Descriptor, Image, read_manifest
+from ipnext.sources.oci.registry import Repository
 
 LARGEST_MANIFEST_BYTES: Final = 256 * 2**10
 """Of the manifest that lists the signatures."""

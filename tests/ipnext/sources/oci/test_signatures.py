@@ -16,15 +16,15 @@ from ipnext.errors import SignatureInvalid, Unavailable
 from ipnext.model.manifest.sources import OciStream
 from ipnext.model.registry.signing import PAYLOAD_TYPE
 from ipnext.model.value import canonical_json
-from ipnext.sources import oci_blob
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.oci import OciKind
-from ipnext.sources.oci_image import IMAGE, INDEX
-from ipnext.sources.oci_registry import Connections
+from ipnext.sources.oci import blob as oci_blob
+from ipnext.sources.oci.image import IMAGE, INDEX
+from ipnext.sources.oci.kind import OciKind
+from ipnext.sources.oci.registry import Connections
 from ipnext.sources.port import StreamRequest
 from tests.ipnext.conftest import write_snapshot
-from tests.ipnext.sources.fake_registry import FakeRegistry, digest_of, image, layer
-from tests.ipnext.sources.registry_server import Cosign, RegistryServer, running_registry
+from tests.ipnext.sources.oci.fake_registry import FakeRegistry, digest_of, image, layer
+from tests.ipnext.sources.oci.registry_server import Cosign, RegistryServer, running_registry
 
 pytestmark = pytest.mark.trust
 NAME = "team/ranker"

@@ -15,13 +15,14 @@ from ipnext.components.bounded_http import DeadlineTransport
 from ipnext.errors import Unavailable
 from ipnext.model.manifest.sources import OciStream
 from ipnext.model.value import canonical_json
-from ipnext.sources import oci, oci_blob
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.oci import OciKind
-from ipnext.sources.oci_registry import Connections
+from ipnext.sources.oci import blob as oci_blob
+from ipnext.sources.oci import kind as oci
+from ipnext.sources.oci.kind import OciKind
+from ipnext.sources.oci.registry import Connections
 from ipnext.sources.port import StreamRequest
 from tests.ipnext.conftest import snapshot_manifest, write_snapshot
-from tests.ipnext.sources.registry_server import BASIC, RegistryServer, running_registry
+from tests.ipnext.sources.oci.registry_server import BASIC, RegistryServer, running_registry
 
 NAME = "team/ranker"
 

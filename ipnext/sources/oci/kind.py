@@ -18,8 +18,8 @@ from ipnext.model.manifest.sources import OciStream
 from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.registry.sources import MOST_LABELS, FoundVersion, Listing
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.oci_blob import open_blob
-from ipnext.sources.oci_image import (
+from ipnext.sources.oci.blob import open_blob
+from ipnext.sources.oci.image import (
     ACCEPTED,
     LARGEST_BYTES,
     Index,
@@ -28,8 +28,8 @@ from ipnext.sources.oci_image import (
     read_facts,
     read_manifest,
 )
-from ipnext.sources.oci_registry import AddressRefused, Connections, Repository, parse_repository
-from ipnext.sources.oci_signatures import Cosignature, find_signatures
+from ipnext.sources.oci.registry import AddressRefused, Connections, Repository, parse_repository
+from ipnext.sources.oci.signatures import Cosignature, find_signatures
 from ipnext.sources.port import StreamRequest
 from ipnext.sources.training_record import TrainingRecord, read_training_record
 

@@ -10,7 +10,7 @@ from activities.metadata.source_poll import SourcePollActivities
 from ipnext.model.lifecycle.sources import WatchInput
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.settings import PlatformSettings
-from ipnext.sources.mlflow import MlflowKind
+from ipnext.sources.mlflow.kind import MlflowKind
 from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.store import Store
 from tests.ipnext.store.conftest import model_manifest

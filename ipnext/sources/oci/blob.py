@@ -12,7 +12,7 @@ from ipnext.artifacts.layout import CHUNK_BYTES, mismatch
 from ipnext.components.bounded_http import ending_at
 from ipnext.errors import ArtifactDigestMismatch, Unavailable
 from ipnext.model.registry.registry import ArtifactFile
-from ipnext.sources.oci_registry import Repository, unreachable
+from ipnext.sources.oci.registry import Repository, unreachable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

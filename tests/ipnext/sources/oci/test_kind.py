@@ -25,14 +25,14 @@ from ipnext.model.manifest.sources import OciStream
 from ipnext.model.registry.registry import ArtifactFile
 from ipnext.model.registry.sources import MOST_LABELS, FoundVersion, Reach
 from ipnext.model.value import canonical_json
-from ipnext.sources import oci_blob
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.kinds import SourceKinds
-from ipnext.sources.oci import OciKind
-from ipnext.sources.oci_image import FILE_PATH, INDEX, LARGEST_BYTES, MODEL, MOST_LAYERS, TITLE, files_of, read_manifest
-from ipnext.sources.oci_registry import Connections, Repository, parse_repository
+from ipnext.sources.oci import blob as oci_blob
+from ipnext.sources.oci.image import FILE_PATH, INDEX, LARGEST_BYTES, MODEL, MOST_LAYERS, TITLE, files_of, read_manifest
+from ipnext.sources.oci.kind import OciKind
+from ipnext.sources.oci.registry import Connections, Repository, parse_repository
 from tests.ipnext.conftest import snapshot_manifest
-from tests.ipnext.sources.fake_registry import BASE, HOST, NAME, Chunks, FakeRegistry, digest_of, image, layer
+from tests.ipnext.sources.oci.fake_registry import BASE, HOST, NAME, Chunks, FakeRegistry, digest_of, image, layer
 
 pytestmark = pytest.mark.trust
 

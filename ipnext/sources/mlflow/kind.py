@@ -22,8 +22,8 @@ from ipnext.errors import ArtifactMissing, InvalidInput, IPnextError, NotFound, 
 from ipnext.model.manifest.sources import MlflowStream
 from ipnext.model.registry.sources import MOST_LABELS, FoundVersion, Listing
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.mlflow_artifacts import open_artifacts
-from ipnext.sources.mlflow_server import (
+from ipnext.sources.mlflow.artifacts import open_artifacts
+from ipnext.sources.mlflow.server import (
     RUNS_AT_ONCE,
     Connections,
     Limits,

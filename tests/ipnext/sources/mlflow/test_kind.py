@@ -11,9 +11,9 @@ from ipnext.artifacts.upload import ingest
 from ipnext.errors import InvalidInput, NotFound, PathNotAllowed, Unavailable
 from ipnext.model.manifest.sources import MetricThreshold, MlflowStream, PromotionRule
 from ipnext.model.registry.sources import FoundVersion, Reach
-from ipnext.sources import mlflow as module
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.mlflow import MlflowKind, Position
+from ipnext.sources.mlflow import kind as module
+from ipnext.sources.mlflow.kind import MlflowKind, Position
 from ipnext.sources.port import StreamRequest
 from tests.ipnext.conftest import write_snapshot
 from tests.mlflow_servers import USER, MemoryMlflow, running_mlflow

@@ -17,7 +17,7 @@ from ipnext.errors import ArtifactMissing, InvalidInput, NotFound, Unavailable
 from ipnext.model.registry.registry import SNAPSHOT_FILE
 from ipnext.model.registry.sources import Reach
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.mlflow_server import ARTIFACTS, ListedFile, MlflowServer
+from ipnext.sources.mlflow.server import ARTIFACTS, ListedFile, MlflowServer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

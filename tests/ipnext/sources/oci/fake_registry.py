@@ -10,9 +10,9 @@ import httpx
 from ipnext.model.manifest.sources import OciStream
 from ipnext.model.registry.sources import FoundVersion
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.oci import OciKind, WatchedTag
-from ipnext.sources.oci_image import IMAGE, TITLE
-from ipnext.sources.oci_registry import Connections
+from ipnext.sources.oci.image import IMAGE, TITLE
+from ipnext.sources.oci.kind import OciKind, WatchedTag
+from ipnext.sources.oci.registry import Connections
 from ipnext.sources.port import StreamRequest
 
 HOST = "registry.example.com"

@@ -13,10 +13,10 @@ import pytest
 from ipnext.errors import ArtifactMissing, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.manifest.sources import MlflowStream
 from ipnext.model.registry.sources import FoundVersion
-from ipnext.sources import mlflow_server
 from ipnext.sources.access import ReadAccess
-from ipnext.sources.mlflow import MlflowKind
-from ipnext.sources.mlflow_server import Limits
+from ipnext.sources.mlflow import server as mlflow_server
+from ipnext.sources.mlflow.kind import MlflowKind
+from ipnext.sources.mlflow.server import Limits
 from ipnext.sources.port import StreamRequest
 from tests.mlflow_servers import Unread
 

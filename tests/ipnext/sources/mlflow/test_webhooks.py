@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipnext.sources.webhooks import FRESH_SECONDS, find_sender
+from ipnext.sources.mlflow.webhooks import FRESH_SECONDS, find_sender
 
 pytestmark = pytest.mark.trust
 
