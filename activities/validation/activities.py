@@ -16,15 +16,11 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
 from activities.state.facts import ancestors
 from activities.state.memory_fit import MEMORY
-from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.validation.chat_templates.verdicts import TemplateVerdicts
 from activities.validation.check_process import Examine, examine_in_process
-from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
-from activities.validation.deltas import DELTAS, check_deltas
 from activities.validation.denials import DENIED, check_denials
 from activities.validation.documents.parsing import ParsingThread
 from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_forms, check_paths
-from activities.validation.finite_weights import FINITE, check_finite, check_headers
 from activities.validation.live import check_live
 from activities.validation.memory import check_memory
 from activities.validation.program_checks import (
@@ -42,6 +38,10 @@ from activities.validation.runs import ValidatorError, collect_results, run_vali
 from activities.validation.schema import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
 from activities.validation.signing import SIGNATURE, check_signatures
 from activities.validation.validator import Candidate, FunctionValidator, Validator, snapshot_digests
+from activities.validation.weights.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
+from activities.validation.weights.checkpoints import CHECKPOINT, check_checkpoints
+from activities.validation.weights.deltas import DELTAS, check_deltas
+from activities.validation.weights.finite_weights import FINITE, check_finite, check_headers
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import InvalidInput, IPnextError, Unavailable

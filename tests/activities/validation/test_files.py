@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from activities.validation.files import check_digests, check_formats, check_paths
-from activities.validation.finite_weights import check_finite, check_headers
+from activities.validation.weights.finite_weights import check_finite, check_headers
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.signing import sign_digest, write_key_pair
 from ipnext.model.lifecycle.status import Reason

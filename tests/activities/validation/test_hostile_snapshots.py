@@ -19,8 +19,8 @@ import safetensors
 from safetensors.numpy import save
 
 from activities.validation.activities import BUILT_IN
-from activities.validation.finite_weights import non_finite_tensor
 from activities.validation.runs import run_validators
+from activities.validation.weights.finite_weights import non_finite_tensor
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors
 from ipnext.model.lifecycle.status import Reason
 

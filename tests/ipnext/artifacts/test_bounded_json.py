@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from activities.validation.deltas import MOST_SEPARATORS as MOST_OF_A_DELTA
+from activities.validation.weights.deltas import MOST_SEPARATORS as MOST_OF_A_DELTA
 from ipnext.artifacts import layout
 from ipnext.artifacts.bounded_json import CHUNK_BYTES, count_separators, read_document
 from ipnext.artifacts.checkpoints import reader

@@ -130,7 +130,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "activities/optimization/split_process.py": ONE_BUILD,
     "activities/optimization/step_process.py": ONE_BUILD,
     "activities/validation/check_process.py": ONE_BUILD,
-    "activities/validation/deltas.py": DIGEST,
+    "activities/validation/weights/deltas.py": DIGEST,
     "ipnext/sources/credentials.py": NO_FIELDS,
     "ipnext/sources/mlflow/server.py": OTHERS,
     "ipnext/sources/oci/bundles.py": OTHERS,

@@ -9,8 +9,8 @@ from safetensors.numpy import save
 from temporalio.testing import ActivityEnvironment
 
 from activities.validation.activities import ValidationActivities
-from activities.validation.deltas import check_deltas
-from activities.validation.finite_weights import check_finite
+from activities.validation.weights.deltas import check_deltas
+from activities.validation.weights.finite_weights import check_finite
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from activities.validation.finite_weights import check_finite, non_finite_tensor
 from activities.validation.validator import CHUNK_BYTES
+from activities.validation.weights.finite_weights import check_finite, non_finite_tensor
 from ipnext.artifacts.checkpoints.reader import layer_numbers
 from ipnext.artifacts.checkpoints.tensor_headers import ITEM_BYTES, LARGEST_HEADER_BYTES, MalformedTensors, read_places
 from ipnext.model.lifecycle.status import Reason

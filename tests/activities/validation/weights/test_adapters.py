@@ -11,8 +11,8 @@ from activities.state.routes.served_generations import served_generations
 from activities.state.wave_state import ModelWaveState
 from activities.transition.refresh_mode import refresh_of
 from activities.validation.activities import BUILT_IN
-from activities.validation.adapters import check_adapter_bases, check_adapters
 from activities.validation.runs import run_validators
+from activities.validation.weights.adapters import check_adapter_bases, check_adapters
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.parser import parse_manifest

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from activities.validation.finite_weights import pieces_of
 from activities.validation.validator import Candidate, fail_check, pass_check
+from activities.validation.weights.finite_weights import pieces_of
 from ipnext.artifacts.bounded_json import read_document
 from ipnext.artifacts.checkpoints.tensor_headers import MalformedTensors, TensorPlace, read_places
 from ipnext.artifacts.layout import snapshot_uri

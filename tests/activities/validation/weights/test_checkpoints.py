@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from activities.validation.activities import BUILT_IN
-from activities.validation.checkpoints import check_checkpoints
 from activities.validation.runs import run_validators
+from activities.validation.weights.checkpoints import check_checkpoints
 from ipnext.artifacts.checkpoints.checkpoint_import import describe_checkpoint
 from ipnext.artifacts.checkpoints.reader import LocalFiles, read_checkpoint
 from ipnext.model.lifecycle.status import Reason

@@ -5,8 +5,8 @@ Each fits the base model of its generation, by the headers of both, before any e
 
 from collections.abc import Iterator
 
-from activities.validation.checkpoints import StoredFiles
 from activities.validation.validator import Candidate, fail_check, pass_check
+from activities.validation.weights.checkpoints import StoredFiles
 from ipnext.artifacts.checkpoints.adapter_base import base_misfits, other_base
 from ipnext.artifacts.checkpoints.checkpoint_fit import misfits
 from ipnext.artifacts.checkpoints.reader import ReadCheckpoint, read_checkpoint
