@@ -66,7 +66,7 @@ with collect_after_imports():
     from activities.stages.activities import StageActivities
     from activities.stages.shadow import ShadowActivities
     from activities.transition.activities import TransitionActivities
-    from activities.transition.live_timing import LiveTimingActivities
+    from activities.transition.live.timing import LiveTimingActivities
     from activities.transition.takeover import IsOpen, TakeoverActivities
     from activities.validation.activities import ValidationActivities
     from activities.validation.validator import Validator, discover_validators

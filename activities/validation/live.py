@@ -7,7 +7,7 @@ from ipnext.model.lifecycle.checks import LIVE_LATENCY, CheckResult
 
 
 def check_live(candidate: Candidate) -> Iterator[CheckResult]:
-    """Yield one skipped result; `activities.transition.live_timing` replaces it."""
+    """Yield one skipped result; `activities.transition.live.timing` replaces it."""
     asked = candidate.manifest.spec.validation.live_latency is not None
     told = "made on live replicas, before traffic moves" if asked else "the manifest has no spec.validation.liveLatency"
     yield skip_check(LIVE_LATENCY, candidate.manifest.name, told)

@@ -15,7 +15,7 @@ from activities.runtime.fence import of_a_wave, still_ours
 from activities.state.observed import observe
 from activities.transition.gate.live import judge_live, read_figures
 from activities.transition.gate.timed_parts import TimedPart, read_timed_parts
-from activities.transition.replay_requests import UnfitReplay, read_requests
+from activities.transition.live.replay_requests import UnfitReplay, read_requests
 from activities.transition.wave_context import WaveContext
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import NotFound, RegionUnreachable, Unavailable

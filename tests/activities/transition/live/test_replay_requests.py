@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from activities.transition.replay_requests import UnfitReplay, read_requests
+from activities.transition.live.replay_requests import UnfitReplay, read_requests
 from ipnext.model.registry.registry import Signature, TensorSpec
 
 SIGNATURE = Signature(
