@@ -8,24 +8,8 @@ import stamina.instrumentation
 import typer
 
 from ipnext.cli.access import audit, identity, keys, roles, signing
-from ipnext.cli.commands import (
-    artifacts,
-    changes,
-    checkpoint_import,
-    controls,
-    denials,
-    drains,
-    freezes,
-    lineage,
-    logs,
-    machine,
-    platform,
-    prediction,
-    profiles,
-    queries,
-    snapshots,
-    sources,
-)
+from ipnext.cli.commands import changes, controls, drains, freezes, logs, machine, platform, prediction, queries
+from ipnext.cli.commands.registry import artifacts, checkpoint_import, denials, lineage, profiles, snapshots, sources
 from ipnext.cli.plugin_group import PluginGroup
 from ipnext.cli.session import Session
 from ipnext.errors import EXIT_FAILURE

@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName
-from ipnext.cli.commands.denials import denial_tables, denials_table, read_digest
 from ipnext.cli.commands.drains import drains_table
 from ipnext.cli.commands.freezes import freeze_tables, freezes_table
+from ipnext.cli.commands.registry.denials import denial_tables, denials_table, read_digest
 from ipnext.cli.commands.replans import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.output import Form, Output, plain, say, write
 from ipnext.cli.session import client_of

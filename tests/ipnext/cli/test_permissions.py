@@ -20,7 +20,8 @@ from ipnext.api.authorization.access import Access
 from ipnext.api.routes.page import page
 from ipnext.cli import app
 from ipnext.cli.app import GROUPS, MODULES
-from ipnext.cli.commands import prediction, profiles
+from ipnext.cli.commands import prediction
+from ipnext.cli.commands.registry import profiles
 from ipnext.model.access.rights import Role
 from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.registry.profile import LatencyTarget, Profile

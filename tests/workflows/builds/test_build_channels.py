@@ -159,7 +159,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/artifacts/cosign.py": OTHERS,
     "ipnext/artifacts/signing.py": OTHERS,
     "ipnext/artifacts/checkpoints/tensor_headers.py": OTHERS,
-    "ipnext/cli/commands/denials.py": PEOPLE,
+    "ipnext/cli/commands/registry/denials.py": PEOPLE,
     "ipnext/cli/commands/prediction.py": PEOPLE,
     "ipnext/login/credentials.py": BY_NAME,
     "ipnext/dev/stores.py": WHOLE,

@@ -17,7 +17,7 @@ from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.registry.registry import Signature, SnapshotManifest, SnapshotSource
 from tests.waiting import PATIENCE_SECONDS
 
-MOCK = Path(__file__).parents[3] / "genai" / "support" / "mock_engine.py"
+MOCK = Path(__file__).parents[4] / "genai" / "support" / "mock_engine.py"
 QUICK = ("--seconds", "0", "--prompt-tokens", "16", "--output-tokens", "4", "--concurrency", "1,2")
 
 
