@@ -10,7 +10,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget
-from ipnext.model.manifest.layout import laid_out, parts_of
+from ipnext.model.manifest.derived.layout import laid_out, parts_of
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import (
     CurrentState,

@@ -20,7 +20,7 @@ from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.lifecycle.replans.replan import Replan, ReplanComputed, ReplanState
 from ipnext.model.lifecycle.status import Reason
-from ipnext.model.manifest.profiled import apply_profiles, wants_profiles
+from ipnext.model.manifest.derived.profiled import apply_profiles, wants_profiles
 from ipnext.model.planning.plan import CurrentState, Limits, ModelProblem, Objective, Plan, PlanDiff, Problem
 from ipnext.model.throughput import TOKENS
 from ipnext.model.value import digest_of

@@ -13,7 +13,7 @@ from ipnext.model.deployment.deployment import (
     DeploymentKey,
 )
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest.layout import laid_out
+from ipnext.model.manifest.derived.layout import laid_out
 from ipnext.model.manifest.part import PartSpec
 from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import Generation, Snapshot

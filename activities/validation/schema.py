@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from activities.validation.validator import Candidate, fail_check, pass_check
 from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.derived.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
 from ipnext.model.manifest.part import PartSpec
-from ipnext.model.manifest.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
 from ipnext.model.registry.registry import (
     NAMED,
     REQUEST,

@@ -17,8 +17,8 @@ from activities.validation.documents.parsing import Parse, parse_at_once
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckOverride, CheckResult
 from ipnext.model.lifecycle.status import Reason
+from ipnext.model.manifest.derived.part_tensors import graph_of_one
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.manifest.part_tensors import graph_of_one
 from ipnext.model.registry.denials import Denial
 from ipnext.model.registry.registry import PartGraph, Snapshot
 from ipnext.model.registry.signing import SignerPolicy

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Mapping
 from activities.state.desired import DesiredFacts
 from ipnext.model.deployment.deployment import SERVING_ENGINES, Deployment, DeploymentKey
 from ipnext.model.deployment.served_generation import ServedGeneration, SnapshotFacts
-from ipnext.model.manifest.layout import laid_out
+from ipnext.model.manifest.derived.layout import laid_out
+from ipnext.model.manifest.derived.part_tensors import graph_of_one, request_tensors, signatures
 from ipnext.model.manifest.part import PartSpec
-from ipnext.model.manifest.part_tensors import graph_of_one, request_tensors, signatures
 from ipnext.model.registry.adapter import ServedAdapter, engine_name
 from ipnext.model.registry.registry import Generation, PartGraph, Snapshot, TensorSpec
 from ipnext.model.settings.engine import vllm_settings

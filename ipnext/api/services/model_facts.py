@@ -12,7 +12,7 @@ from ipnext.model.deployment.deployment import Deployment
 from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.status import Condition
-from ipnext.model.manifest.profiled import throughputs, wants_profiles
+from ipnext.model.manifest.derived.profiled import throughputs, wants_profiles
 from ipnext.model.planning.plan import Unmet
 from ipnext.model.registry.profile import PartThroughput
 from ipnext.model.registry.registry import SplitLayout

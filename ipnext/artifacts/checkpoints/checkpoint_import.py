@@ -18,7 +18,7 @@ from ipnext.artifacts.checkpoints.reader import WEIGHTS_SUFFIX, LocalFiles, Read
 from ipnext.artifacts.hashing import hash_stream
 from ipnext.artifacts.layout import CHUNK_BYTES, manifest_bytes
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest.part_tensors import embedding_signature, text_spec
+from ipnext.model.manifest.derived.part_tensors import embedding_signature, text_spec
 from ipnext.model.registry.checkpoint import Checkpoint
 from ipnext.model.registry.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest
 from ipnext.model.settings.prompt import PROMPT

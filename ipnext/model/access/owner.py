@@ -41,7 +41,8 @@ class OwnerQuotas(WrittenValue):
     models: int | None = Field(default=None, ge=0, lt=2**31)
     """Models that are not retired."""
     units: Mapping[Name, Annotated[float, Field(ge=0)]] = Field(default_factory=dict, max_length=MOST_KINDS)
-    """Hardware kind -> units in all regions, as the manifests declare them (`ipnext.model.manifest.owner_claims`)."""
+    """Hardware kind -> units in all regions, as the manifests declare them
+    (`ipnext.model.manifest.derived.owner_claims`)."""
     replicas: int | None = Field(default=None, ge=0, lt=2**31)
     """Replicas, each a process, as the manifests declare them; left out: as the platform's setting says."""
     dollars_per_hour: float | None = Field(default=None, ge=0)

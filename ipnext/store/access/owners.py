@@ -10,8 +10,8 @@ from sqlmodel import col, delete, func, select
 from ipnext.errors import Conflict, NotFound, StaleWrite
 from ipnext.model.access.owner import ARTIFACTS, DOLLARS, MODELS, OwnerManifest, OwnerMember
 from ipnext.model.access.rights import ANY, Grant, Role
+from ipnext.model.manifest.derived.owner_claims import QuotaClaim
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.manifest.owner_claims import QuotaClaim
 from ipnext.model.wire import decode_frozen
 from ipnext.store.database import dialects
 from ipnext.store.paging import Page, clamp_limit, page_of

@@ -18,8 +18,8 @@ from ipnext.model.lifecycle.regions.unserved_regions import (
     unserved_regions,
 )
 from ipnext.model.lifecycle.status import ConditionType, Reason
-from ipnext.model.manifest.layout import hosting_of
-from ipnext.model.manifest.part_tensors import graph_of_one
+from ipnext.model.manifest.derived.layout import hosting_of
+from ipnext.model.manifest.derived.part_tensors import graph_of_one
 from ipnext.model.registry.registry import Generation, GenerationState
 from ipnext.store.operations.quota_claims import lower_claims
 from ipnext.store.operations.refused_routes import refuse_further_users, refuse_users

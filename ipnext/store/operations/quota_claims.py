@@ -9,9 +9,8 @@ from typing import Final
 
 from ipnext.errors import StaleWrite
 from ipnext.model.access.owner import DOLLARS, MODELS
-from ipnext.model.manifest.layout import parts_of
-from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.manifest.owner_claims import (
+from ipnext.model.manifest.derived.layout import parts_of
+from ipnext.model.manifest.derived.owner_claims import (
     Claims,
     Quota,
     check_names,
@@ -24,6 +23,7 @@ from ipnext.model.manifest.owner_claims import (
     larger,
     quotas_of,
 )
+from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.planning.plan import ModelProblem
 from ipnext.store.records import ModelPlacement, ModelRecord
 from ipnext.store.repository import Repository

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator, Mapping
 
 from sqlmodel import col, func, select, tuple_
 
+from ipnext.model.manifest.derived.profiled import Profiles as Measured
+from ipnext.model.manifest.derived.profiled import apply_profiles, wants_profiles
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.manifest.profiled import Profiles as Measured
-from ipnext.model.manifest.profiled import apply_profiles, wants_profiles
 from ipnext.model.registry.profile import Profile, StoredProfile, architecture_of
 from ipnext.model.wire import decode
 from ipnext.store.registry.generations import Generations

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
-from ipnext.model.manifest.part_tensors import EMBEDDING
+from ipnext.model.manifest.derived.part_tensors import EMBEDDING
 from ipnext.model.settings.prompt import PROMPT
 from serving.graph import Tensors
 from serving.openai.engines.proof import names

@@ -33,8 +33,8 @@ from ipnext.model.api.resources import ChangeView, ListPage, ModelApplied, Model
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
 from ipnext.model.lifecycle.freshness import view_freshness
+from ipnext.model.manifest.derived.profiled import check_measured
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.manifest.profiled import check_measured
 from ipnext.model.settings.engine_allowances import EngineAllowances
 from ipnext.model.value import digest_of
 from ipnext.settings import PlatformSettings

@@ -35,8 +35,8 @@ from ipnext.model.access.owner import (
 )
 from ipnext.model.access.roles import RoleBinding
 from ipnext.model.api.resources import ListPage
+from ipnext.model.manifest.derived.owner_claims import Claims
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.manifest.owner_claims import Claims
 from ipnext.model.value import Name
 from ipnext.store.access.owners import member_grant
 from ipnext.store.operations.access_quota import admit_callers

@@ -11,9 +11,9 @@ from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.api.resources import ListPage
 from ipnext.model.fleet import HardwareOption
+from ipnext.model.manifest.derived.profiled import throughput_of
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.part import PartSpec
-from ipnext.model.manifest.profiled import throughput_of
 from ipnext.model.registry.profile import LatencyTarget, Profile, ProfileView, StoredProfile
 from ipnext.model.throughput import amount
 from ipnext.model.value import Name

@@ -3,7 +3,14 @@
 import pytest
 
 from ipnext.errors import InvalidInput, QuotaExceeded
-from ipnext.model.manifest.owner_claims import QuotaClaim, check_quotas, claims_of, claims_of_wishes, exceeds, quotas_of
+from ipnext.model.manifest.derived.owner_claims import (
+    QuotaClaim,
+    check_quotas,
+    claims_of,
+    claims_of_wishes,
+    exceeds,
+    quotas_of,
+)
 from ipnext.model.manifest.parser import parse_manifest
 
 NONE = QuotaClaim({}, is_counted=False)

@@ -7,7 +7,7 @@ import pytest
 
 from ipnext.errors import InvalidInput
 from ipnext.model.fleet import HardwareOption
-from ipnext.model.manifest.layout import laid_out
+from ipnext.model.manifest.derived.layout import laid_out
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.split import SplitPolicy, options_of

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
+from ipnext.model.manifest.derived.profiled import apply_profiles, check_measured, throughputs
 from ipnext.model.manifest.parser import parse_manifest
-from ipnext.model.manifest.profiled import apply_profiles, check_measured, throughputs
 from ipnext.model.registry.profile import (
     Conditions,
     LatencyTarget,

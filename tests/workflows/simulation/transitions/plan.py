@@ -12,7 +12,7 @@ from activities.transition import rollback_target as carried
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
-from ipnext.model.manifest.layout import laid_out
+from ipnext.model.manifest.derived.layout import laid_out
 from ipnext.model.planning.plan import RegionDemand
 from ipnext.model.planning.transition import FleetState, Transition, TransitionState, Wave
 from ipnext.store.operations.change_end import BRINGS_NOTHING_NEW

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.model.access.rights import Role
-from ipnext.model.manifest.owner_claims import NAMES_OF_A_MODEL
+from ipnext.model.manifest.derived.owner_claims import NAMES_OF_A_MODEL
 from ipnext.model.planning.plan import Owner
 
 

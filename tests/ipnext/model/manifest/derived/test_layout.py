@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from ipnext.model.manifest.layout import hosting_of, laid_out
+from ipnext.model.manifest.derived.layout import hosting_of, laid_out
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.registry.registry import Generation
