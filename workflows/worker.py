@@ -81,7 +81,7 @@ with collect_after_imports():
     from ipnext.infra.port import Infrastructure
     from ipnext.model.lifecycle.changes.change import Change
     from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
-    from ipnext.platform.access_lists import AccessPublisher
+    from ipnext.platform.access.lists import AccessPublisher
     from ipnext.platform.collection import DEFAULT_RETENTION, Retention
     from ipnext.platform.publication import Publisher
     from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of

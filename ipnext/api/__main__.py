@@ -17,9 +17,9 @@ with collect_after_imports():
     from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
     from ipnext.infra.local_agents import LocalProcessInfrastructure
     from ipnext.network.loopback import check_bind
-    from ipnext.platform.access_lists import AccessPublisher
-    from ipnext.platform.access_settings import note_settings
-    from ipnext.platform.key_uses import KeyUseCollector
+    from ipnext.platform.access.key_uses import KeyUseCollector
+    from ipnext.platform.access.lists import AccessPublisher
+    from ipnext.platform.access.settings import note_settings
     from ipnext.process.end import end_process
     from ipnext.process.settings_only import read_no_arguments
     from ipnext.settings import PlatformSettings, platform_settings

@@ -53,7 +53,7 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.network.allowed_hosts import AllowedHosts
 from ipnext.optimization_kinds import OptimizationKinds
-from ipnext.platform.access_settings import read_access_settings
+from ipnext.platform.access.settings import read_access_settings
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.sources.kinds import SourceKinds

@@ -20,7 +20,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.api.resources import AnyId, ListPage
 from ipnext.model.value import Name
 from ipnext.optimization_kinds import OptimizationKinds
-from ipnext.platform.access_settings import AccessSettings
+from ipnext.platform.access.settings import AccessSettings
 from ipnext.platform.publication import Publisher
 from ipnext.platform.signatures import SignatureKeeper
 from ipnext.plugins import Plugins

@@ -12,7 +12,7 @@ from ipnext.errors import ArtifactMissing, IPnextError
 from ipnext.infra.local_agents import LocalProcessInfrastructure
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.model.value import Value
-from ipnext.platform.access_settings import REMEDY, read_access_settings
+from ipnext.platform.access.settings import REMEDY, read_access_settings
 from ipnext.platform.builds import Build, builds
 from ipnext.platform.namespace import attributes_of, retention_of
 from ipnext.platform.polling import POLLED, pollers

@@ -11,8 +11,8 @@ import pytest
 from ipnext.components import bounded_http
 from ipnext.components.bounded_http import CONNECTION_SECONDS, BoundedClient, _DeadlineStream
 from ipnext.components.certificates import is_past
-from ipnext.platform.access_lists import CHECK_SECONDS
-from ipnext.platform.key_uses import ASK_SECONDS
+from ipnext.platform.access.key_uses import ASK_SECONDS
+from ipnext.platform.access.lists import CHECK_SECONDS
 
 
 @pytest.mark.parametrize(("now", "past"), [(99.9, False), (100.0, True), (200.0, True)])

@@ -15,7 +15,7 @@ from ipnext.client import Client
 from ipnext.errors import DeadlineExceeded, NotFound, Unavailable
 from ipnext.model.access.rights import Role
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher
+from ipnext.platform.access.lists import CHECK_SECONDS, AccessPublisher
 from tests.waiting import PATIENCE_SECONDS
 
 

@@ -18,8 +18,8 @@ from ipnext.model.access.predictions import LIST_REVISIONS, AccessRevision, Toke
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.access.roles import RoleBinding
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher
-from ipnext.platform.access_settings import note_settings, read_access_settings
+from ipnext.platform.access.lists import CHECK_SECONDS, AccessPublisher
+from ipnext.platform.access.settings import note_settings, read_access_settings
 from ipnext.settings import PlatformSettings
 from ipnext.store.repository import Repository
 from tests.identity_provider import AUDIENCE, rsa_key
@@ -302,7 +302,7 @@ def test_a_list_that_is_slow_on_its_way_is_not_put_behind_a_later_one(rooms, mak
 
 
 def _sent():
-    from ipnext.platform.access_lists import _Sent  # noqa: PLC0415
+    from ipnext.platform.access.lists import _Sent  # noqa: PLC0415
 
     return _Sent()
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ipnext.errors import InvalidInput
-from ipnext.platform.access_settings import AccessSettings, note_settings, read_access_settings
+from ipnext.platform.access.settings import AccessSettings, note_settings, read_access_settings
 from ipnext.platform.checks import _access_settings
 from ipnext.settings import PlatformSettings
 from tests.identity_provider import AUDIENCE

@@ -6,7 +6,7 @@ import pytest
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.model.access.rights import Role
-from ipnext.platform.key_uses import NOTED_EVERY_SECONDS, KeyUseCollector
+from ipnext.platform.access.key_uses import NOTED_EVERY_SECONDS, KeyUseCollector
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -26,7 +26,7 @@ from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.login.identity_provider import ProviderClient
 from ipnext.model.access.predictions import AccessList, AccessRevision, ModelAccess, TokenIssuer
-from ipnext.platform.listed_callers import ListedCallers, asking_owners
+from ipnext.platform.access.listed_callers import ListedCallers, asking_owners
 from ipnext.platform.region_poller import RegionPoller
 from ipnext.store.access.access_lists import AccessListState
 from ipnext.store.repository import Repository

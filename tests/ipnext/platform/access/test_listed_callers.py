@@ -9,8 +9,8 @@ from ipnext.access.policy import permits_more
 from ipnext.model.access.rights import Grant, Role
 from ipnext.model.access.roles import RoleBinding
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.platform.access_lists import AccessPublisher
-from ipnext.platform.access_settings import note_settings, read_access_settings
+from ipnext.platform.access.lists import AccessPublisher
+from ipnext.platform.access.settings import note_settings, read_access_settings
 from tests.identity_provider import AUDIENCE
 
 FORBID = '@id("none") forbid (principal, action == Action::"models.predict", resource);'
