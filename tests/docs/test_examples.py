@@ -6,7 +6,7 @@ import pytest
 
 from activities.planning.policy import OBJECTIVE
 from activities.planning.problem import fleet_problem, model_problem
-from ipnext.api.services.manifest_checks import check_against_fleet
+from ipnext.api.services.checks.manifest import check_against_fleet
 from ipnext.dev.stores import EMBEDDED_FLEET
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest.manifest import ModelManifest

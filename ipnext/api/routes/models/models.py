@@ -12,9 +12,7 @@ from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.routes.models.filters import WantedModels, find_models
 from ipnext.api.routes.models.owners import admit
 from ipnext.api.schema import NOT_MODIFIED
-from ipnext.api.services.explanation import explanation_of
-from ipnext.api.services.generation_stats import answers_of
-from ipnext.api.services.manifest_checks import (
+from ipnext.api.services.checks.manifest import (
     check_against_fleet,
     check_plugins,
     check_runs_no_code,
@@ -22,10 +20,12 @@ from ipnext.api.services.manifest_checks import (
     check_storable,
     field_changes,
 )
+from ipnext.api.services.checks.retirement import check_not_retiring, note_restored
+from ipnext.api.services.checks.sources import check_readable, watch_sources
+from ipnext.api.services.explanation import explanation_of
+from ipnext.api.services.generation_stats import answers_of
 from ipnext.api.services.model_facts import model_facts, throughputs_of
 from ipnext.api.services.region_states import States
-from ipnext.api.services.retirement import check_not_retiring, note_restored
-from ipnext.api.services.source_checks import check_readable, watch_sources
 from ipnext.api.services.status import model_view
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite

@@ -20,7 +20,7 @@ from ipnext.api.dependencies import (
     view_page,
 )
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.services.manifest_checks import check_storable
+from ipnext.api.services.checks.manifest import check_storable
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.access.owner import (
     CALLERS,

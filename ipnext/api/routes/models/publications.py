@@ -18,7 +18,7 @@ from ipnext.api.requests.slots import holder_of
 from ipnext.api.requests.turns import Turns
 from ipnext.api.routes.regions.freezes import override_freezes
 from ipnext.api.schema import OF_ARTIFACTS
-from ipnext.api.services.retirement import check_in_service, check_not_retiring
+from ipnext.api.services.checks.retirement import check_in_service, check_not_retiring
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.artifacts.layout import digest_in, snapshot_uri
 from ipnext.artifacts.stores.locations import readable_for

@@ -6,7 +6,7 @@ from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import ModelName, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.requests.identifiers import client_id
-from ipnext.api.services.retirement import check_not_retiring
+from ipnext.api.services.checks.retirement import check_not_retiring
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import Conflict
 from ipnext.model.api.resources import ChangeView, RepairRequest

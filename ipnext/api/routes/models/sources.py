@@ -20,7 +20,7 @@ from ipnext.api.dependencies import (
 )
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_ARTIFACTS
-from ipnext.api.services.retirement import check_in_service
+from ipnext.api.services.checks.retirement import check_in_service
 from ipnext.api.services.source_views import view_sources, view_version
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.stores.locations import open_source

@@ -8,9 +8,9 @@ from ipnext.api.authorization.caller import Visible
 from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import DryRun, ExpectedVersion, Rooms
 from ipnext.api.requests.guarded_route import GuardedRoute
-from ipnext.api.services.fleet_checks import check_agents, check_dropped_regions
+from ipnext.api.services.checks.fleet import check_agents, check_dropped_regions
+from ipnext.api.services.checks.manifest import check_fleet_serves
 from ipnext.api.services.hidden_fields import redact_fleet
-from ipnext.api.services.manifest_checks import check_fleet_serves
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.api.resources import FleetView
 from ipnext.model.fleet import FleetManifest

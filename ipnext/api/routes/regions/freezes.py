@@ -11,8 +11,8 @@ from ipnext.api.authorization.endpoint_permission import may
 from ipnext.api.dependencies import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.services.check_overrides import check_overridable, pass_check
+from ipnext.api.services.checks.manifest import check_storable
 from ipnext.api.services.hidden_freezes import models_in_freezes, redact_freeze
-from ipnext.api.services.manifest_checks import check_storable
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import ChangeScope, frozen, next_window, next_windows, open_window

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from ipnext.api.services.manifest_checks import MOST_MANIFEST_BYTES
+from ipnext.api.services.checks.manifest import MOST_MANIFEST_BYTES
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelManifest
