@@ -24,23 +24,8 @@ from ipnext.api.requests.shared_answers import SharedAnswers
 from ipnext.api.requests.stream import Stream
 from ipnext.api.requests.turns import Turns
 from ipnext.api.routes.access import audit, keys, proof, roles, sessions, temporal_ui
-from ipnext.api.routes.models import (
-    artifacts,
-    controls,
-    denials,
-    history,
-    logs,
-    models,
-    owners,
-    profiles,
-    publications,
-    repairs,
-    snapshots,
-    sources,
-    stages,
-    validators,
-    webhooks,
-)
+from ipnext.api.routes.models import controls, history, logs, models, owners, publications, repairs, stages, validators
+from ipnext.api.routes.models.registry import artifacts, denials, profiles, snapshots, sources, webhooks
 from ipnext.api.routes.page import health, overview, page
 from ipnext.api.routes.regions import drains, fleet, freezes, plans, regions
 from ipnext.api.schema import ERRORS, OF_PROBES, Api

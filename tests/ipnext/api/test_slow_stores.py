@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from ipnext.api.requests.slots import SHARE
-from ipnext.api.routes.models import artifacts, logs
+from ipnext.api.routes.models import logs
+from ipnext.api.routes.models.registry import artifacts
 from ipnext.model.access.rights import Role
 from ipnext.model.api.resources import MOST_ASKED
 from tests.waiting import PATIENCE_SECONDS, eventually

@@ -25,7 +25,7 @@ from ipnext.cli.commands.registry import profiles
 from ipnext.model.access.rights import Role
 from ipnext.model.lifecycle.checks import ValidationReport
 from ipnext.model.registry.profile import LatencyTarget, Profile
-from tests.ipnext.api.routes.models.test_profiles import profile
+from tests.ipnext.api.routes.models.registry.test_profiles import profile
 from tests.ipnext.api.surface import OWNER, freeze_document, routes, seed_two_owners
 from tests.ipnext.conftest import Live
 from workflows.worker import WORKFLOWS

@@ -13,7 +13,7 @@ from ipnext.model.access.rights import Role
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.store.paging import Page
 from tests.ipnext.api.routes.access.test_audit import MUTATING, Agreeing, World
-from tests.ipnext.api.routes.models.test_artifacts import sha
+from tests.ipnext.api.routes.models.registry.test_artifacts import sha
 
 OF_RANKER = sorted(operation for operation, (_, (*_, model, _)) in MUTATING.items() if model == "ranker")
 UNTOLD = ('INSERT INTO "audit_entries"', 'INSERT INTO "api_keys"', 'INSERT INTO "models"')
@@ -110,7 +110,7 @@ async def test_an_entry_names_the_owner_that_the_model_has_by_then(interrupted):
 @pytest.mark.parametrize("at_the_end", [False, True])
 async def test_an_upload_ends_with_the_key_that_sends_it(interrupted, monkeypatch, at_the_end):
     seconds = 60.0 if at_the_end else 0.02
-    monkeypatch.setattr("ipnext.api.routes.models.artifacts.PROVED_SECONDS", seconds)
+    monkeypatch.setattr("ipnext.api.routes.models.registry.artifacts.PROVED_SECONDS", seconds)
     never = asyncio.Event()
 
     async def content():

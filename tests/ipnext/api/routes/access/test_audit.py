@@ -35,8 +35,8 @@ from ipnext.model.api.resources import ListPage
 from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.changes.controls import ControlAnswer
 from ipnext.model.registry.registry import GenerationState
-from tests.ipnext.api.routes.models.test_profiles import document as chat_document
-from tests.ipnext.api.routes.models.test_profiles import profile, source
+from tests.ipnext.api.routes.models.registry.test_profiles import document as chat_document
+from tests.ipnext.api.routes.models.registry.test_profiles import profile, source
 from tests.ipnext.api.routes.regions.test_freezes import document as freeze_document
 from tests.waiting import eventually
 

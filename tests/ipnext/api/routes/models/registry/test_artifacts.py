@@ -12,7 +12,7 @@ from sqlmodel import func, select
 
 from ipnext.access.keys import parse_key
 from ipnext.api.requests.body_limit import MOST_BYTES
-from ipnext.api.routes.models import artifacts
+from ipnext.api.routes.models.registry import artifacts
 from ipnext.artifacts import disk_reserve
 from ipnext.artifacts.disk_reserve import DiskReserve
 from ipnext.model.access.rights import Role
@@ -163,7 +163,9 @@ async def test_uploads_that_hang_hold_up_no_other_endpoint_and_no_other_key(worl
 
 
 async def test_an_upload_at_a_trickle_is_refused_by_its_deadline(world, monkeypatch):
-    monkeypatch.setattr("ipnext.api.routes.models.artifacts.UploadPace.of", lambda _: artifacts.UploadPace(1000, 0.3))
+    monkeypatch.setattr(
+        "ipnext.api.routes.models.registry.artifacts.UploadPace.of", lambda _: artifacts.UploadPace(1000, 0.3)
+    )
 
     async def trickle():
         while True:
