@@ -18,8 +18,8 @@ from ipnext.settings import PlatformSettings
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.kinds import SourceKinds
 from ipnext.sources.port import Source, StreamRequest
-from ipnext.store.changes.sources import NOTED_EVERY, PUSHED_SECONDS
 from ipnext.store.records import SourceRecord
+from ipnext.store.sources.sources import NOTED_EVERY, PUSHED_SECONDS
 from ipnext.store.store import Store
 from ipnext.store.unit_of_work import utc_now
 

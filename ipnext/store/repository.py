@@ -16,7 +16,6 @@ from ipnext.store.changes.ownership import NamespaceOwner
 from ipnext.store.changes.pauses import Pauses
 from ipnext.store.changes.publications import Publications
 from ipnext.store.changes.shadows import Shadows
-from ipnext.store.changes.sources import Sources
 from ipnext.store.changes.transitions import Transitions
 from ipnext.store.lists.lineages import Lineages
 from ipnext.store.lists.overviews import Overviews
@@ -24,6 +23,7 @@ from ipnext.store.lists.pages import PagedLists
 from ipnext.store.planning.replans import Replans
 from ipnext.store.registry.derivations import Derivations
 from ipnext.store.registry.retention import Retention
+from ipnext.store.sources.sources import Sources
 
 
 class Repository(

@@ -15,10 +15,10 @@ from ipnext.model.lifecycle.freshness import ServingSnapshot
 from ipnext.model.lifecycle.status import Condition, ConditionType, Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.sources import VersionState
-from ipnext.store.changes.sources import is_poll_overdue
 from ipnext.store.operations.change_end import BRINGS_NEW
 from ipnext.store.records import GenerationEnd, SourceRecord, VersionRecord
 from ipnext.store.repository import Repository
+from ipnext.store.sources.sources import is_poll_overdue
 
 LOOKED_AT: Final = 20
 """Newest changes of a model among which the one that carries the newest snapshot is searched."""

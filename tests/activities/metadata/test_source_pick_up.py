@@ -26,7 +26,7 @@ from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.sources import directory
 from ipnext.sources.kinds import SourceKinds
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from ipnext.store.unit_of_work import utc_now
 from tests.waiting import until
 

@@ -6,7 +6,7 @@ from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import FoundVersion, VersionState
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 
 HIDDEN, SHOWN = "ads-ranker", "ranker"
 FEED = "feed"

@@ -17,8 +17,8 @@ from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState, SnapshotSource
 from ipnext.model.registry.sources import FoundVersion
 from ipnext.platform.collection import Collection, Retention
-from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.registry.artifacts import sizes_of
+from ipnext.store.sources.sources import WatchedSource
 from ipnext.store.store import Store
 from tests.ipnext.conftest import model_document, snapshot_manifest
 

@@ -19,7 +19,7 @@ from ipnext.model.lifecycle.status import ConditionType
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import Reach
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from ipnext.temporal import submit_change, wake_watch
 from tests.waiting import PATIENCE_SECONDS, eventually
 

@@ -9,8 +9,8 @@ from ipnext.plugins import contain_faults
 from ipnext.settings import PlatformSettings
 from ipnext.sources.access import ReadAccess
 from ipnext.sources.kinds import SourceKinds
-from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.repository import Repository
+from ipnext.store.sources.sources import WatchedSource
 
 
 def watch_sources(manifest: ModelManifest, kinds: SourceKinds, reach: Reach) -> tuple[WatchedSource, ...]:

@@ -21,7 +21,7 @@ from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import Listing
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from ipnext.store.store import Store
 from tests.waiting import eventually
 from tests.workflows.house import manifest

@@ -11,7 +11,7 @@ from ipnext.model.lifecycle.sources import WatchInput
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.settings import PlatformSettings
 from ipnext.sources.mlflow.kind import MlflowKind
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from ipnext.store.store import Store
 from tests.ipnext.store.conftest import model_manifest
 from tests.mlflow_servers import MemoryMlflow

@@ -10,7 +10,7 @@ from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.retention import Keep
 from ipnext.model.registry.sources import FoundVersion, Listing, VersionState
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from ipnext.store.tables.row import METADATA
 
 NOW = datetime.now(UTC)

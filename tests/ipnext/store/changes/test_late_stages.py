@@ -11,8 +11,8 @@ from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.sources import FoundVersion, Listing, VersionState
-from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.operations.freshness import LATE, describe_lateness, find_late_stage
+from ipnext.store.sources.sources import WatchedSource
 
 T0 = datetime(2026, 12, 1, 10, 0, tzinfo=UTC)
 SERVING = ServingSnapshot(

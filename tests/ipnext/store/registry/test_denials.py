@@ -13,8 +13,8 @@ from ipnext.model.registry.sources import FoundVersion, Listing, Reach
 from ipnext.platform import denials
 from ipnext.platform.denials import carry_out_denials
 from ipnext.platform.publication import check_denial
-from ipnext.store.changes.sources import WatchedSource
 from ipnext.store.registry import denials as stored_denials
+from ipnext.store.sources.sources import WatchedSource
 from tests.ipnext.store.conftest import delta_source, model_manifest, snapshot_source
 
 pytestmark = pytest.mark.trust

@@ -5,7 +5,7 @@ from sqlalchemy import select
 
 from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.manifest.sources import SourceSpec
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from ipnext.store.tables.row import METADATA
 
 LABELS = {"a": {"team": "ads", "tier": "gold"}, "b": {"team": "ads"}, "c": {}}

@@ -14,7 +14,7 @@ from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.retention import Keep, SnapshotKeep, SnapshotRule
 from ipnext.model.registry.sources import FoundVersion
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 
 NOW = datetime.now(UTC)
 LATER = timedelta(days=400)

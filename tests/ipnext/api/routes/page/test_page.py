@@ -15,7 +15,7 @@ from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import FoundVersion, Listing
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from tests.ipnext.api.browsers import patient
 from tests.waiting import until
 from tests.workflows.builds import next_build

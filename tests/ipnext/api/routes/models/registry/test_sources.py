@@ -14,7 +14,7 @@ from ipnext.api.workflow_engine.source_wakes import SourceWakes
 from ipnext.model.access.rights import Role
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import Reach
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources.sources import WatchedSource
 from tests.ipnext.conftest import write_snapshot
 
 pytestmark = pytest.mark.trust

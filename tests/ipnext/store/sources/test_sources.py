@@ -7,8 +7,8 @@ import pytest
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import FoundVersion, Listing, Reach, VersionState
-from ipnext.store.changes import sources as module
-from ipnext.store.changes.sources import WatchedSource
+from ipnext.store.sources import sources as module
+from ipnext.store.sources.sources import WatchedSource
 
 
 def watched(name="nightly", *, path="/in", part="dense", every="5s", reach=Reach.OWNER, **more):
