@@ -88,7 +88,7 @@ class Sources(Models):
         """Judge the versions of a source that are still to be published: the rule may be another one now."""
         of = SourceVersionRow
         query = select(of).where(of.model == row.model, of.source == row.name, of.stream == row.stream)
-        for version in self._session.exec(query.where(col(of.state).in_(_OPEN))):
+        for version in self._session.exec(query.where(col(of.state).in_(OPEN))):
             held = rule.describe_failure(decode(FoundVersion, version.version))
             state = (VersionState.HELD if held else VersionState.FOUND).value
             if version.state != state:
@@ -346,7 +346,7 @@ class Sources(Models):
         older = (col(of.model) == newer.model, col(of.part) == newer.part, col(of.ordinal) < newer.ordinal)
         self._session.execute(
             update(of)
-            .where(*older, col(of.state).in_(_OPEN), col(of.ordinal).not_in(but))
+            .where(*older, col(of.state).in_(OPEN), col(of.ordinal).not_in(but))
             .values(
                 state=VersionState.SUPERSEDED.value,
                 message=f"version {newer.version.key} is newer",
@@ -466,7 +466,8 @@ _SOURCE_OF_VERSION: Final = (
     & (col(SourceRow.name) == col(SourceVersionRow.source))
     & (col(SourceRow.stream) == col(SourceVersionRow.stream))
 )
-_OPEN: Final = (VersionState.HELD.value, VersionState.FOUND.value)
+OPEN: Final = (VersionState.HELD.value, VersionState.FOUND.value)
+"""States of versions that are still to be published."""
 _PENDING: Final = (col(SourceVersionRow.state) == VersionState.FOUND.value, col(SourceRow.paused_at).is_(None))
 _INITIAL: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "sent": False}
 """Progress of a stream that was never polled."""
@@ -480,10 +481,6 @@ def _old_ones(listing: Listing, states: Mapping[str, str]) -> frozenset[str]:
     known = [index for index, version in enumerate(listing.versions) if version.key in states]
     last = max(known, default=0)
     return frozenset(version.key for version in listing.versions[:last] if version.key not in states)
-
-
-def _place_of(found: tuple[SourceRow, str]) -> str:
-    return f"{found[0].model}/{found[0].name}"
 
 
 def _of_spec(source: WatchedSource) -> dict[str, Any]:
