@@ -23,14 +23,14 @@ from ipnext.store.lists.pages import PagedLists
 from ipnext.store.planning.replans import Replans
 from ipnext.store.registry.derivations import Derivations
 from ipnext.store.registry.retention import Retention
-from ipnext.store.sources.sources import Sources
+from ipnext.store.sources.versions import SourceVersions
 
 
 class Repository(
     PagedLists,
     Publications,
     DeniedUses,
-    Sources,
+    SourceVersions,
     Replans,
     Transitions,
     Deployments,

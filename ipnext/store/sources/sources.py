@@ -1,4 +1,4 @@
-"""Sources of models and the versions that they found. A version is recorded in the unit that advances the cursor."""
+"""Sources of models: their settings, polls and pauses."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -10,25 +10,19 @@ from sqlmodel import col, select
 
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.manifest.sources import PromotionRule, SourceSpec
-from ipnext.model.registry.sources import FoundVersion, Listing, Reach, VersionState, shrink
+from ipnext.model.registry.sources import FoundVersion, Reach, VersionState
 from ipnext.model.value import Value, digest_of
 from ipnext.model.wire import decode
-from ipnext.store.paging import Page, clamp_limit, no_cursor, ordinal_of, page_of
-from ipnext.store.records import SourceRecord, VersionRecord
+from ipnext.store.paging import Page, clamp_limit, no_cursor, page_of
+from ipnext.store.records import SourceRecord
 from ipnext.store.registry.models import Models
 from ipnext.store.tables.registry import ModelRow, SourceRow, SourceVersionRow
 from ipnext.store.unit_of_work import batches, document, read_fields
 
 STREAM_DIGITS: Final = 16
 
-RECORDED_AT_ONCE: Final = 500
-"""New versions that one unit of work records."""
-
 NOTED_EVERY: Final = timedelta(seconds=30)
 """A poll without news is written this seldom."""
-
-MOST_PENDING: Final = 200
-"""Versions of a model, the newest ones, among which one is chosen to be published."""
 
 PUSHED_SECONDS: Final = 3600.0
 """Interval of the polls of a source to which versions are pushed: its watch is woken for each."""
@@ -55,7 +49,7 @@ class WatchedSource(Value):
 
 
 class Sources(Models):
-    """The only writer of sources and their versions."""
+    """The only writer of sources."""
 
     def put_sources(self, model: str, wanted: Sequence[WatchedSource], *, grants_end: bool = False) -> None:
         """Replace the sources of a model by those of its manifest.
@@ -213,35 +207,6 @@ class Sources(Models):
         self._add(row)
         return self.source(model, name)
 
-    def note_listing(self, source: SourceRecord, listing: Listing) -> int | None:
-        """Record what a poll found, and advance the cursor; return the number of new versions.
-
-        None, and nothing is written, if the cursor is not the one from which was listed: another poll was faster, or
-        the source was changed or removed. At most RECORDED_AT_ONCE new versions are recorded, and the cursor stays
-        until all are: call it again.
-        """
-        self._writing_any()
-        row = self._session.get(SourceRow, (source.model, source.name), with_for_update=True)
-        if row is None or (row.stream, row.cursor) != (source.stream, source.cursor):
-            return None
-        states = self._known_states(source, [version.key for version in listing.versions])
-        held = [version for version in listing.versions if states.get(version.key) == VersionState.HELD.value]
-        self._judge_again(source, held)
-        new = [version for version in listing.versions if version.key not in states]
-        is_old = _old_ones(listing, states) if not source.cursor and not listing.whole else frozenset[str]()
-        for version in new[:RECORDED_AT_ONCE]:
-            found = self._new_version(source, version)
-            if version.key in is_old:
-                found.state, found.message = VersionState.SUPERSEDED.value, "a newer version was found before"
-                found.ended_at = found.found_at
-            self._session.add(found)
-        if listing.whole:
-            self._note_listed(source, frozenset(version.key for version in listing.versions))
-        if len(new) <= RECORDED_AT_ONCE:
-            self._note_poll(row, listing.cursor)
-        self._session.flush()
-        return min(len(new), RECORDED_AT_ONCE)
-
     def note_failed_poll(self, source: SourceRecord, error: str) -> int:
         """Record that a poll failed; return the number of such polls in a row. 0 if the source was changed."""
         self._writing_any()
@@ -251,119 +216,6 @@ class Sources(Models):
         row.failures, row.error, row.polled_at = row.failures + 1, error[:LONGEST_MESSAGE], self._now()
         self._add(row)
         return row.failures
-
-    def add_version(self, model: str, name: str, version: FoundVersion, *, parent: str | None = None) -> VersionRecord:
-        """Record a version that was pushed to a source; the same key again returns the recorded one.
-
-        `parent` is the digest of the snapshot of which it is a delta, if its content is known. Raises NotFound.
-        """
-        self._writing(model)
-        source = self.source(model, name)
-        found = self._find_version(source, version.key)
-        if found is None:
-            row = self._new_version(source, version)
-            row.parent = parent
-            self._add(row)
-            found = _version(row)
-            self.wake_source(model, name)
-        return found
-
-    def pending_models(self, models: Collection[str]) -> frozenset[str]:
-        """Return those of the models with versions to publish, as `pending_versions`."""
-        found = set[str]()
-        for some in batches(models):
-            query = select(SourceVersionRow.model).join(SourceRow, _SOURCE_OF_VERSION).where(*_PENDING)
-            found |= set(self._session.exec(query.where(col(SourceVersionRow.model).in_(some)).distinct()))
-        return frozenset(found)
-
-    def pending_versions(self, model: str) -> tuple[VersionRecord, ...]:
-        """Return the versions of a model to publish, of sources that it has and that are not paused; newest first.
-
-        At most MOST_PENDING.
-        """
-        query = select(SourceVersionRow).join(SourceRow, _SOURCE_OF_VERSION).where(*_PENDING)
-        query = query.where(SourceVersionRow.model == model).order_by(col(SourceVersionRow.ordinal).desc())
-        return tuple(map(_version, self._session.exec(query.limit(MOST_PENDING))))
-
-    def version_page(self, model: str, name: str, *, after: str | None = None, limit: int = 50) -> Page[VersionRecord]:
-        """Return the versions that a source found, newest first. Raises NotFound."""
-        self._source_row(model, name)
-        ordinal = ordinal_of(after)
-        query = select(SourceVersionRow).where(SourceVersionRow.model == model, SourceVersionRow.source == name)
-        query = query if ordinal is None else query.where(col(SourceVersionRow.ordinal) < ordinal)
-        query = query.order_by(col(SourceVersionRow.ordinal).desc()).limit(clamp_limit(limit) + 1)
-        found = self._session.exec(query).all()
-        return page_of(found, clamp_limit(limit), key=lambda row: row.ordinal, value=_version)
-
-    def newest_version(self, model: str, name: str) -> VersionRecord | None:
-        """Return the version that a source, by its present settings, found last."""
-        of = SourceVersionRow
-        same = (col(of.source) == col(SourceRow.name)) & (col(of.model) == col(SourceRow.model))
-        query = select(of).join(SourceRow, same & (col(of.stream) == col(SourceRow.stream)))
-        query = query.where(of.model == model, of.source == name).order_by(col(of.ordinal).desc()).limit(1)
-        row = self._session.exec(query).first()
-        return None if row is None else _version(row)
-
-    def count_versions(self, sources: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Mapping[str, int]]:
-        """Return (model, source) -> state -> number of versions."""
-        counts: dict[tuple[str, str], dict[str, int]] = {}
-        for some in batches({model for model, _ in sources}):
-            query = (
-                select(SourceVersionRow.model, SourceVersionRow.source, SourceVersionRow.state, func.count())
-                .where(col(SourceVersionRow.model).in_(some))
-                .group_by(SourceVersionRow.model, SourceVersionRow.source, SourceVersionRow.state)
-            )
-            for model, source, state, count in self._session.exec(query):
-                counts.setdefault((model, source), {})[state] = count
-        return {key: counts.get(key, {}) for key in sources}
-
-    def note_read(self, ordinal: int, digest: str, *, parent: str | None = None) -> None:
-        """Note the digest of a version's snapshot, which is in the artifact store now, and of a delta's parent."""
-        self._writing_any()
-        self._update_version(ordinal, digest=digest, parent=parent, message="", due_at=None)
-
-    def postpone_version(self, ordinal: int, message: str, due_at: datetime) -> None:
-        """Note that an attempt failed, and when the next one is due."""
-        self._writing_any()
-        attempts = SourceVersionRow.attempts + 1
-        self._update_version(ordinal, attempts=attempts, message=message[:LONGEST_MESSAGE], due_at=due_at)
-
-    def end_version(
-        self, ordinal: int, state: VersionState, message: str = "", *, change_id: str | None = None
-    ) -> None:
-        """End a version that is still to be published; one that has ended stays as it is."""
-        self._writing_any()
-        given = {"state": state.value, "message": message[:LONGEST_MESSAGE], "change_id": change_id}
-        self._update_version(ordinal, **given, ended_at=self._now(), due_at=None)
-
-    def supersede_versions(self, newer: VersionRecord, *, but: Collection[int] = ()) -> None:
-        """End the versions of a part that were found before one of it, held ones too: they are newest no more.
-
-        `but` are ordinals of those that stay: deltas of it.
-        """
-        self._writing(newer.model)
-        of = SourceVersionRow
-        older = (col(of.model) == newer.model, col(of.part) == newer.part, col(of.ordinal) < newer.ordinal)
-        self._session.execute(
-            update(of)
-            .where(*older, col(of.state).in_(OPEN), col(of.ordinal).not_in(but))
-            .values(
-                state=VersionState.SUPERSEDED.value,
-                message=f"version {newer.version.key} is newer",
-                ended_at=self._now(),
-                due_at=None,
-            )
-        )
-        self._session.expire_all()
-
-    def note_pick_up(self, versions: Collection[VersionRecord]) -> None:
-        """Note at each source the version of it that was published."""
-        self._writing_any()
-        for version in versions:
-            row = self._session.get(SourceRow, (version.model, version.source))
-            if row is not None:
-                row.picked_at, row.picked_key = self._now(), version.version.key
-                self._add(row)
 
     def _live(self) -> Any:
         query = select(SourceRow, ModelRow.owner).join(ModelRow, _MODEL_OF_SOURCE)
@@ -391,63 +243,6 @@ class Sources(Models):
             row.cursor, row.polled_at, row.failures, row.error = cursor, now, 0, ""
             self._session.add(row)
 
-    def _known_states(self, source: SourceRecord, keys: Sequence[str]) -> Mapping[str, str]:
-        """Return key -> state of the versions that were recorded before."""
-        of = SourceVersionRow
-        found: dict[str, str] = {}
-        for some in batches(keys):
-            query = select(of.key, of.state).where(*_of_stream(source), col(of.key).in_(some))
-            found |= dict(self._session.exec(query).all())
-        return found
-
-    def _note_listed(self, source: SourceRecord, keys: Collection[str]) -> None:
-        """Note which versions a listing of all has: the others are gone, and their rows may be collected."""
-        of = SourceVersionRow
-        query = select(of.ordinal, of.key, of.listed).where(*_of_stream(source))
-        known = self._session.exec(query).all()
-        for listed in (True, False):
-            changed = [ordinal for ordinal, key, was in known if (key in keys) is listed and was is not listed]
-            for some in batches([ordinal for ordinal in changed if ordinal is not None]):
-                self._session.execute(update(of).where(col(of.ordinal).in_(some)).values(listed=listed))
-
-    def _judge_again(self, source: SourceRecord, versions: Sequence[FoundVersion]) -> None:
-        """Judge versions again that were not promoted: their tags or metrics may be others now."""
-        listed = {version.key: version for version in versions}
-        for some in batches(listed):
-            query = select(SourceVersionRow).where(*_of_stream(source), col(SourceVersionRow.key).in_(some))
-            for row in self._session.exec(query):
-                version = shrink(listed[row.key])
-                if row.state == VersionState.HELD.value and row.version != document(version):
-                    row.version = document(version)
-                    row.message = source.spec.promote.describe_failure(version)[:LONGEST_MESSAGE]
-                    row.state = (VersionState.HELD if row.message else VersionState.FOUND).value
-                    self._session.add(row)
-
-    def _find_version(self, source: SourceRecord, key: str) -> VersionRecord | None:
-        query = select(SourceVersionRow).where(*_of_stream(source), SourceVersionRow.key == key)
-        row = self._session.exec(query).first()
-        return None if row is None else _version(row)
-
-    def _new_version(self, source: SourceRecord, version: FoundVersion) -> SourceVersionRow:
-        version = shrink(version)
-        held = source.spec.promote.describe_failure(version)
-        return SourceVersionRow(
-            model=source.model,
-            source=source.name,
-            stream=source.stream,
-            key=version.key,
-            part=source.part,
-            state=(VersionState.HELD if held else VersionState.FOUND).value,
-            version=document(version),
-            found_at=self._now(),
-            message=held[:LONGEST_MESSAGE],
-        )
-
-    def _update_version(self, ordinal: int, **values: Any) -> None:
-        of = (col(SourceVersionRow.ordinal) == ordinal, col(SourceVersionRow.state) == VersionState.FOUND.value)
-        self._session.execute(update(SourceVersionRow).where(*of).values(**values))
-        self._session.expire_all()
-
 
 def is_poll_overdue(source: SourceRecord, now: datetime) -> bool:
     """Return whether a source was not polled for so long that its watch may be gone."""
@@ -461,26 +256,10 @@ def _longest_pause(every_seconds: float) -> timedelta:
 
 
 _MODEL_OF_SOURCE: Final = col(ModelRow.name) == col(SourceRow.model)
-_SOURCE_OF_VERSION: Final = (
-    (col(SourceRow.model) == col(SourceVersionRow.model))
-    & (col(SourceRow.name) == col(SourceVersionRow.source))
-    & (col(SourceRow.stream) == col(SourceVersionRow.stream))
-)
 OPEN: Final = (VersionState.HELD.value, VersionState.FOUND.value)
 """States of versions that are still to be published."""
-_PENDING: Final = (col(SourceVersionRow.state) == VersionState.FOUND.value, col(SourceRow.paused_at).is_(None))
 _INITIAL: Final = {"cursor": "", "polled_at": None, "failures": 0, "error": "", "sent": False}
 """Progress of a stream that was never polled."""
-
-
-def _old_ones(listing: Listing, states: Mapping[str, str]) -> frozenset[str]:
-    """Return the unknown versions that are listed before a known one.
-
-    A source that lists from the beginning lists them again after their rows were collected.
-    """
-    known = [index for index, version in enumerate(listing.versions) if version.key in states]
-    last = max(known, default=0)
-    return frozenset(version.key for version in listing.versions[:last] if version.key not in states)
 
 
 def _of_spec(source: WatchedSource) -> dict[str, Any]:
@@ -495,14 +274,6 @@ def _of_spec(source: WatchedSource) -> dict[str, Any]:
     }
 
 
-def _of_stream(source: SourceRecord) -> tuple[Any, ...]:
-    return (
-        col(SourceVersionRow.model) == source.model,
-        col(SourceVersionRow.source) == source.name,
-        col(SourceVersionRow.stream) == source.stream,
-    )
-
-
 def _set(row: SourceRow, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         setattr(row, name, value)
@@ -511,8 +282,3 @@ def _set(row: SourceRow, values: Mapping[str, Any]) -> None:
 def _source(row: SourceRow, owner: str) -> SourceRecord:
     given = read_fields(SourceRecord, row, but={"owner", "spec"})
     return SourceRecord(**given, owner=owner, spec=decode(SourceSpec, row.spec))
-
-
-def _version(row: SourceVersionRow) -> VersionRecord:
-    given = read_fields(VersionRecord, row, but={"version", "state"})
-    return VersionRecord(**given, version=decode(FoundVersion, row.version), state=VersionState(row.state))

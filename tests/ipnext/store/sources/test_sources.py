@@ -7,7 +7,7 @@ import pytest
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import FoundVersion, Listing, Reach, VersionState
-from ipnext.store.sources import sources as module
+from ipnext.store.sources import versions as module
 from ipnext.store.sources.sources import WatchedSource
 
 
