@@ -8,10 +8,11 @@ from contextlib import suppress
 
 import structlog
 
-from ipnext.errors import InvalidInput, NotFound, Unavailable
+from ipnext.errors import InvalidInput, Unavailable
 from ipnext.infra.agent.desired_state import DesiredState, longest_drain
 from ipnext.infra.agent.peers import PeersFile
 from ipnext.infra.agent.prefetch import PrefetchQueue
+from ipnext.infra.agent.replica_timings import ReplicaTimings
 from ipnext.infra.agent.shared_write import SharedWrite
 from ipnext.infra.agent.snapshot_cache import SnapshotCache, remove
 from ipnext.infra.assignment import assign_processes, host_holds, replica_sets
@@ -25,7 +26,6 @@ from ipnext.infra.host.log_retention import LogLimits, LogRetention
 from ipnext.infra.host.logs import read_logs
 from ipnext.infra.host.region_parts import RegionParts
 from ipnext.infra.host.replica import Adopted, HostReplica
-from ipnext.infra.host.replica_timing import time_replicas
 from ipnext.infra.process.notes import HostNote
 from ipnext.infra.process.notes import find_notes as found_processes
 from ipnext.infra.route_rules import check_destinations, check_revision
@@ -43,7 +43,7 @@ from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.route_table import RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.deployment.traffic import GenerationTraffic
-from ipnext.model.gate.live import RoundTimes, TimedReplica, TimingRound
+from ipnext.model.gate.live import RoundTimes, TimingRound
 from ipnext.model.gate.shadow import ShadowComparison
 from ipnext.revision import Revision
 
@@ -58,7 +58,7 @@ class Region:
         self._peers = peers
         self._wanted = DesiredState(site.directory / "wanted")
         self._access = AccessFile(site.directory / "wanted" / "access.json", site.access_file, region=site.region)
-        self._control = control = Control(site.session, probe_seconds=site.settings.probe_seconds)
+        control = Control(site.session, probe_seconds=site.settings.probe_seconds)
         self._changes = Revision()
         self._router = RouterProcess(
             site,
@@ -73,6 +73,7 @@ class Region:
         self._tables = SharedWrite(self._publish_table, self._router.confirm)
         self._gateway = SharedWrite(self._publish_gateway, self._envoy.confirm)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
+        self._timings = ReplicaTimings(control, self._replicas)
         self._room = HostRoom(site.region, site.settings.max_hosts or most_hosts())
         self._lives: set[asyncio.Task[None]] = set()
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
@@ -82,8 +83,6 @@ class Region:
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._forgetting = DelayedRemoval(site.settings.settle_seconds, self._forget_later)
         self._prefetching = PrefetchQueue(site)
-        self._timed: set[str] = set()
-        """Models whose replicas are being timed."""
         self._cache = SnapshotCache(site.cache, keep_seconds=site.settings.cache_keep_seconds)
         self._logs = LogRetention(site.logs, LogLimits.of(site.settings))
         self._watch: asyncio.Task[None] | None = None
@@ -301,37 +300,8 @@ class Region:
         return await asyncio.to_thread(read_logs, self._site.logs, query, region=region, running=running)
 
     async def time_replicas(self, asked: TimingRound) -> RoundTimes:
-        """Send two replicas requests in turns, and return their times.
-
-        NotFound if one of them is not ready; Unavailable while the model is timed already, so that calls do not add up.
-        """
-        if asked.model in self._timed:
-            msg = f"replicas of {asked.model} are being timed; try again"
-            raise Unavailable(msg)
-        urls = {each: self._timed_url(asked, each) for each in (asked.new, asked.serving)}
-
-        async def send(replica: TimedReplica, body: str, seconds: float) -> None:
-            url = urls[replica]
-            await self._control.infer(url, asked.model, asked.part, replica.generation, body, seconds=seconds)
-
-        self._timed.add(asked.model)
-        try:
-            return await time_replicas(asked, send)
-        finally:
-            self._timed.discard(asked.model)
-
-    def _timed_url(self, asked: TimingRound, wanted: TimedReplica) -> str:
-        own = (
-            r
-            for key, held in self._replicas.items()
-            if (key.model, key.part) == (asked.model, asked.part)
-            for r in held
-        )
-        for replica in own:
-            if replica.name == wanted.id and wanted.generation in replica.ready:
-                return replica.url
-        msg = f"no replica {wanted.id!r} of {asked.model}/{asked.part} is ready for generation {wanted.generation}"
-        raise NotFound(msg)
+        """Send two replicas requests in turns, and return their times. Raises NotFound, Unavailable."""
+        return await self._timings.run(asked)
 
     async def _serve(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
         if served:
