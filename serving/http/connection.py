@@ -5,7 +5,6 @@ about as long as a small model (docs/decisions/0009). A connection may switch to
 """
 
 import asyncio
-import http
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +21,7 @@ from serving.http.dialects import V2, DialectOf, always_v2
 from serving.http.limits import BodyBudget, HttpLimits, OpenConnections, RequestPace
 from serving.http.listeners import SocketGuard
 from serving.http.messages import Answer, BodySource, Handler, Request, Response, StreamedAnswer
+from serving.http.response_head import format_head, format_stream_head, format_whole
 
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; beyond that the server stops reading from it."""
@@ -38,8 +38,6 @@ _JOINED_BYTES: Final = 64 * 2**10
 
 Upgrade = Callable[[asyncio.Transport, bytes], None]
 """Takes over a connection: its transport, and the bytes after the request."""
-
-_REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -400,7 +398,9 @@ class HttpProtocol(asyncio.Protocol):
         sized = "content-length" in answer.headers
         chunked = not sized and self._parser.get_http_version() != "1.0"
         whole_keep = keep and (sized or chunked)
-        body = BodyWriter(transport, _stream_head(answer, chunked=chunked, keep=whole_keep), done, chunked=chunked)
+        body = BodyWriter(
+            transport, format_stream_head(answer, chunked=chunked, keep=whole_keep), done, chunked=chunked
+        )
         self._running, self._flow = done, answer.flow
 
         def on_end(done: asyncio.Future[bool]) -> None:
@@ -430,7 +430,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._release_body(request)
         body = b"" if request.method == "HEAD" else response.body
-        head = _head(response, len(response.body), keep=keep)
+        head = format_head(response, len(response.body), keep=keep)
         if len(body) < _JOINED_BYTES:
             transport.write(b"".join((head, body)))
         else:
@@ -458,7 +458,7 @@ class HttpProtocol(asyncio.Protocol):
         """
         transport = self._transport
         if transport is not None:
-            transport.write(_whole(self._dialect.error(error), keep=False))
+            transport.write(format_whole(self._dialect.error(error), keep=False))
             transport.write_eof()
             asyncio.get_running_loop().call_later(self._limits.linger_seconds, transport.close)
 
@@ -484,25 +484,6 @@ class HttpProtocol(asyncio.Protocol):
 def _too_large(limit: int, size: str) -> TooLarge:
     msg = f"the body must have at most {limit} bytes, got {size}; send less in one request"
     return TooLarge(msg, field="body")
-
-
-def _head(response: Response, size: int, *, keep: bool) -> bytes:
-    return _head_with(response, f"content-length: {size}\r\n", keep=keep)
-
-
-def _stream_head(answer: StreamedAnswer, *, chunked: bool, keep: bool) -> bytes:
-    return _head_with(answer, "transfer-encoding: chunked\r\n" if chunked else "", keep=keep)
-
-
-def _head_with(response: Answer, length: str, *, keep: bool) -> bytes:
-    lines = [f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}\r\n{length}"]
-    lines += [f"{key}: {value}\r\n" for key, value in response.headers.items()]
-    lines.append("\r\n" if keep else "connection: close\r\n\r\n")
-    return "".join(lines).encode("latin-1", "replace")
-
-
-def _whole(response: Response, *, keep: bool) -> bytes:
-    return b"".join((_head(response, len(response.body), keep=keep), response.body))
 
 
 def http_factory(  # noqa: PLR0913 - what a server gives to its connections
