@@ -40,8 +40,8 @@ IN_ONE_PROCESS = (
         "genai/engine/test_allowances_vllm.py",
     ),
     (
-        *("genai/engine/test_vllm.py", "genai/engine/test_disaggregated_vllm.py"),
-        "serving/openai/test_clients_openai.py",
+        *("genai/engine/test_vllm.py", "serving/openai/test_clients_openai.py"),
+        "genai/engine/test_disaggregated_vllm.py",
     ),
     (
         *("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),

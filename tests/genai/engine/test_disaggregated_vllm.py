@@ -15,6 +15,7 @@ from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.disaggregated import handoff_graph
 from ipnext.model.settings.kv_transfer import Handoff
 from tests.genai.support.hosts import MODEL, Yard, complete
+from tests.genai.support.plain_engine import plain_engine
 from tests.processes import command_line, gone
 from tests.serving.openai.conftest import running_edge
 from tests.waiting import until
@@ -41,14 +42,14 @@ def host(tmp_path_factory, tiny, vllm, vllm_cache):
 
 
 @pytest.fixture(scope="module")
-def alone(host, tiny):
+def alone(lasting, plain_vllm, vllm_cache, tmp_path_factory):
     """Prompt -> what one engine answers that knows nothing of another. It has ended."""
-    host.hold(tiny.hold(1, settings=SETTINGS))
-    url = host.ready(seconds=START_SECONDS).ready[0].url
-    texts = {prompt: complete(url, prompt=prompt, **BODY).json()["choices"][0]["text"] for prompt in PROMPTS.values()}
-    engines = host.engines()
-    host.hold(drain_seconds=0)
-    until(lambda: gone(engines))
+    root = tmp_path_factory.mktemp("plain")
+    engine = lasting.get("plain engine", lambda: plain_engine(plain_vllm, root, vllm_cache))
+    given = {"model": engine.answers_as, **BODY}
+    answers = {prompt: complete(engine.url, prompt=prompt, **given).json() for prompt in PROMPTS.values()}
+    lasting.close()
+    texts = {prompt: answer["choices"][0]["text"] for prompt, answer in answers.items()}
     assert len(set(texts.values())) == len(texts)
     return texts
 

@@ -46,7 +46,7 @@ class Bed:
         return {(p.pid, p.create_time()) for p in found}
 
 
-@pytest.fixture(scope="module", params=["mock", pytest.param("vllm", marks=pytest.mark.genai)])
+@pytest.fixture(scope="module", params=[pytest.param("vllm", marks=pytest.mark.genai), "mock"])
 def bed(request, tmp_path_factory, platforms):
     running = request.getfixturevalue(f"{request.param}_platform")
     if request.param == "vllm":

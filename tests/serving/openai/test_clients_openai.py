@@ -10,8 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.genai.support.hosts import Shelf, Yard
-from tests.genai.support.tiny_models import write_tiny_llama
+from tests.genai.support.plain_engine import plain_engine
 from tests.waiting import eventually, until
 
 from .conftest import mock_engine, router_process
@@ -21,23 +20,13 @@ MESSAGES = [{"role": "user", "content": "say something"}]
 
 MOCK = pytest.param("mock", marks=pytest.mark.integration)
 VLLM = pytest.param("vllm", marks=[pytest.mark.genai, pytest.mark.timeout(1500)])
-START_SECONDS = 900
-"""A busy machine; on a quiet one half a minute."""
-SETTINGS = {"maxModelLen": 2048, "maxNumSeqs": 16, "kvCacheGib": 0.1, "enforceEager": True, "dtype": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
-def real_engine(plain_vllm, vllm_cache, tmp_path_factory):
-    """What a host says of an engine that it started, in fresh interpreters as users' engines are."""
-    shelf = Shelf(tmp_path_factory.mktemp("real"))
-    shelf.publish(1, write_tiny_llama(shelf.root / "llama", seed=1))
-    yard = Yard(shelf.root, shelf.store)
-    shared = {"IPNEXT_VLLM_PYTHON": plain_vllm, "VLLM_CACHE_ROOT": str(vllm_cache)}
-    host = yard.start("real", f"--writable={vllm_cache}", **shared)
-    host.hold(shelf.hold(1, model="llm", settings=SETTINGS | {"startSeconds": START_SECONDS}))
-    (held,) = host.ready(seconds=START_SECONDS).ready
-    yield held.url, held.answers_as
-    yard.close()
+def real_engine(lasting, plain_vllm, vllm_cache, tmp_path_factory):
+    """URL of an engine of a host, and the name it answers by."""
+    held = lasting.get("plain engine", lambda: plain_engine(plain_vllm, tmp_path_factory.mktemp("plain"), vllm_cache))
+    return held.url, held.answers_as
 
 
 @pytest.fixture(scope="module")
