@@ -1,6 +1,7 @@
-"""Hosts and routers of tests as forks of one process that has imported them, as an agent starts them.
+"""Hosts, routers and workers of tests as forks of one process that has imported them, as an agent starts its own.
 
-An interpreter of its own takes five seconds of processor time for each host before it has loaded anything.
+An interpreter of its own takes five seconds of processor time for each host before it has loaded anything, and three
+for each worker.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,7 @@ from ipnext.infra.process.parent_death import tether
 
 MODULES = ("serving.host", "serving.router")
 MESSAGE_BYTES = 2**16
+WITH_ENVIRONMENT = "tests.with_environment"
 OF_THE_TEST = "PYTEST_CURRENT_TEST"
 """A variable that is another one in each test, and that no program reads."""
 
@@ -61,7 +64,8 @@ class Fork:
 class ForkServer:
     """Starts with the first program that it can fork. Its environment is that of this moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = MODULES) -> None:
+        self._modules = modules
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._environment: Mapping[str, str] = {}
@@ -70,11 +74,30 @@ class ForkServer:
     def spawn(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Any:
         """A fork if the command is one of a module in the server's environment, else an interpreter of its own."""
         match list(command):
-            case [sys.executable, "-m", module, *arguments] if module in MODULES:
+            case [sys.executable, "-m", module, *arguments] if module in self._modules:
                 server = self._server(environment)
                 if _lasting(environment) == self._environment:
                     return self._fork(server, module, arguments, log)
         return start_interpreter(command, environment, log)
+
+    def spawn_in(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        log: IO[bytes],
+        *,
+        files: int | None = None,
+    ) -> Fork:
+        """A fork that has this environment, whatever the server's is: of a program that reads none as it is imported.
+
+        `files`: how many it may open.
+        """
+        with tempfile.NamedTemporaryFile("w", delete=False) as noted:
+            json.dump({"environment": dict(environment), "files": files}, noted)
+        server = self._server(os.environ)
+        command = [sys.executable, "-m", module, *arguments]
+        return self._fork(server, WITH_ENVIRONMENT, [noted.name, module, *arguments], log, shown=command)
 
     def close(self) -> None:
         """End the server; its forks have ended."""
@@ -88,7 +111,8 @@ class ForkServer:
             self._environment = _lasting(environment)
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
-                command = [sys.executable, "-m", "ipnext.infra.process.fork_server_process", *MODULES]
+                command = [sys.executable, "-m", "ipnext.infra.process.fork_server_process", WITH_ENVIRONMENT]
+                command += self._modules
                 room = {"IPNEXT_COMMAND_LINE_ROOM": " " * 4096}  # forks write their command lines over it
                 self._process = subprocess.Popen(
                     command,
@@ -100,8 +124,16 @@ class ForkServer:
             assert json.loads(self._socket.recv(MESSAGE_BYTES)) == {"ready": True}
         return self._socket
 
-    def _fork(self, server: socket.socket, module: str, arguments: Sequence[str], log: IO[bytes]) -> Fork:
-        command = [sys.executable, "-m", module, *arguments]
+    def _fork(
+        self,
+        server: socket.socket,
+        module: str,
+        arguments: Sequence[str],
+        log: IO[bytes],
+        *,
+        shown: Sequence[str] | None = None,
+    ) -> Fork:
+        command = shown or [sys.executable, "-m", module, *arguments]
         self._number += 1
         asked = {"id": self._number, "module": module, "arguments": arguments, "command": " ".join(command)}
         _reap_orphans(True)  # the fork becomes a child of this process
@@ -110,6 +142,7 @@ class ForkServer:
             told = json.loads(server.recv(MESSAGE_BYTES))
         finally:
             _reap_orphans(False)
+        assert "pid" in told, told
         return Fork(told["pid"], command)
 
 

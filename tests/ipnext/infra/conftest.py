@@ -22,6 +22,7 @@ from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, Dep
 from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
+from tests.forked_programs import ForkServer
 from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = Path(__file__).parent
@@ -44,6 +45,9 @@ STAND_INS = {
 
 OPEN = {"IPNEXT_COMPONENT_AUTHENTICATION": "none"}
 """What certificates do has tests of its own (test_agent_certificates.py)."""
+AGENT = "ipnext.infra.agent"
+FORKS = ForkServer((AGENT,))
+"""Of the agents with stand-ins: an interpreter of its own takes a third of the processor time of such an agent."""
 PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "60" for name in ("UNANSWERED", "GATEWAY_HUNG", "CONFIRM")}
 """A process that gets no processor for a while is not taken for one that hangs."""
 
@@ -118,6 +122,7 @@ class RunningAgent:
         launcher=(),
     ):
         self.launcher = launcher
+        self.forked = not (real or launcher)
         self.region = region
         self.state = directory / region
         self.state.mkdir(parents=True, exist_ok=True)
@@ -143,25 +148,20 @@ class RunningAgent:
 
     def launch(self):
         """Start it; return once it answers."""
-        command = [
-            *self.launcher,
-            sys.executable,
-            "-m",
-            "ipnext.infra.agent",
-            "--region",
-            self.region,
-            "--state",
-            str(self.state),
-        ]
-        command += ["--port", str(self.port), "--gateway-port", "0", "--artifacts", self.artifacts]
+        given = ["--region", self.region, "--state", str(self.state), "--port", str(self.port)]
+        given += ["--gateway-port", "0", "--artifacts", self.artifacts]
         if self.peer_port:
-            command += ["--peer-port", str(self.peer_port)]
+            given += ["--peer-port", str(self.peer_port)]
         if self.peers:
-            command += ["--peers", str(self.peers)]
+            given += ["--peers", str(self.peers)]
         if self.owner:
-            command += ["--owner", str(self.owner)]
+            given += ["--owner", str(self.owner)]
         with (self.state / "agent.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+            if self.forked:
+                self.process = FORKS.spawn_in(AGENT, given, self.environment, log)
+            else:
+                command = [*self.launcher, sys.executable, "-m", AGENT, *given]
+                self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         until(self.reachable, why=lambda: f"agent {self.region} answers")
 
     def reachable(self):
@@ -307,6 +307,13 @@ class Load:
                 if answer.status_code != 200:
                     self.bad.append(answer.text)
                 self._ended.wait(PAUSE_SECONDS)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _agents_forked():
+    """Ends the process that agents are forks of, if there was one."""
+    yield
+    FORKS.close()
 
 
 @pytest.fixture(scope="session")

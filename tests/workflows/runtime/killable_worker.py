@@ -2,12 +2,14 @@
 
 With a build id it writes `ready ID`.
 
-    python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS
+    python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS [FAULT FILE]
+
+It kills itself once at FAULT, which FILE notes down: see `workflows.runtime.fault_injection`.
 """
 
 import asyncio
-import os
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from multiprocessing.managers import BaseManager
 from pathlib import Path
@@ -21,7 +23,7 @@ from ipnext.platform.builds import make_first_current
 from ipnext.store.store import Store
 from ipnext.temporal import connect
 from workflows.policies import BUILD_ID
-from workflows.runtime.fault_injection import FaultInjector, fault_of
+from workflows.runtime.fault_injection import ONCE_VARIABLE, VARIABLE, FaultInjector, fault_of
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 
@@ -29,14 +31,14 @@ class Remote(BaseManager):
     """The other end of the test's socket."""
 
 
-async def main(root: Path, socket: str, address: str) -> None:
+async def serve(root: Path, socket: str, address: str, *faults: str) -> None:
     Remote.register("infrastructure")
     remote = Remote(address=socket, authkey=b"test")
     remote.connect()
     store = Store.open(f"sqlite:///{root}/ipnext.db")
     store.migrate()
     client = await connect(address=address, timing=read_devfile().timing)
-    fault = fault_of(os.environ)
+    fault = fault_of(dict(zip((VARIABLE, ONCE_VARIABLE), faults, strict=False)))
     interceptors = [FaultInjector(fault)] if fault else []
     engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), remote.infrastructure(), engine)
@@ -60,9 +62,15 @@ async def main(root: Path, socket: str, address: str) -> None:
         await asyncio.Event().wait()
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """Run a worker until it is killed."""
+    root, *others = arguments
     try:
-        asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
+        asyncio.run(serve(Path(root), *others))
     except IPnextError as error:
         print(error.message, flush=True)  # noqa: T201 - the test reads it
         sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -2,10 +2,9 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 import typing
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,15 +14,16 @@ from temporalio import activity
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
-from ipnext.infra.process.parent_death import tether
 from ipnext.model.gate.live import ROUNDS
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.regions.drain import DrainState
 from ipnext.model.lifecycle.replans.replan import ReplanState
 from ipnext.temporal import signal_drain, wake_replan
 from tests.fleets import two_regions
+from tests.forked_programs import Fork, ForkServer
 from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
+WORKER = "tests.workflows.runtime.killable_worker"
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
 
 
@@ -79,25 +79,25 @@ async def test_every_activity_may_be_done_twice(house, kit, model, client, carri
     }
 
 
-@pytest.fixture
-def worker_process(house, served_infrastructure, temporal_address, tmp_path):
-    """Start a worker process with a fault; it is ended with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-    program = Path(__file__).parent / "killable_worker.py"
+@pytest.fixture(scope="module")
+def forks(subprocesses) -> Iterator[ForkServer]:
+    """The process that has imported what a worker needs."""
+    server = ForkServer((WORKER,))
+    yield server
+    server.close()
 
-    def start(fault: str | None = None) -> subprocess.Popen[bytes]:
-        environment = {"IPNEXT_FAULT": fault, "IPNEXT_FAULT_ONCE": str(tmp_path / fault)} if fault else {}
-        command = [sys.executable, str(program), str(house.root), served_infrastructure, temporal_address]
+
+@pytest.fixture
+def worker_process(house, served_infrastructure, temporal_address, tmp_path, forks):
+    """Start a worker process with a fault; it is ended with the test."""
+    started: list[Fork] = []
+
+    def start(fault: str | None = None) -> Fork:
+        faults = (fault, str(tmp_path / fault)) if fault else ()
+        command = [sys.executable, "-m", WORKER, str(house.root), served_infrastructure, temporal_address, *faults]
         with (tmp_path / "workers.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, **environment},
-                stdout=log,
-                stderr=log,
-                preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
-            )
-        started.append(process)
-        return process
+            started.append(forks.spawn(command, os.environ, log))
+        return started[-1]
 
     yield start
     for process in started:

@@ -1,10 +1,7 @@
 """Connections of the API: clients without a credential that keep them don't lock the others out."""
 
-import shlex
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from urllib.parse import urlsplit
@@ -20,6 +17,7 @@ from ipnext.model.access.rights import Role
 from ipnext.model.fleet import FleetManifest
 from ipnext.network.connections import ConnectionLimits, room_for_connections, source_of
 from ipnext.settings import PlatformSettings
+from tests.forked_programs import ForkServer
 from tests.ipnext.api.test_process import environment
 from tests.ipnext.conftest import open_rooms
 from tests.ipnext.infra.envoy.test_public_listener import write_pair
@@ -31,6 +29,16 @@ HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
 STRANGER = "127.0.0.2"
 """Another loopback address: another source than that of the client who shall be served."""
 FILES = 300
+API = "ipnext.api"
+FORKS = ForkServer((API,))
+"""Of the APIs: an interpreter of its own takes three seconds of processor time."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked():
+    """Ends the process that they are forks of."""
+    yield
+    FORKS.close()
 
 
 @contextmanager
@@ -39,9 +47,8 @@ def api(directory, **settings):
     env = environment(directory, **settings)
     scheme = "https" if "IPNEXT_API_TLS_KEY_FILE" in settings else "http"
     url = f"{scheme}://127.0.0.1:{env['IPNEXT_API_PORT']}"
-    command = f"ulimit -n {FILES}; exec {shlex.quote(sys.executable)} -m ipnext.api"
     with (directory / "api.log").open("wb") as log:
-        process = subprocess.Popen(["sh", "-c", command], env=env, stdout=log, stderr=log)
+        process = FORKS.spawn_in(API, (), env, log, files=FILES)
     try:
 
         def answers():
@@ -107,7 +114,7 @@ def usual_rooms(tmp_path_factory, migrated, room_settings):
 
 @pytest.fixture(scope="module")
 def usual(usual_rooms, platforms):
-    """The address of an API with the usual limits: its interpreter takes three seconds of processor time."""
+    """The address of an API with the usual limits."""
     with api(usual_rooms.directory) as url:
         yield url
 
