@@ -5,9 +5,9 @@ Nothing that was acknowledged is lost before it, and nothing is overwritten by i
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
+import uuid
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -16,14 +16,17 @@ from temporalio import workflow
 from temporalio.client import ScheduleIntervalSpec, ScheduleUpdate
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
+from typer.testing import CliRunner
 
 from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.api.workflow_engine.outbox import Outbox
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
+from ipnext.cli import app
 from ipnext.devfile import TemporalServer, read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, EngineRefused, NotFound, Unavailable
 from ipnext.infra.process.parent_death import tether
+from ipnext.infra.process.ports import free_port
 from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.platform import builds as versions
 from ipnext.platform.checks import check
@@ -41,22 +44,29 @@ from ipnext.temporal import connect, reachable
 from tests.waiting import PATIENCE_SECONDS, eventually, until
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, queue_groups, worker_of
 
-NAMESPACE = "bare"
+
+@pytest.fixture(scope="module")
+def server(subprocesses, listeners, tmp_path_factory):
+    """The address of a Temporal for all of these tests."""
+    wanted = TemporalServer(port=free_port())
+    command = server_command(wanted, binary=temporal_binary(), state=tmp_path_factory.mktemp("bare"))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
+    yield f"127.0.0.1:{wanted.port}"
+    process.terminate()
+    process.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture
-def bare(subprocesses, listeners, tmp_path, free_port, monkeypatch):
-    """A Temporal that knows nothing of IPnext: no namespace of ours, no search attribute, no schedule."""
-    server = TemporalServer(port=free_port)
-    command = server_command(server, binary=temporal_binary(), state=tmp_path)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
-    monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{free_port}")
-    monkeypatch.setenv("TEMPORAL_NAMESPACE", NAMESPACE)
+def bare(server, monkeypatch):
+    """The name of a namespace that is not there.
 
+    Temporal knows nothing else of IPnext either: namespaces share no search attribute, schedule or worker.
+    """
+    namespace = f"bare-{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv("TEMPORAL_ADDRESS", server)
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", namespace)
     until(lambda: asyncio.run(reached()))
-    yield f"127.0.0.1:{free_port}"
-    process.terminate()
-    process.wait(PATIENCE_SECONDS)
+    return namespace
 
 
 async def reached() -> bool:
@@ -127,7 +137,7 @@ async def test_check_names_what_is_missing_and_setup_makes_it_once(bare, setting
     assert before["namespace"] == "missing"
 
     done = await setup(settings, retention=timedelta(days=3))
-    assert f"namespace {NAMESPACE} created" in done
+    assert f"namespace {bare} created" in done
     again = await setup(settings)
     assert again == ["database migrated"], "nothing is made twice"
 
@@ -152,26 +162,23 @@ async def test_check_names_what_is_missing_and_setup_makes_it_once(bare, setting
         await again_until(complete, NotFound)
 
 
-async def test_the_command_line_prints_each_item_and_fails_while_one_is_missing(bare, settings, tmp_path):
-    environment = {
-        **os.environ,
-        "IPNEXT_DATABASE_URL": settings.database_url,
-        "IPNEXT_ARTIFACTS_URI": settings.artifacts_uri,
-    }
+async def test_the_command_line_prints_each_item_and_fails_while_one_is_missing(bare, settings, monkeypatch):
+    """The first run is a process, as users have it; the others are runs of the same program without its imports."""
+    monkeypatch.setenv("IPNEXT_DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("IPNEXT_ARTIFACTS_URI", settings.artifacts_uri)
 
     async def run(*words):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "ipnext.cli", "platform", *words),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        out, err = await process.communicate()
-        return process.returncode, out.decode(), err.decode()
+        told = await asyncio.to_thread(CliRunner().invoke, app, ["platform", *words])
+        return told.exit_code, told.stdout, told.stderr
 
-    status, out, err = await run("check", "--json")
-    assert status == 1, err
-    assert {"item": "namespace", "state": "missing", "detail": NAMESPACE, "remedy": "run `ipnext platform setup`"} in (
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ipnext.cli", "platform", "check", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 1, err
+    assert {"item": "namespace", "state": "missing", "detail": bare, "remedy": "run `ipnext platform setup`"} in (
         json.loads(out)
     )
     status, _, err = await run("setup")
@@ -354,9 +361,9 @@ async def test_the_first_build_is_current_by_itself_and_the_next_one_by_a_comman
 async def test_builds_of_a_namespace_that_does_not_exist_are_refused_by_its_name(bare):
     client = await connect()
 
-    with pytest.raises(NotFound, match=f"no namespace '{NAMESPACE}'.*`ipnext platform setup`"):
+    with pytest.raises(NotFound, match=f"no namespace '{bare}'.*`ipnext platform setup`"):
         await versions.builds(client)
-    with pytest.raises(NotFound, match=f"no namespace '{NAMESPACE}'"):
+    with pytest.raises(NotFound, match=f"no namespace '{bare}'"):
         await versions.promote(client, "1")
 
 
