@@ -437,6 +437,19 @@ SEEN_BY = {
     takeover_off: 200,
     reconciler_off: 122,
     repair_goes_by_what_waits: 43,
+    rounding_down: 29,
+    dead_region_counts: 50,
+    other_models_ignored: 52,
+    gate_ignored: 85,
+    wait_without_deadline: 56,
+    gateways_follow_by_their_names: 52,
+    processes_go_over_one_by_one: 47,
+    rebuild_off: 29,
+    resubmission_off: 39,
+    withdrawal_off: 94,
+    parts_are_not_kept: 22,
+    parts_end_with_their_manifest: 15,
+    rollbacks_are_not_placed: 75,
 }
 """The first history of those that few see. The search begins there and goes on behind the last one with the first."""
 
