@@ -49,6 +49,8 @@ from workflows.worker import (
 
 POLL_SECONDS = 0.05
 """Each look at the store costs the processor that the workers need."""
+PAUSE_SECONDS = 0.05
+"""Of activities between two looks at a region that does not answer."""
 YIELD_SECONDS = 60
 """How long the thread of a workflow may run on."""
 
@@ -241,7 +243,7 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
             house.artifacts,
             house.infrastructure,
             engine,
-            pause=lambda _: time.sleep(0.01),
+            pause=lambda _: time.sleep(PAUSE_SECONDS),
             cutter=house.cutter,
             deriver=house.deriver,
             solver=solver,
