@@ -7,7 +7,7 @@ benchmarks/.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 PATIENCE_SECONDS = 180.0
@@ -46,6 +46,21 @@ async def eventually(
     """The same; the event loop goes on meanwhile."""
     begun = time.monotonic()
     while not (value := found()):
+        pause = _pause(begun, every_seconds, seconds, why)
+        await asyncio.sleep(pause)
+    return value
+
+
+async def until_told(
+    ask: Callable[[], Awaitable[Any]],
+    *,
+    why: Callable[[], object] = lambda: "",
+    every_seconds: float = 0.05,
+    seconds: float = PATIENCE_SECONDS,
+) -> Any:
+    """The first truthy answer of `ask`, such as that of a query of a workflow, which tells nothing by itself."""
+    begun = time.monotonic()
+    while not (value := await ask()):
         pause = _pause(begun, every_seconds, seconds, why)
         await asyncio.sleep(pause)
     return value
