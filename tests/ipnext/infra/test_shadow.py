@@ -19,7 +19,6 @@ GRAPH = PartGraph(
     nodes=(GraphNode(name="dense", part="dense", inputs={"x": "request.x"}),), outputs={"score": "dense.output"}
 )
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]}
-KEY = DeploymentKey(model="click", part="dense", region="eu", hardware="cpu")
 
 
 class Times(nn.Module):
@@ -51,71 +50,90 @@ def served(generation):
     return ServedGeneration(generation=generation, graph=GRAPH, snapshots={"dense": generation})
 
 
-def table(revision, answering, *generations, shadow=None):
-    return RouteTable(
-        model="click",
-        region="eu",
-        revision=revision,
-        shares=(RouteShare(to="eu", generation=answering, fraction=1.0),),
-        served=tuple(map(served, generations)),
-        shadow=shadow,
-    )
+class Shadowed:
+    """A model that answers as generation 1, with generation 2 as its shadow."""
+
+    def __init__(self, agent, model, holds):
+        self.agent, self.model = agent, model
+        key = DeploymentKey(model=model, part="dense", region="eu", hardware="cpu")
+        agent.infra.apply(Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=holds))
+        for generation in (1, 2):
+            agent.await_ready(key, generation)
+        self.route(1, 1, 1, shadow=Shadow(served=served(2), share=1.0, seed=3))
+
+    @property
+    def shadows(self):
+        return self.agent.infra.observe("eu", [self.model]).shadows
+
+    def route(self, revision, answering, *generations, shadow=None):
+        shares = (RouteShare(to="eu", generation=answering, fraction=1.0),)
+        known = tuple(map(served, generations))
+        self.agent.infra.route(
+            RouteTable(model=self.model, region="eu", revision=revision, shares=shares, served=known, shadow=shadow)
+        )
+
+    def ask(self, **headers):
+        path = f"{self.agent.gateway}/v2/models/{self.model}/infer"
+        return self.agent.client.post(path, json=BODY, headers=headers)
+
+    def compared(self, count):
+        """Ask until so many more answers were compared; the comparison."""
+        answer = self.ask()
+        assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, [2.0, 4.0, 6.0])
+
+        def find():
+            [found] = self.shadows
+            return found if found.compared >= count and not found.under_way else None
+
+        return until(find, why=lambda: f"{count} are compared: {self.shadows}")
+
+
+@pytest.fixture(scope="module")
+def agent(running_agent, store, tmp_path_factory):
+    uri, _ = store
+    found = running_agent("eu", tmp_path_factory.mktemp("region"), artifacts=uri, real=True)
+    try:
+        yield found.start()
+    finally:
+        found.close()
 
 
 @pytest.fixture
-def agent(new_agent, store):
-    uri, holds = store
-    found = new_agent("eu", artifacts=uri, real=True).start()
-    found.infra.apply(Deployment(key=KEY, replicas=1, engine="torch", units=1, qps=100, holds=holds))
-    for generation in (1, 2):
-        found.await_ready(KEY, generation)
-    found.infra.route(table(1, 1, 1, shadow=Shadow(served=served(2), share=1.0, seed=3)))
-    return found
+def shadowed(agent, store):
+    """Makes a model of the agent's; each test has its own."""
+    _, holds = store
+    return lambda model: Shadowed(agent, model, holds)
 
 
-def ask(agent, **headers):
-    return agent.client.post(f"{agent.gateway}/v2/models/click/infer", json=BODY, headers=headers)
-
-
-def compared(agent, count):
-    """Ask until so many more answers were compared; the comparison."""
-    answer = ask(agent)
-    assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, [2.0, 4.0, 6.0])
-
-    def find():
-        [found] = agent.infra.observe("eu", ["click"]).shadows
-        return found if found.compared >= count and not found.under_way else None
-
-    return until(find, why=lambda: f"{count} are compared: {agent.infra.observe('eu').shadows}")
-
-
-def test_a_shadow_is_reported_and_outlives_its_agent_and_its_router(agent):
-    found = compared(agent, 1)
+def test_a_shadow_is_reported_and_outlives_its_agent_and_its_router(agent, shadowed):
+    click = shadowed("click")
+    found = click.compared(1)
     assert (found.key, found.chosen, found.failures) == (("click", 2, 3), 1, {})
     assert sum(found.outputs["score"].absolute.values()) == 1
     state = agent.infra.observe("eu")
     assert state.only({"other"}).shadows == ()
-    assert [(count.generation, count.requests) for count in state.traffic] == [(1, 1)]
-    assert ask(agent, **{"x-ipnext-generation": "2"}).status_code == 404
+    assert [(count.generation, count.requests) for count in state.only({"click"}).traffic] == [(1, 1)]
+    assert click.ask(**{"x-ipnext-generation": "2"}).status_code == 404
 
     router = agent.child("serving.router")
     agent.kill()
     agent.launch()
-    assert compared(agent, 2).chosen == 2, "the router goes on, and its counts with it"
+    assert click.compared(2).chosen == 2, "the router goes on, and its counts with it"
     assert agent.child("serving.router").pid == router.pid
 
     router.send_signal(signal.SIGTERM)
     until(lambda: not router.is_running(), why=lambda: "another router has taken over")
-    assert compared(agent, 1).chosen == 1, "the next router follows the same table, and its counts start from zero"
+    assert click.compared(1).chosen == 1, "the next router follows the same table, and its counts start from zero"
 
 
-def test_a_shadow_that_is_promoted_answers_clients_and_is_no_shadow_any_more(agent):
-    compared(agent, 1)
-    agent.infra.route(table(2, 2, 1, 2))
-    assert ask(agent).json()["outputs"][0]["data"] == [3.0, 6.0, 9.0]
-    assert agent.infra.observe("eu").shadows == ()
-    agent.infra.route(table(3, 2, 2, shadow=Shadow(served=served(1), share=1.0)))
-    until(lambda: ask(agent) and agent.infra.observe("eu").shadows, why=lambda: "the former one is the shadow")
-    assert ask(agent, **{"x-ipnext-generation": "1"}).status_code == 404
-    agent.infra.route(table(4, 2, 2))
-    assert agent.infra.observe("eu").shadows == ()
+def test_a_shadow_that_is_promoted_answers_clients_and_is_no_shadow_any_more(shadowed):
+    model = shadowed("promoted")
+    model.compared(1)
+    model.route(2, 2, 1, 2)
+    assert model.ask().json()["outputs"][0]["data"] == [3.0, 6.0, 9.0]
+    assert model.shadows == ()
+    model.route(3, 2, 2, shadow=Shadow(served=served(1), share=1.0))
+    until(lambda: model.ask() and model.shadows, why=lambda: "the former one is the shadow")
+    assert model.ask(**{"x-ipnext-generation": "1"}).status_code == 404
+    model.route(4, 2, 2)
+    assert model.shadows == ()
