@@ -145,11 +145,11 @@ def test_a_second_generation_takes_over_from_the_first(region, publish):
 
 
 class Slow(nn.Module):
-    """As `Scale`, with so much arithmetic that a pass takes longer than any noise of the machine."""
+    """As `Scale`, with arithmetic that takes several times as long as all else of a request."""
 
     def __init__(self):
         super().__init__()
-        self.heavy = nn.Parameter(torch.full((1500, 1500), 1e-9))
+        self.heavy = nn.Parameter(torch.full((750, 750), 1e-9))
 
     def forward(self, x):
         return x + (self.heavy @ self.heavy @ self.heavy).sum()
