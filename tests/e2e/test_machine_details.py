@@ -26,7 +26,8 @@ OUTER_PORTS = ("api", "temporal_ui")
 """Of ports.json; gateways for clients begin so, too: `gateway REGION`."""
 UNKNOWN = "a" * 16
 QUERIES = {"/v1/proof": {"key": UNKNOWN, "nonce": "n" * 32}, "/v1/freezes/now": {"model": "pair"}}
-TIMES = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+")
+NUMBERS = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9a-f]{16,}\b")
+"""Times, UUIDs and digests: their digits may be those of a process's id by chance."""
 SOURCES = {".py", ".html", ".js", ".css"}
 LEAST_PID = 1000
 """Smaller ones occur in every text."""
@@ -135,7 +136,7 @@ READERS: Mapping[str, Callable[[httpx.Response], Iterator[str]]] = {
 
 def said(given: httpx.Response) -> str:
     read = READERS.get(given.headers.get("content-type", "").partition(";")[0], lambda other: iter([other.text]))
-    return TIMES.sub("", "\n".join(read(given)))
+    return NUMBERS.sub("", "\n".join(read(given)))
 
 
 def told(platform: Any, key: str | None) -> Mapping[str, str]:
