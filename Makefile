@@ -100,7 +100,7 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Whole files in each process, the long ones first: tests/conftest.py.
+# Whole files in each process, the long ones first; of five processes one fills the pauses of the others: tests/conftest.py.
 BY_FILE = OMP_NUM_THREADS=1 $(BIN)/pytest -n $1 --dist loadfile --durations 20 -m '$2' --hypothesis-profile ci $(or $(ARGS),$3) $(MAY_SELECT_NONE)
 # The tier genai lies here (tests/test_tiers.py): to import all other tests takes each process half a minute.
 GENAI_TESTS = tests/genai tests/serving/openai
@@ -120,7 +120,7 @@ test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (ma
 	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
 test-all: kernels ## all tests but the nemesis; those on vLLM are skipped without it (make setup-genai)
-	$(call BY_FILE,4,not nemesis)
+	$(call BY_FILE,5,not nemesis)
 
 collect: $(READY) ## import all tests without running any: one that can't be imported is named at once, and what was compiled is kept
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --collect-only -qq | tail -n 20

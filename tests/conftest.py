@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,6 +22,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import URL
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 from ipnext import plugins
 from ipnext.errors import LoadFailed
@@ -58,6 +59,9 @@ LONG_FIRST = (
     *("nemesis/test_nemesis.py", "e2e", "workflows", "infra", "serving", "test_distribution.py"),
 )
 
+WITH_FILLER = 5
+"""Processes, at least, of which one fills the pauses of the others."""
+FILLER_NICENESS = 5
 SELDOM = 20_000
 """New objects after which garbage is collected."""
 LASTING = pytest.StashKey[Lasting]()
@@ -65,11 +69,25 @@ NEEDS_VLLM = "needs vLLM: make setup-genai"
 
 
 class GroupScheduling(LoadFileScheduling):
-    """Each process gets whole files, and the files of a group together."""
+    """Each process gets whole files, and the files of a group together.
+
+    The long files wait for much, and come first. Of five processes or more, the last one takes what is left of the
+    short ones, so that no processor idles while others wait.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
         return group_of(Path(file))
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if is_filler(node.workerinput):
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
+
+
+def is_filler(worker: Mapping[str, Any]) -> bool:
+    """Whether a process takes the short files first."""
+    return worker["workercount"] >= WITH_FILLER and worker["workerid"] == f"gw{worker['workercount'] - 1}"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,6 +98,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
     os.environ |= {"GOGC": "400", "GOMAXPROCS": "1"}
+    if is_filler(getattr(config, "workerinput", {"workercount": 0})):
+        os.nice(FILLER_NICENESS)
     if not hasattr(config, "workerinput") and "IPNEXT_CREDENTIALS_FILE" not in os.environ:
         directory = tempfile.mkdtemp(prefix="ipnext-credentials-")
         os.environ["IPNEXT_CREDENTIALS_FILE"] = f"{directory}/credentials.json"
