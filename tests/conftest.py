@@ -3,15 +3,17 @@
 One database to copy. vLLM if it is installed.
 """
 
+import asyncio
 import functools
 import gc
+import inspect
 import os
 import shutil
 import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -64,6 +66,8 @@ WITH_FILLER = 5
 FILLER_NICENESS = 5
 SELDOM = 20_000
 """New objects after which garbage is collected."""
+LAST_TURNS = 100
+LAST_TURN_SECONDS = 0.002
 LASTING = pytest.StashKey[Lasting]()
 NEEDS_VLLM = "needs vLLM: make setup-genai"
 
@@ -157,6 +161,33 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.fixture(scope="session")
 def lasting(request: pytest.FixtureRequest) -> Lasting:
     return request.config.stash.setdefault(LASTING, Lasting())
+
+
+@pytest.fixture
+async def connections_end() -> AsyncIterator[None]:
+    """Before the event loop is closed, let it close what the other ends of connections have closed.
+
+    It gets a few turns after a test, which are not always enough: the garbage of a connection would fail a later test.
+    One that is not closed from either side stays for the warning.
+    """
+    yield
+    loop = asyncio.get_running_loop()
+    for _ in range(LAST_TURNS):
+        if all(transport.get_extra_info("socket").fileno() == -1 for transport in transports(loop)):
+            return
+        await asyncio.sleep(LAST_TURN_SECONDS)
+
+
+def transports(loop: asyncio.AbstractEventLoop) -> list[asyncio.Transport]:
+    """Of connections, also of closed ones."""
+    return [each for each in getattr(loop, "_transports", {}).values() if each.get_extra_info("socket") is not None]
+
+
+@pytest.fixture(autouse=True)
+def _connections_end(request: pytest.FixtureRequest) -> None:
+    """Every test on an event loop."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("connections_end")
 
 
 @pytest.fixture(scope="session", autouse=True)

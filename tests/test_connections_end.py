@@ -1,0 +1,43 @@
+"""A connection that one end has closed leaves no garbage behind, however late the event loop of a test sees it."""
+
+import asyncio
+
+import pytest
+
+from tests.waiting import eventually
+
+BLIND_TURNS = 20
+
+
+class Told(asyncio.Protocol):
+    def __init__(self, made):
+        self.made = made
+
+    def connection_made(self, transport):
+        self.made.append(transport)
+
+
+@pytest.fixture(scope="module")
+def accepted():
+    """Transports of the accepting ends."""
+    return []
+
+
+def see_nothing(loop, monkeypatch):
+    """For some turns of the event loop."""
+    select, turns = loop._selector.select, iter(range(BLIND_TURNS))
+    monkeypatch.setattr(
+        loop._selector, "select", lambda timeout=None: [] if next(turns, None) is not None else select(timeout)
+    )
+
+
+@pytest.mark.parametrize("number", range(2))
+async def test_a_connection_that_ends_with_its_test_is_closed_at_both_ends(listeners, accepted, number, monkeypatch):
+    assert [transport.get_extra_info("socket").fileno() for transport in accepted] == [-1] * number
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Told(accepted), "127.0.0.1", 0)
+    client, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+    await eventually(lambda: len(accepted) > number)
+    client.close()
+    server.close()
+    see_nothing(loop, monkeypatch)
