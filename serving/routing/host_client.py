@@ -46,6 +46,7 @@ class HostClient:
         self._connecting: dict[str, asyncio.Task[HostConnection]] = {}
         self._seeking: dict[str, asyncio.Task[None]] = {}
         self._known: frozenset[str] | None = None
+        self._closed = False
 
     async def infer(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: CallState) -> Tensors:
         """Return a part's outputs from one host of the generation, with the proof checked and recorded in `attempt`.
@@ -120,7 +121,8 @@ class HostClient:
         return decode_plain(Signature, answer.header["signature"])
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, those that are being made as soon as they are; no further one is made."""
+        self._closed = True
         for seeking in self._seeking.values():
             seeking.cancel()
         for connection in self._connections.values():
@@ -181,10 +183,12 @@ class HostClient:
         return connection if connection is not None and connection.open else None
 
     async def reach(self, url: str) -> HostConnection:
-        """Connect to a host.
+        """Connect to a host. ConnectionLost.
 
         Concurrent callers share one attempt; if one of them is cancelled, the attempt goes on for the others.
         """
+        if self._closed:
+            raise ConnectionLost
         attempt = self._connecting.get(url)
         if attempt is None:
             attempt = asyncio.create_task(connect(url, reach=self._reach, answers=self._answers))
@@ -196,6 +200,10 @@ class HostClient:
         del self._connecting[url]
         if done.cancelled():
             return
+        if self._closed:
+            if done.exception() is None:
+                done.result().close()
+            return
         if done.exception() is None:
             self._connections[url] = done.result()
             self._loads.note_found(url)
@@ -205,7 +213,7 @@ class HostClient:
     def note_lost(self, url: str) -> None:
         """Record that a connection ended or failed, and start reconnecting."""
         self._loads.note_lost(url)
-        if url not in self._seeking:
+        if url not in self._seeking and not self._closed:
             self._seeking[url] = asyncio.create_task(self._seek(url))
             self._seeking[url].add_done_callback(lambda _: self._seeking.pop(url))
 

@@ -4,6 +4,7 @@ A part answers from one snapshot.
 """
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
 
 import numpy as np
@@ -124,6 +125,20 @@ async def test_a_host_that_works_long_on_a_call_gives_signs_of_life_and_is_waite
         host.let_go()
         assert (await asked).header["status"] == 200
         connection.close()
+
+
+async def test_a_connection_that_is_being_made_when_the_client_is_closed_is_closed_and_no_other_is_made():
+    async with running(Host()) as [host]:
+        client = HostClient(HostLoadBalancer(time.monotonic), time.monotonic)
+        asked = asyncio.create_task(client.reach(host.url))
+        await asyncio.sleep(0)  # one turn, in which it begins to connect
+        assert client._connecting
+        client.close()
+        connection = await asked
+        await eventually(lambda: not (connection.open or host.open or client._connecting))
+        assert client.connection(host.url) is None
+        with pytest.raises(ConnectionLost):
+            await client.reach(host.url)
 
 
 class Mute:
