@@ -15,6 +15,7 @@ from temporalio import activity
 from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import fencing, still_ours
+from activities.stages.shadow_budgets import find_spent
 from activities.stages.shadow_plan import ShadowPlan, plan_shadow
 from activities.stages.shadow_units import find_needed
 from activities.state.desired import DesiredFacts, read_facts
@@ -115,15 +116,18 @@ class ShadowActivities:
         shadow = kept.shadow
         with self._store.read() as repository:
             moved = repository.is_moved(shadow.model)
-            needed = find_needed(repository, kept)
             facts = read_facts(repository, shadow.model, shadow.generation)
+            needed, spent = find_needed(repository, kept), find_spent(repository, facts, kept)
             drained = DrainedFleet.of(repository.drains()).regions
             stored = {found.key: found for found in repository.deployments(shadow.model)}
             seconds = repository.model(shadow.model).in_force.spec.rollout.deadline_seconds
         if denied := sorted(facts.denied.keys() & set(shadow.shadow.served.named)):
             return shadow, ShadowSeen(state="refused", message=f"snapshot {denied[0][1]} of {denied[0][0]!r} is denied")
         if needed is not None and not moved:
-            return shadow, _give_back(shadow.settings, needed)
+            why = f"other models need units that the shadow takes: {needed}"
+            return shadow, _give_back(shadow.settings, why)
+        if spent is not None and not moved:
+            return shadow, _give_back(shadow.settings, f"the shadow takes {shadow.takes}, and {spent}")
         here = shadow.outside(drained)
         wanted = [found for found in with_shadow(facts.deployments.values(), here) if found.shadow]
         if not moved and any(stored.get(found.key) != found for found in wanted):
@@ -216,11 +220,10 @@ def _show(repository: Repository, asked: ShadowAsked, seen: ShadowSeen) -> None:
         repository.set_condition(asked.model, ConditionType.VALIDATED, "Unknown", Reason.PROGRESSING, message)
 
 
-def _give_back(settings: ShadowSettings, needed: str) -> ShadowSeen:
-    """End a shadow whose units others need, as if its requests had been too few."""
-    message = f"no verdict: other models need units that the shadow takes: {needed}"
+def _give_back(settings: ShadowSettings, why: str) -> ShadowSeen:
+    """End a shadow that has no room any more, as if its requests had been too few."""
     passes = settings.on_too_few == "pass"
-    return ShadowSeen(state="skipped" if passes else "refused", message=message, passes=passes)
+    return ShadowSeen(state="skipped" if passes else "refused", message=f"no verdict: {why}", passes=passes)
 
 
 def _lacks(wanted: Deployment, generation: int, states: States) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from activities.planning.problem import units_in_use
+from activities.stages.shadow_budgets import find_over_budget, price
 from activities.stages.shadow_units import TOLERANCE, announced_units, sum_units
 from activities.state.desired import DesiredFacts, read_facts
 from activities.state.drained_fleet import DrainedFleet, without_drained
@@ -82,8 +83,8 @@ def plan_shadow(repository: Repository, asked: ShadowAsked, settings: ShadowSett
 def _admit(repository: Repository, facts: DesiredFacts, placed: ModelPlacement, shadow: ModelShadow) -> ShadowPlan:
     """Return the shadow with what it takes, if budgets and supply allow it."""
     fleet = without_drained(repository.fleet().spec, DrainedFleet.of(repository.drains()))
-    cost, takes = _price(shadow.sets, fleet)
-    if (over := _over_budget(repository, facts, placed, cost)) is not None:
+    takes = _name_units(shadow.sets, fleet)
+    if (over := find_over_budget(repository, facts, shadow.sets)) is not None:
         return _refuse(f"it takes {takes}, and {over}")
     if (short := _shortage(repository, facts, placed, shadow.sets, fleet)) is not None:
         return _wait(f"it takes {takes}, and {short}")
@@ -139,32 +140,11 @@ def _sets(facts: DesiredFacts, region: str, hardware: Mapping[str, str], qps: fl
         yield found.model_copy(update=alone)
 
 
-def _price(sets: Iterable[Deployment], fleet: FleetSpec) -> tuple[float, str]:
-    """Return the cost of the replicas in $/h, and their units and cost in words."""
-    prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
-    cells = sorted(sum_units(sets).items())
-    cost = sum(units * prices.get(cell, 0.0) for cell, units in cells)
-    named = ", ".join(f"{units:.9g} units of {region}/{hardware}" for (region, hardware), units in cells)
-    return cost, f"{named} ({cost:.4g} $/h)"
-
-
-def _over_budget(repository: Repository, facts: DesiredFacts, placed: ModelPlacement, cost: float) -> str | None:
-    """Return the budget that the cost exceeds, in words."""
-    owner, fleet = facts.manifest.metadata.owner or "", repository.fleet().spec
-    prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
-    others = repository.units_of_owner(owner, but=facts.model) if owner else {}
-    shadows = repository.shadows_of_owner(owner, but=facts.model) if owner else ()
-    mirrored = sum_units(found for shadow in shadows for found in shadow.sets)
-    spent = sum(units * prices.get(cell, 0.0) for cell, units in (*others.items(), *mirrored.items()))
-    budgets = {item.owner: item.budget_per_hour for item in fleet.owners}
-    limits = (
-        (f"the budget of owner {owner!r}", budgets.get(owner), spent + placed.cost_per_hour),
-        ("the model's budget", facts.manifest.spec.budget_per_hour, placed.cost_per_hour),
-    )
-    for name, budget, used in limits:
-        if budget is not None and used + cost > budget + TOLERANCE:
-            return f"{name} is {budget:.9g} $/h, of which {used:.4g} are spent"
-    return None
+def _name_units(sets: Iterable[Deployment], fleet: FleetSpec) -> str:
+    """Return the units and the cost of the replicas, in words."""
+    units = sum_units(sets)
+    named = ", ".join(f"{count:.9g} units of {region}/{kind}" for (region, kind), count in sorted(units.items()))
+    return f"{named} ({price(units, fleet):.4g} $/h)"
 
 
 def _shortage(

@@ -47,11 +47,11 @@ class Shadows(UnitOfWork):
         query = select(ShadowRow).where(col(ShadowRow.model) != model).order_by(col(ShadowRow.model))
         return tuple(_stored(row) for row in self._session.exec(query))
 
-    def shadows_of_owner(self, owner: str, *, but: str) -> tuple[ModelShadow, ...]:
+    def shadows_of_owner(self, owner: str, *, but: str) -> tuple[StoredShadow, ...]:
         """Return the shadows of an owner's models, except one, by model."""
         query = select(ShadowRow).join(ModelRow, col(ModelRow.name) == col(ShadowRow.model))
         query = query.where(col(ModelRow.owner) == owner, col(ShadowRow.model) != but).order_by(col(ShadowRow.model))
-        return tuple(_stored(row).shadow for row in self._session.exec(query))
+        return tuple(_stored(row) for row in self._session.exec(query))
 
     def put_shadow(self, shadow: ModelShadow, seen: ShadowSeen) -> None:
         """Create or replace a model's shadow. Raises NotFound."""

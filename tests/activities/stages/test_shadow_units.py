@@ -2,7 +2,9 @@
 
 import pytest
 
+from activities.stages.shadow_budgets import find_spent
 from activities.stages.shadow_units import announced_units, find_needed
+from activities.state.desired import read_facts
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.deployment.route_table import Shadow
 from ipnext.model.deployment.served_generation import ServedGeneration
@@ -80,3 +82,22 @@ def test_a_shadow_that_is_planned_counts_until_its_replica_sets_are_stored(house
     with house.store.read() as repository:
         assert announced_units(repository, but="m") == {("us-east", "cpu"): 1.0}
         assert announced_units(repository, but="planned") == {}
+
+
+def test_an_owners_budget_ends_its_newest_shadows_first(house, keep):
+    for model in ("c", "a", "b"):
+        keep(model)
+    cost = 0.05  # of a unit
+
+    def spent(model):
+        with house.store.read() as repository:
+            kept = repository.stored_shadow(model)
+            return find_spent(repository, read_facts(repository, model, 2), kept)
+
+    house.apply_fleet(
+        two_regions(9, 0, east_cost=cost) + f"  owners: [{{owner: default, budgetPerHour: {2 * cost}}}]\n"
+    )
+    assert [spent(model) for model in ("c", "a")] == [None, None]
+    assert spent("b") == "the budget of owner 'default' is 0.1 $/h, of which 0.1 are spent"
+    house.apply_fleet(two_regions(9, 0, east_cost=cost) + "  owners: [{owner: another, budgetPerHour: 0}]\n")
+    assert spent("b") is None

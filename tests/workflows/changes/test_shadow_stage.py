@@ -345,6 +345,24 @@ async def test_a_shadow_gives_its_units_back_to_a_model_that_a_later_plan_gives_
     assert leaves_nothing(house, model)
 
 
+@pytest.mark.parametrize("short", [True, False])
+async def test_a_shadow_ends_once_a_later_budget_has_no_room_for_it(house, model, shadowed, ended, short):
+    change = await shadowed()
+    with house.store.read() as repository:
+        spent = repository.placement(model).cost_per_hour
+    budget = spent + 4.2 - 0.1 * short
+    house.apply_fleet(two_regions() + f"  owners: [{{owner: default, budgetPerHour: {budget:.9g}}}]\n")
+    if not short:
+        compare(house, model, "us-east", chosen=20, compared=20)
+        assert (await ended(change)).state is ChangeState.DONE
+        return
+    assert (await ended(change)).state is ChangeState.REFUSED
+    told = "\n".join(events(house, model, "StageEnded"))
+    assert "no verdict: the shadow takes 2 units of eu-west/cpu, 2 units of us-east/cpu (4.2 $/h), and " in told
+    assert f"the budget of owner 'default' is {budget:.9g} $/h, of which {spent:.4g} are spent" in told
+    assert leaves_nothing(house, model)
+
+
 async def test_a_late_look_brings_an_ended_shadow_about_no_more(house, model, first_workers, shadowed):
     """The stage has passed and its change continues: the look of a slow attempt has the fence of that change."""
     async with first_workers():
