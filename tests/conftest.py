@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import httpx
 import pytest
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.dialects import registry
@@ -33,6 +34,7 @@ from ipnext.store.store import Store
 from serving.genai.command_line.interpreter import vllm_python
 from tests.genai.support.forking_vllm import forking_vllm
 from tests.lasting import Lasting
+from tests.waiting import PATIENCE_SECONDS
 
 pytest_plugins = ["tests.tiers", "tests.processor_time"]
 
@@ -188,6 +190,16 @@ def _connections_end(request: pytest.FixtureRequest) -> None:
     """Every test on an event loop."""
     if inspect.iscoroutinefunction(getattr(request, "function", None)):
         request.getfixturevalue("connections_end")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_clients() -> Iterator[None]:
+    """A test that gives its client of httpx no timeout does not depend on the five seconds that httpx has for it."""
+    usual = inspect.signature(httpx.Client).parameters["timeout"].default
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "read", "write", "pool"):
+            patch.setattr(usual, name, PATIENCE_SECONDS)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,10 +2,11 @@
 
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from tests import waiting
-from tests.waiting import LATENESS, RAREST_SECONDS, eventually, until
+from tests.waiting import LATENESS, PATIENCE_SECONDS, RAREST_SECONDS, eventually, until
 
 
 class Clock:
@@ -68,3 +69,7 @@ def test_patience_ends_with_the_reason(clock):
     with pytest.raises(AssertionError, match="it did not happen within 3 s: it rains"):
         until(lambda: None, why=lambda: "it rains", seconds=3)
     assert clock.now < 3 * (1 + LATENESS) + RAREST_SECONDS
+
+
+def test_a_client_without_a_timeout_is_patient():
+    assert httpx.Client().timeout == httpx.AsyncClient().timeout == httpx.Timeout(PATIENCE_SECONDS)
