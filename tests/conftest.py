@@ -169,14 +169,18 @@ def lasting(request: pytest.FixtureRequest) -> Lasting:
 async def connections_end() -> AsyncIterator[None]:
     """Before the event loop is closed, let it close what the other ends of connections have closed.
 
-    It gets a few turns after a test, which are not always enough: the garbage of a connection would fail a later test.
-    One that is not closed from either side stays for the warning.
+    It gets a few turns after a test, which are not always enough: the garbage of a connection would fail a later test,
+    which has nothing to do with it. So one that neither side has closed by then is aborted.
     """
     yield
     loop = asyncio.get_running_loop()
-    for _ in range(LAST_TURNS):
-        if all(transport.get_extra_info("socket").fileno() == -1 for transport in transports(loop)):
+    for turn in range(LAST_TURNS):
+        left = [each for each in transports(loop) if each.get_extra_info("socket").fileno() != -1]
+        if not left:
             return
+        if turn >= LAST_TURNS // 2:
+            for each in left:
+                each.abort()
         await asyncio.sleep(LAST_TURN_SECONDS)
 
 

@@ -23,6 +23,12 @@ def accepted():
     return []
 
 
+@pytest.fixture(scope="module")
+def left():
+    """Transports of both ends."""
+    return []
+
+
 def see_nothing(loop, monkeypatch):
     """For some turns of the event loop."""
     select, turns = loop._selector.select, iter(range(BLIND_TURNS))
@@ -41,3 +47,14 @@ async def test_a_connection_that_ends_with_its_test_is_closed_at_both_ends(liste
     client.close()
     server.close()
     see_nothing(loop, monkeypatch)
+
+
+@pytest.mark.parametrize("number", range(2))
+async def test_one_that_a_test_leaves_open_is_aborted_at_both_ends(listeners, left, number):
+    assert [transport.get_extra_info("socket").fileno() for transport in left] == [-1] * 2 * number
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Told(left), "127.0.0.1", 0)
+    client, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+    await eventually(lambda: len(left) > 2 * number)
+    left.append(client)
+    server.close()
