@@ -183,12 +183,14 @@ class HostClient:
         return connection if connection is not None and connection.open else None
 
     async def reach(self, url: str) -> HostConnection:
-        """Connect to a host. ConnectionLost.
+        """Return the open connection to a host, or connect. ConnectionLost.
 
         Concurrent callers share one attempt; if one of them is cancelled, the attempt goes on for the others.
         """
         if self._closed:
             raise ConnectionLost
+        if (connection := self.connection(url)) is not None:
+            return connection
         attempt = self._connecting.get(url)
         if attempt is None:
             attempt = asyncio.create_task(connect(url, reach=self._reach, answers=self._answers))

@@ -141,6 +141,16 @@ async def test_a_connection_that_is_being_made_when_the_client_is_closed_is_clos
             await client.reach(host.url)
 
 
+async def test_calls_that_began_without_a_connection_share_the_one_that_the_first_of_them_made(client):
+    async with running(Host()) as [host]:
+        calls = [client.begin(route([host], (2,)), "p", X, client.attempt()) for _ in range(3)]
+        for begun in calls:
+            await begun.response()
+        assert len(host.open) == 1
+        client.close()
+        await eventually(lambda: not host.open)
+
+
 class Mute:
     """A host that takes connections, reads, and answers nothing."""
 
