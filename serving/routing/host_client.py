@@ -190,6 +190,7 @@ class HostClient:
         if self._closed:
             raise ConnectionLost
         if (connection := self.connection(url)) is not None:
+            self._loads.note_found(url)  # a call may report the loss of a former connection late
             return connection
         attempt = self._connecting.get(url)
         if attempt is None:

@@ -151,6 +151,16 @@ async def test_calls_that_began_without_a_connection_share_the_one_that_the_firs
         await eventually(lambda: not host.open)
 
 
+async def test_a_late_report_of_a_former_connections_loss_ejects_a_host_for_a_while_only(client):
+    async with running(Host()) as [host]:
+        connection = await client.reach(host.url)
+        client.note_lost(host.url)
+        await eventually(lambda: not client._seeking, seconds=10)
+        assert client.connection(host.url) is connection
+        assert client._loads.seconds_until_sought(host.url) is None
+        assert len(host.open) == 1
+
+
 class Mute:
     """A host that takes connections, reads, and answers nothing."""
 
