@@ -48,13 +48,15 @@ def _find_over(
     repository: Repository, facts: DesiredFacts, sets: Iterable[Deployment], others: Iterable[StoredShadow]
 ) -> str | None:
     owner, fleet = facts.manifest.metadata.owner or "", repository.fleet().spec
+    budgets = {item.owner: item.budget_per_hour for item in fleet.owners}
+    if budgets.get(owner) is None and facts.manifest.spec.budget_per_hour is None:
+        return None
     placed = repository.placement(facts.model)
     own = placed.cost_per_hour if placed is not None else 0.0
     plans = price(repository.units_of_owner(owner, but=facts.model), fleet) if owner else 0.0
     lost = DrainedFleet.of(repository.drains()).regions
     mirrored = price(sum_units(found for other in others for found in other.shadow.outside(lost).sets), fleet)
     cost = price(sum_units(sets), fleet)
-    budgets = {item.owner: item.budget_per_hour for item in fleet.owners}
     limits = (
         (f"the budget of owner {owner!r}", budgets.get(owner), plans + mirrored + own),
         ("the model's budget", facts.manifest.spec.budget_per_hour, own),
