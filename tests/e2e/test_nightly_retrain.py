@@ -17,6 +17,7 @@ pytestmark = pytest.mark.e2e
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nightly-retrain"
 NAME = "nightly-ranker"
+ASK_SECONDS = 0.05
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ async def ask(platform: Any) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         while True:
             await client.post(url, json={"inputs": [rows | {"data": random.standard_normal(4).tolist()}]})
+            await asyncio.sleep(ASK_SECONDS)
 
 
 async def test_each_new_day_is_trained_published_judged_and_promoted(
