@@ -31,7 +31,10 @@ def is_program(path):
     """Return whether a module does something if it is run as `__main__`."""
     if path.name == "__main__.py":
         return True
-    tests = (node.test for node in ast.parse(path.read_text()).body if isinstance(node, ast.If))
+    text = path.read_text()
+    if "__main__" not in text:  # each process of the tests looks at all modules as it imports this one
+        return False
+    tests = (node.test for node in ast.parse(text).body if isinstance(node, ast.If))
     return any(ast.unparse(test) == "__name__ == '__main__'" for test in tests)
 
 
