@@ -1,5 +1,6 @@
 """The manifest's policy for cutting a model into parts: `spec.split`, or a policy file."""
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,30 @@ class SplitPolicy(WrittenValue):
         """SHA-256 of the settings that determine the cut: all but the hardware."""
         parts = [part.model_dump(mode="json", exclude={"hardware"}) for part in self.parts]
         return digest_of({"parts": parts, "default": self.default})
+
+    def assigning(self, modules: Mapping[str, Sequence[str]]) -> Self:
+        """Return the policy that cuts another snapshot of the same modules into the same parts.
+
+        `modules` maps each part of a finished cut to its modules: shards are not dealt again, by whatever bytes.
+        """
+        named = {part.name for part in self.parts}
+        parts = tuple(
+            SplitPart(name=name, modules=tuple(glob.escape(path) for path in paths))
+            for name, paths in modules.items()
+            if name != self.default or name in named
+        )
+        return self.model_copy(update={"parts": parts})
+
+    def kinds(self, model: Sequence[HardwareOption]) -> tuple[str, ...]:
+        """Return the hardware kinds on which any part of the split may run, the rest included.
+
+        Raises:
+            ValueError: a part has a kind for which neither it nor the model states the throughput.
+        """
+        asked = [part.hardware for part in self.parts]
+        if all(part.name != self.default for part in self.parts):
+            asked.append(())
+        return tuple(dict.fromkeys(option.kind for each in asked for option in options_of(each, model)))
 
     def origin(self, name: str) -> SplitPart | None:
         """Return the policy's part from which the derived part `name` comes; None for the rest."""

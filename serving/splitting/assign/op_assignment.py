@@ -12,7 +12,8 @@ from ipnext.errors import InvalidInput
 from ipnext.model.manifest.split import SplitPolicy
 from serving.splitting.assign.modules import Ownership, lineage, module_paths, tables_of
 from serving.splitting.assign.shards import PartUnits, deal
-from serving.splitting.ir.program import Operation, Program
+from serving.splitting.ir.packed_rows import packed_rows
+from serving.splitting.ir.program import Operation, Program, ProgramWeight
 from serving.splitting.ir.views import gives_view
 
 SMALL_BYTES: Final = 65_536
@@ -36,6 +37,7 @@ class PartAssignment:
 
     def __init__(self, program: Program, policy: SplitPolicy, reserved: Mapping[str, int] | None = None) -> None:
         self._program = program
+        self._packed = packed_rows(program)
         self._default = policy.default
         self._ownership = Ownership(policy, module_paths(program))
         self._homes: dict[str, str] = {}
@@ -88,7 +90,7 @@ class PartAssignment:
         return self.home(operation.path) or self._of_weights(operation) or self._default
 
     def _of_weights(self, operation: Operation) -> str | None:
-        keys = {self._program.weights[name].key for name in operation.inputs if name in self._program.weights}
+        keys = {weight.key for weight in self._weights_of(operation)}
         for weight in self._program.weights.values() if keys else ():
             below = not operation.path or weight.path.startswith(f"{operation.path}.")
             if weight.key in keys and below and (home := self.home(weight.path)) is not None:
@@ -99,7 +101,13 @@ class PartAssignment:
         """Whether an enclosing module of parts, or the model itself, calls the operation, and it uses no weights."""
         path = operation.path
         around = not path or any(root.startswith(f"{path}.") for root in self._homes)
-        return around and self.home(path) is None and not any(n in self._program.weights for n in operation.inputs)
+        return around and self.home(path) is None and not self._weights_of(operation)
+
+    def _weights_of(self, operation: Operation) -> list[ProgramWeight]:
+        """Return the weights that an operation uses; to unpack rows of a quantized table is to use the table."""
+        weights = self._program.weights
+        names = (self._packed.tables.get(name, name) for name in operation.inputs)
+        return [weights[name] for name in names if name in weights]
 
     @cached_property
     def floating(self) -> frozenset[int]:
@@ -136,15 +144,15 @@ class PartAssignment:
             self._request |= set(operation.outputs)
 
     def _floats(self, operation: Operation) -> bool:
-        program = self._program
         if operation.symbolic:
             return True
-        weights = [program.weights[name] for name in operation.inputs if name in program.weights]
-        small = sum(w.size_bytes for w in weights) <= SMALL_BYTES
+        weights, unpacked = self._weights_of(operation), self._packed.unpacked_bytes
+        small = sum(unpacked.get(w.name, w.size_bytes) for w in weights) <= SMALL_BYTES
         if gives_view(operation) and (self.is_between(operation) or self._lies_apart(operation)):
             return small
         of_request = self._request.intersection(operation.inputs)
-        if self._depends.intersection(operation.inputs) or (of_request and any(w.kind == "parameter" for w in weights)):
+        learned = any(w.kind == "parameter" or w.name in unpacked for w in weights)
+        if self._depends.intersection(operation.inputs) or (of_request and learned):
             return False
         glue = self.home(operation.path) is None and self._of_weights(operation) is None
         return small and (glue or not (of_request or weights))

@@ -9,6 +9,7 @@ from ipnext.model.registry.registry import REQUEST
 from serving.splitting.assign.segments import DataFlow, OperationSegment
 from serving.splitting.emit.packing import Parcel, ValuePacker
 from serving.splitting.emit.tensor_layout import Wire, wire_of
+from serving.splitting.ir.packed_rows import unpacks
 from serving.splitting.ir.program import Operation, Program
 from serving.splitting.ir.views import operator_name
 
@@ -162,7 +163,8 @@ def _module_name(operation: Operation) -> str:
     path = operation.path.replace(".", "_")
     if path.isidentifier() and not keyword.iskeyword(path) and not hasattr(builtins, path):
         return path
-    return f"{operator_name(operation) or 'value'}_{path or 'out'}"
+    operator = "embedding" if unpacks(operation) else operator_name(operation) or "value"
+    return f"{operator}_{path or 'out'}"
 
 
 def _number_name(wished: str, taken: set[str]) -> str:

@@ -1,0 +1,44 @@
+"""Packed rows of quantized tables: a lookup reads them, and the operation behind it unpacks them.
+
+Both count as one lookup in the table as it was before, so that a quantized program is cut as the one that it was made
+of. The forms are those of `serving.optimizing.quantize`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from serving.splitting.ir.program import Operation, Program
+
+_UNPACKS: Final = tuple(f"torch.ops.quantized.embedding_bag_{form}_unpack." for form in ("byte", "4bit"))
+_FLOAT32_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """The quantized tables of a program, and the rows that are looked up in them."""
+
+    tables: Mapping[str, str]
+    """Packed rows -> the weight that they were looked up in."""
+    unpacked_bytes: Mapping[str, int]
+    """Weight -> bytes of its float32 table."""
+
+
+def packed_rows(program: Program) -> PackedRows:
+    """Return the packed rows of a program, and their tables."""
+    tables: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for operation in filter(unpacks, program.operations):
+        (rows,) = operation.inputs
+        lookup = program.producer.get(rows)
+        table = next((name for name in lookup.inputs if name in program.weights), None) if lookup else None
+        if table is not None:
+            width = program.layout(operation.outputs[0]).sizes[-1].hint
+            tables[rows] = table
+            sizes[table] = program.layout(table).sizes[0].hint * width * _FLOAT32_BYTES
+    return PackedRows(tables, sizes)
+
+
+def unpacks(operation: Operation) -> bool:
+    """Whether an operation unpacks rows of a quantized table."""
+    return operation.target.startswith(_UNPACKS)
