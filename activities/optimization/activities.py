@@ -5,9 +5,7 @@ separate snapshots, whose parent is the snapshot that was split, and the layout 
 planning and status of the generation use its layout.
 """
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from temporalio import activity
@@ -15,38 +13,22 @@ from temporalio import activity
 from activities.optimization.memory import judge_derived
 from activities.optimization.pipeline import EVENT, LimitBroken, Pipeline, Tools, tools_of_kind
 from activities.optimization.split_process import CutRefused, Cutter, cut_in_process
+from activities.optimization.splitter import Splitter
 from activities.optimization.step_process import Deriver, derive_in_process
-from activities.runtime.deadline import beat
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerShares
 from activities.state.memory_fit import MEMORY
 from ipnext.artifacts.native_code import LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import SnapshotDenied, Unavailable
-from ipnext.model.fleet import HardwareOption
 from ipnext.model.lifecycle.changes.lifecycle_run import OptimizationResult, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
-from ipnext.model.manifest.split import MOST_HOSTED_PARTS, SplitPolicy, options_of
 from ipnext.model.registry.optimization import Derivatives
-from ipnext.model.registry.registry import (
-    Generation,
-    LayoutPart,
-    Segment,
-    Snapshot,
-    SnapshotManifest,
-    SnapshotSource,
-    SplitLayout,
-)
+from ipnext.model.registry.registry import Generation, SplitLayout
 from ipnext.platform.publication import check_denial
-from ipnext.store.registry.artifacts import sizes_of
 from ipnext.store.repository import Repository
 from ipnext.store.store import Store
-from serving.splitting.report import FORM, PartReport, SplitReport
-
-LOOKED_AT = 50
-"""Newest split generations that are searched for one of the same bytes."""
 
 
 class OptimizationActivities:
@@ -69,7 +51,7 @@ class OptimizationActivities:
     ) -> None:
         self._store = store
         self._artifacts = artifacts
-        self._cutter = cutter
+        self._splitter = Splitter(store, artifacts, cutter)
         self._pipeline = Pipeline(store, artifacts, deriver, tools, signer)
         self._shares = shares or OwnerShares()
 
@@ -111,45 +93,14 @@ class OptimizationActivities:
 
     def _split(self, stage: StageInput, spec: ModelSpec) -> OptimizationResult:
         """Give a generation its layout."""
-        with self._store.read() as repository:
-            generation = repository.generation(stage.model, stage.generation)
-            source = _source(repository, generation)
-            known = _find_layout(repository, spec, generation, source)
-        if known is not None or spec.split is None:
-            return self._keep(stage, known, again=True)
-        return self._split_snapshot(stage, spec, spec.split, source)
-
-    def _split_snapshot(
-        self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot
-    ) -> OptimizationResult:
-        with tempfile.TemporaryDirectory(prefix="ipnext-cut-", ignore_cleanup_errors=True) as scratch:
-            beat("fetching the snapshot")
-            whole = self._artifacts.fetch(source.uri, Path(scratch) / "whole")
-            out = Path(scratch) / "parts"
-            report = self._cutter(whole, policy, out, beat)
-            if len(report.parts) > MOST_HOSTED_PARTS:
-                msg = f"it makes {len(report.parts)} parts; allowed: {MOST_HOSTED_PARTS}"
-                raise CutRefused(Reason.SPLIT_REFUSED, msg)
-            sources = {}
-            for segment in report.segments:
-                beat(f"storing {segment.name}")
-                sources[segment.name] = ingest_directory(self._artifacts, out / segment.name, announce=self._touch)
-        with self._store.begin(stage.model) as repository:
-            layout = _layout(
-                repository, source, report, sources, cut=policy.cut_digest, whole=_options(spec, source.part)
-            )
-        return self._keep(stage, layout, again=False)
-
-    def _touch(self, manifest: SnapshotManifest) -> None:
-        """Protect a segment's blobs that are already in the artifact store from garbage collection."""
-        with self._store.begin_free(()) as repository:
-            repository.touch_artifacts(sizes_of(manifest))
+        layout, is_new = self._splitter.split(stage, spec)
+        return self._keep(stage, layout, again=not is_new)
 
     def _keep(self, stage: StageInput, layout: SplitLayout | None, *, again: bool) -> OptimizationResult:
         summary = "" if layout is None else _describe_layout(layout) + (" (cut before)" if again else "")
         with self._store.begin(stage.model) as repository:
             before = repository.generation(stage.model, stage.generation).layout
-            if layout is not None and repository.collected_snapshots(stage.model) & _segments(layout):
+            if layout is not None and repository.collected_snapshots(stage.model) & layout.named:
                 msg = "segments that were cut before were collected just now; they are cut again"
                 raise Unavailable(msg)
             repository.set_layout(stage.model, stage.generation, layout)
@@ -183,78 +134,6 @@ def _check_denials(repository: Repository, generation: Generation) -> None:
         check_denial(repository, snapshot.manifest, f"snapshot {number} of {generation.model}.{part}")
 
 
-def _source(repository: Repository, generation: Generation) -> Snapshot:
-    """Return the snapshot to split: a model that is split has one published part, which may be derived from."""
-    return repository.snapshot(generation.model, *next(iter(generation.optimized.items())))
-
-
-def _find_layout(
-    repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot
-) -> SplitLayout | None:
-    """Return the layout of a generation of the same bytes, policy and layout format; None if there is none."""
-    if spec.split is None:
-        return None
-    cut, gone = spec.split.cut_digest, repository.collected_snapshots(generation.model)
-    for other in (generation, *repository.newest_cut(generation.model, limit=LOOKED_AT)):
-        if other.layout is None or other.layout.cut != cut or other.layout.source != source.part:
-            continue
-        if gone & _segments(other.layout):
-            continue
-        if other.number != generation.number and other.layout.form != FORM:
-            continue
-        if _source(repository, other).digest == source.digest:
-            return other.layout
-    return None
-
-
-def _segments(layout: SplitLayout) -> frozenset[tuple[str, int]]:
-    """Return (name, snapshot) of all segments."""
-    return frozenset((segment.name, segment.snapshot) for segment in layout.segments)
-
-
-def _options(spec: ModelSpec, part: str) -> tuple[HardwareOption, ...]:
-    """Return the hardware of the part that is split."""
-    return next((own.hardware for own in spec.parts if own.name == part), spec.parts[0].hardware)
-
-
-def _layout(
-    repository: Repository,
-    source: Snapshot,
-    report: SplitReport,
-    sources: Mapping[str, SnapshotSource],
-    *,
-    cut: str,
-    whole: tuple[HardwareOption, ...],
-) -> SplitLayout:
-    """Convert the report to a layout, with the snapshot numbers that the store gives the segments."""
-    numbers = {
-        name: repository.add_segment(source.model, name, found).number for name, found in sorted(sources.items())
-    }
-    return SplitLayout(
-        source=source.part,
-        cut=cut,
-        form=FORM,
-        equal_at=tuple(sorted(int(batch) for batch in report.bit_equal)),
-        parts=tuple(_part(part, report, numbers, options_of(part.hardware, whole)) for part in report.parts),
-        graph=report.graph,
-    )
-
-
-def _part(
-    part: PartReport, report: SplitReport, numbers: Mapping[str, int], hardware: tuple[HardwareOption, ...]
-) -> LayoutPart:
-    segments = (found for found in report.segments if found.part == part.name)
-    return LayoutPart(
-        name=part.name,
-        modules=part.modules,
-        size_bytes=part.bytes,
-        hardware=hardware,
-        segments=tuple(
-            Segment(name=s.name, stage=s.stage, snapshot=numbers[s.name], size_bytes=s.bytes) for s in segments
-        ),
-    )
-
-
 def _describe_derived(derived: Derivatives | None) -> str:
     if derived is None:
         return ""
@@ -267,4 +146,8 @@ def _describe_derived(derived: Derivatives | None) -> str:
 def _describe_layout(layout: SplitLayout) -> str:
     parts = ", ".join(f"{part.name} {part.size_bytes} bytes" for part in layout.parts)
     batches = ", ".join(map(str, layout.equal_at))
-    return f"{layout.source} is cut into {parts}; equal in every bit at batch {batches}"
+    told = f"{layout.source} is cut into {parts}; equal in every bit at batch {batches}"
+    for kind, cut in sorted(layout.by_hardware.items()):
+        segments = ", ".join(f"{name} {number}" for name, number in sorted(cut.segments.items()))
+        told += f"; on {kind}: {segments or 'the same segments'}"
+    return told

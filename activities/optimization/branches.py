@@ -28,7 +28,7 @@ def derive_branches(spec: ModelSpec, source: Callable[[str], Snapshot], derive: 
 
     A step that no kind of the part takes is not run for kinds that may come later.
     """
-    hardware = {part.name: [option.kind for option in part.hardware] for part in spec.hosted_parts}
+    hardware = {part.name: spec.kinds_of(part) for part in spec.hosted_parts}
     engines = {part.name: part.engine for part in spec.hosted_parts}
     ends: dict[str, dict[str, Snapshot]] = {}
     for index, step in enumerate(spec.optimization):

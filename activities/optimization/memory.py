@@ -19,8 +19,10 @@ from ipnext.store.store import Store
 def judge_derived(store: Store, stage: StageInput, spec: ModelSpec) -> CheckResult | None:
     """Judge each hardware kind with its own snapshot, and put the results into the generation's report.
 
-    Return the first refusal that no operator has overridden.
+    Return the first refusal that no operator has overridden. Parts that are split are not judged.
     """
+    if spec.split is not None:
+        return None
     branched = parts_by_hardware(spec.optimization, {part.name: part.engine for part in spec.hosted_parts})
     if not branched or MEMORY in spec.validation.skip:
         return None

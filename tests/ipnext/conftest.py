@@ -293,7 +293,14 @@ class Rooms:
         ]
         graph = {"nodes": nodes, "outputs": {"score": "tower-s1.score"}}
         layout = SplitLayout.model_validate(
-            {"source": "sparse", "cut": "0" * 64, "equal_at": [1, 64], "parts": [part], "graph": graph}
+            {
+                "source": "sparse",
+                "digest": "0" * 64,
+                "cut": "0" * 64,
+                "equal_at": [1, 64],
+                "parts": [part],
+                "graph": graph,
+            }
         )
         with self.store.begin() as unit:
             unit.set_layout(model, generation, layout)

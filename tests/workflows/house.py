@@ -129,18 +129,26 @@ class Cutter:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.faults: list[Exception] = []
-        """Raised one after the other before anything is cut."""
+        self.faults: list[Exception | None] = []
+        """Of the next calls, one after the other, before anything is cut."""
+        self.policies: list[SplitPolicy] = []
+        """Of each call."""
+        self.sends: list[TensorSpec] = []
+        """What the first segment sends in the next calls, one after the other, in place of IN."""
 
     def __call__(self, snapshot: Path, policy: SplitPolicy, out: Path, beat: Beat) -> SplitReport:
         self.calls += 1
-        if self.faults:
-            raise self.faults.pop(0)
+        self.policies.append(policy)
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            raise fault
         beat("cutting")
         whole = SnapshotManifest.model_validate_json((snapshot / "snapshot.json").read_bytes())
         names = PIECES[policy.parts[0].name]
+        sent = self.sends.pop(0) if self.sends else IN
         for name in names:
-            write_snapshot(out / name, _piece(name, names), weights(len(name)), parent=whole.digest)
+            own = int(whole.files[-1].sha256[:8], 16) if name == names[0] else len(name)
+            write_snapshot(out / name, _piece(name, names, sent), weights(own), parent=whole.digest)
         return _report(names, policy, whole)
 
 
@@ -180,8 +188,9 @@ class Deriver:
         )
 
 
-def _piece(name: str, names: tuple[str, ...]) -> Signature:
-    return Signature(inputs=(IN,), outputs=(OUT,) if name == names[-1] else (IN,))
+def _piece(name: str, names: tuple[str, ...], sent: TensorSpec) -> Signature:
+    given = sent if name == names[0] else IN
+    return Signature(inputs=(IN,), outputs=(OUT,) if name == names[-1] else (given,))
 
 
 def _report(names: tuple[str, ...], policy: SplitPolicy, whole: SnapshotManifest) -> SplitReport:

@@ -27,8 +27,8 @@ def _pairs(generation: Generation) -> str:
 def _derived(generation: Generation, part: str) -> str:
     """Return what serves in place of the published snapshot, with the hardware kinds that have another one."""
     found = generation.derived
-    told = [str(found.parts[part])] if found is not None and part in found.parts else []
-    told += [
-        f"{numbers[part]} on {kind}" for kind, numbers in sorted(generation.by_hardware.items()) if part in numbers
-    ]
+    if found is None:
+        return ""
+    told = [str(found.parts[part])] if part in found.parts else []
+    told += [f"{numbers[part]} on {kind}" for kind, numbers in sorted(found.by_hardware.items()) if part in numbers]
     return f" (derived: {', '.join(told)})" if told else ""

@@ -17,10 +17,27 @@ def layout_tables(layout: SplitLayout, title: str) -> Iterable[Table | str]:
         for p in layout.parts
     )
     yield rows(f"\n{title}", ("part", "bytes", "hardware", "segments", "modules"), parts)
-    segments = ((s.name, s.stage, s.snapshot, f"{s.size_bytes:,}") for s in layout.segments)
-    yield rows("\nsegments", ("segment", "stage", "snapshot", "bytes"), segments)
+    yield _segments_table(layout)
     yield f"\n{graph_view.tree(layout.graph, {s.name: s.stage for s in layout.segments})}"
     yield f"equal in every bit at batch {', '.join(map(str, layout.equal_at))}"
+
+
+def _segments_table(layout: SplitLayout) -> Table:
+    """One line for each segment, with its snapshots on hardware kinds that have others."""
+    heads, cells = (
+        ["segment", "stage", "snapshot", "bytes"],
+        [[s.name, s.stage, s.snapshot, f"{s.size_bytes:,}"] for s in layout.segments],
+    )
+    if layout.by_hardware:
+        heads.append("on hardware")
+        for line, segment in zip(cells, layout.segments, strict=True):
+            line.append(_describe_others(layout, segment.name))
+    return rows("\nsegments", heads, cells)
+
+
+def _describe_others(layout: SplitLayout, segment: str) -> str:
+    kinds = sorted(layout.by_hardware.items())
+    return ", ".join(f"{cut.segments[segment]} on {kind}" for kind, cut in kinds if segment in cut.segments)
 
 
 def layout_picture(layout: SplitLayout) -> str:

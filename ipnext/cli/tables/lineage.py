@@ -108,8 +108,8 @@ def derivation_line(snapshot: Snapshot) -> str:
 
 
 def _describe_hardware(snapshot: Snapshot) -> str:
-    """Return the hardware kinds that a derived snapshot is for; empty of a published one."""
-    return "" if snapshot.derived_from is None else ", ".join(snapshot.hardware) or "all"
+    """Return the hardware kinds that a snapshot was derived, or cut, for; empty of a published one."""
+    return ", ".join(snapshot.hardware) or ("" if snapshot.derived_from is None else "all")
 
 
 def _describe_retention(one: SnapshotLineage) -> str:

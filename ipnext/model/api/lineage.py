@@ -36,7 +36,7 @@ class RelatedSnapshot(WrittenValue):
     digest: Sha256
     derivation: Derivation
     hardware: tuple[Name, ...] = Field(default=(), exclude_if=lambda kinds: not kinds)
-    """Hardware kinds that it was derived for; empty: all kinds of its part, or it is not derived by a step."""
+    """Hardware kinds that it was derived, or cut, for; empty: all others of its part, or it is neither."""
 
 
 class LineageGeneration(WrittenValue):

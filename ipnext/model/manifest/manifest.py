@@ -105,6 +105,10 @@ class ModelSpec(WrittenValue):
         """Part that is an adapter -> its base part."""
         return {part.name: part.adapter_of for part in self.parts if part.adapter_of is not None}
 
+    def kinds_of(self, part: PartSpec) -> tuple[str, ...]:
+        """Return the hardware kinds of a part's hosts; of one that is split: of the parts that are made of it."""
+        return tuple(option.kind for option in part.hardware) if self.split is None else self.split.kinds(part.hardware)
+
     @property
     def unit(self) -> Unit:
         """The single unit of the model's demand and throughput."""
@@ -241,7 +245,8 @@ class ModelSpec(WrittenValue):
         targets = {
             part.name: StepTarget(
                 engine=part.engine,
-                hardware=tuple(option.kind for option in part.hardware),
+                hardware=self.kinds_of(part),
+                is_split=self.split is not None,
                 runs_libraries=part.settings.get(COMPILE_SETTING, False) is not False,
             )
             for part in self.hosted_parts
@@ -250,14 +255,6 @@ class ModelSpec(WrittenValue):
         index = next((i for i, step in enumerate(self.optimization) if step.compile is not None), None)
         if index is not None and self.split is not None:
             msg = f"optimization.{index}.compile: a library can't be split; allowed: compile in a model without split"
-            raise ValueError(msg)
-        named = next(((i, step) for i, step in enumerate(self.optimization) if step.spec.hardware), None)
-        if named is not None and self.split is not None:
-            index, step = named
-            msg = (
-                f"optimization.{index}.{step.kind}.hardware: {list(step.spec.hardware or ())}; a split model is cut "
-                "from one snapshot; allowed: a step without hardware, or a model without split"
-            )
             raise ValueError(msg)
         return self
 

@@ -175,7 +175,8 @@ class StepTarget:
 
     engine: str
     hardware: tuple[str, ...]
-    """Its hardware kinds."""
+    """Its hardware kinds; of a part that is split, those of the parts that are made of it."""
+    is_split: bool = False
     runs_libraries: bool = False
     """Whether its settings let hosts run a library."""
 
@@ -187,7 +188,7 @@ def check_steps(steps: Sequence[OptimizationStep], parts: Mapping[str, StepTarge
     for index, step in enumerate(steps):
         try:
             name = part_of(step, engines)
-            kinds = _kinds_of(step, name, parts[name].hardware)
+            kinds = _kinds_of(step, name, parts[name])
         except ValueError as error:
             msg = f"optimization.{index}.{error}"
             raise ValueError(msg) from error
@@ -210,15 +211,16 @@ def check_steps(steps: Sequence[OptimizationStep], parts: Mapping[str, StepTarge
                 raise ValueError(msg)
 
 
-def _kinds_of(step: OptimizationStep, part: str, hardware: Sequence[str]) -> tuple[str, ...]:
+def _kinds_of(step: OptimizationStep, part: str, target: StepTarget) -> tuple[str, ...]:
     """Return the hardware kinds on which a step takes effect. Raises ValueError for another kind, or one twice."""
     named = step.spec.hardware or ()
     twice = next((kind for kind in named if named.count(kind) > 1), None)
     if twice is not None:
         msg = f"{step.kind}.hardware: {twice!r} is named twice; allowed: each kind once"
         raise ValueError(msg)
-    unknown = next((kind for kind in named if kind not in hardware), None)
+    unknown = next((kind for kind in named if kind not in target.hardware), None)
     if unknown is not None:
-        msg = f"{step.kind}.hardware: {unknown!r} is no hardware kind of part {part}; allowed: {', '.join(hardware)}"
+        of = f"the parts that spec.split makes of {part}" if target.is_split else f"part {part}"
+        msg = f"{step.kind}.hardware: {unknown!r} is no hardware kind of {of}; allowed: {', '.join(target.hardware)}"
         raise ValueError(msg)
-    return tuple(kind for kind in hardware if step.takes(kind))
+    return tuple(kind for kind in target.hardware if step.takes(kind))

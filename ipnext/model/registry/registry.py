@@ -185,7 +185,8 @@ class Snapshot(Value):
     derived_from: int | None = Field(default=None, ge=1)
     """Number of the published snapshot that the platform derived it from; None if it was published."""
     hardware: tuple[Name, ...] = Field(default=(), exclude_if=lambda kinds: not kinds)
-    """Hardware kinds that it was derived for; empty: all kinds of its part, or it was published."""
+    """Hardware kinds that it was derived for, or the snapshot that it was cut from; empty: all others of its part, or
+    it was published."""
 
 
 class GraphNode(Value):
@@ -337,11 +338,22 @@ class LayoutPart(Value):
     segments: tuple[Segment, ...] = Field(min_length=1)
 
 
+class KindCut(Value):
+    """The cut of a snapshot that was derived for single hardware kinds: the same parts, segments and tensors."""
+
+    digest: Sha256
+    """Of the snapshot that was cut."""
+    segments: Mapping[Name, int]
+    """Segment -> number of its snapshot, of those with other contents than on most hardware kinds."""
+
+
 class SplitLayout(Value):
     """How one generation is cut into parts, and the graph that joins the pieces. Each node's part is a segment."""
 
     source: Name
     """The part that was published and is cut."""
+    digest: Sha256
+    """Of the snapshot that was cut: the published one, or what the steps without hardware kinds led to."""
     cut: Sha256
     """Digest of the policy, hardware left out."""
     form: int = Field(default=1, ge=1)
@@ -350,12 +362,25 @@ class SplitLayout(Value):
     """Batch sizes at which every bit of every output was compared with the uncut snapshot."""
     parts: tuple[LayoutPart, ...] = Field(min_length=1)
     graph: PartGraph
+    by_hardware: Mapping[Name, KindCut] = Field(default_factory=dict, exclude_if=lambda kinds: not kinds)
+    """Hardware kind -> the cut of its own derivative, of kinds that have one."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:
         """The segments of all parts, by stage and name."""
         found = (segment for part in self.parts for segment in part.segments)
         return tuple(sorted(found, key=lambda segment: (segment.stage, segment.name)))
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """Segment -> number of its snapshot, on kinds without a derivative of their own."""
+        return {segment.name: segment.snapshot for segment in self.segments}
+
+    @property
+    def named(self) -> frozenset[tuple[str, int]]:
+        """(segment, number) of the snapshots of all hardware kinds."""
+        others = (pair for cut in self.by_hardware.values() for pair in cut.segments.items())
+        return frozenset((*self.numbers.items(), *others))
 
 
 class HostedPart(Value):
@@ -416,18 +441,28 @@ class Generation(Value):
 
     def optimized_on(self, hardware: str) -> Mapping[str, int]:
         """Map each part to the number of its snapshot on a hardware kind."""
-        return {**self.optimized, **self.by_hardware.get(hardware, {})}
+        own = {} if self.derived is None else self.derived.by_hardware.get(hardware, {})
+        return {**self.optimized, **own}
 
     @property
     def by_hardware(self) -> Mapping[str, Mapping[str, int]]:
-        """Hardware kind -> part -> number, of the snapshots that are others there than those of `optimized`."""
+        """Hardware kind -> part -> number, of the snapshots that are others there than those of `answering`.
+
+        For cut generations: segment -> number.
+        """
+        if self.layout is not None:
+            return {kind: cut.segments for kind, cut in self.layout.by_hardware.items() if cut.segments}
         return {} if self.derived is None else self.derived.by_hardware
 
     @property
     def named(self) -> tuple[tuple[str, int], ...]:
-        """(part or segment, number) of the published snapshots, and of all that hosts load, on whatever hardware."""
-        others = (pair for numbers in self.by_hardware.values() for pair in numbers.items())
-        return tuple(dict.fromkeys((*self.snapshots.items(), *self.answering.items(), *others)))
+        """(part or segment, number) of the published snapshots, and of all that the platform made of them.
+
+        For whatever hardware, cut or not.
+        """
+        derived = () if self.derived is None else sorted(self.derived.named)
+        cut = () if self.layout is None else sorted(self.layout.named)
+        return tuple(dict.fromkeys((*self.snapshots.items(), *self.answering.items(), *derived, *cut)))
 
     @property
     def answering(self) -> Mapping[str, int]:
@@ -437,7 +472,7 @@ class Generation(Value):
         """
         if self.layout is None:
             return self.optimized
-        return {segment.name: segment.snapshot for segment in self.layout.segments}
+        return self.layout.numbers
 
     def snapshots_of(self, part: str, hardware: str) -> Mapping[str, int]:
         """Return what a host of `part` on a hardware kind loads: part, its adapters or segments -> snapshot number.
@@ -449,8 +484,9 @@ class Generation(Value):
                 return {}
             numbers = self.optimized_on(hardware)
             return {name: numbers[name] for name in (part, *self.adapters_of(part))}
+        numbers = {**self.answering, **self.by_hardware.get(hardware, {})}
         segments = (segment for own in self.layout.parts if own.name == part for segment in own.segments)
-        return {segment.name: segment.snapshot for segment in segments}
+        return {segment.name: numbers[segment.name] for segment in segments}
 
     def adapters_of(self, part: str) -> tuple[str, ...]:
         """Return the adapters based on a part."""

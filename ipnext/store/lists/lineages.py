@@ -51,11 +51,16 @@ _GENERATIONS = (
 
 
 class _Served(NamedTuple):
-    """A generation, the snapshots that it names, and the segments into which its parts are cut."""
+    """A generation, the snapshots that it names, and the segments into which these are cut."""
 
     view: LineageGeneration
     named: frozenset[Key]
-    segments: frozenset[Key]
+    segments: Mapping[Key, frozenset[Key]]
+    """Snapshot -> its segments; of a published one, those of what was derived from it, too."""
+
+    def names(self, key: Key) -> bool:
+        """Return whether the generation has a snapshot, or a segment."""
+        return key in self.named or any(key in cut for cut in self.segments.values())
 
 
 class Lineages(UnitOfWork):
@@ -67,6 +72,7 @@ class Lineages(UnitOfWork):
         digests = {row.digest for row in rows.values()}
         children, parents = self._children(model, digests), self._numbers(model, rows.values())
         holds, served, placed = self._holds_of(model), self._served_by(model), self._placed(model)
+        wholes = _wholes(served)
         return tuple(
             SnapshotLineage(
                 model=model,
@@ -78,7 +84,7 @@ class Lineages(UnitOfWork):
                 collected_at=row.collected_at,
                 held=holds.get(key),
                 training_run=_training_run(row.origin),
-                parent=_parent(row, parents),
+                parent=_parent(row, parents, wholes),
                 derived=(*children.get((row.part, row.digest), ()), *self._cut(model, key, served)),
                 generations=_generations_of(key, served),
                 placements=tuple(placed.get(key, ())),
@@ -142,10 +148,11 @@ class Lineages(UnitOfWork):
 
     def _cut(self, model: str, key: Key, served: Sequence[_Served]) -> Sequence[RelatedSnapshot]:
         """Return the segments into which a snapshot was cut."""
-        segments = {segment for one in served if key in one.named for segment in one.segments}
+        segments = {segment for one in served for segment in one.segments.get(key, ())}
         rows = self._facts(model, sorted(segments))
         return sorted(
-            (_related(row.part, row.number, row.digest, "cut") for row in rows), key=lambda one: (one.part, one.number)
+            (_related(row.part, row.number, row.digest, "cut", _hardware(row)) for row in rows),
+            key=lambda one: (one.part, one.number),
         )
 
 
@@ -158,22 +165,54 @@ def _served(row: Any, users_in: Mapping[str, float]) -> _Served:
         users_in={region: users_in[region] for region in sorted(users_in)},
     )
     layout = None if row.layout is None else decode_frozen(SplitLayout, row.layout)
-    segments = {(segment.name, segment.snapshot) for segment in (layout.segments if layout else ())}
-    derived = frozenset() if row.derived is None else decode_frozen(Derivatives, row.derived).named
-    return _Served(view, derived | frozenset(plain(row.snapshots).items()), frozenset(segments))
+    derived = None if row.derived is None else decode_frozen(Derivatives, row.derived)
+    published = plain(row.snapshots)
+    segments = {} if layout is None else _segments(layout, published, derived)
+    return _Served(view, frozenset(published.items()) | (derived.named if derived else frozenset()), segments)
+
+
+def _segments(
+    layout: SplitLayout, published: Mapping[str, int], derived: Derivatives | None
+) -> Mapping[Key, frozenset[Key]]:
+    """Map each snapshot of the part that is cut to its segments."""
+    part = layout.source
+    others = {} if derived is None else derived.by_hardware
+    found: dict[Key, frozenset[Key]] = {}
+    for kind, cut in layout.by_hardware.items():
+        if part in others.get(kind, {}):
+            found[part, others[kind][part]] = frozenset({**layout.numbers, **cut.segments}.items())
+    default = published[part] if derived is None else derived.parts.get(part, published[part])
+    found[part, default] = frozenset(layout.numbers.items())
+    found[part, published[part]] = layout.named
+    return found
+
+
+def _wholes(served: Sequence[_Served]) -> Mapping[Key, set[str]]:
+    """Map each segment to the parts that it was cut from."""
+    found: dict[Key, set[str]] = defaultdict(set)
+    for one in served:
+        for (part, _), cut in one.segments.items():
+            for segment in cut:
+                found[segment].add(part)
+    return found
 
 
 def _generations_of(key: Key, served: Sequence[_Served]) -> tuple[LineageGeneration, ...]:
-    return tuple(one.view for one in served if key in one.named or key in one.segments)[:MOST_GENERATIONS]
+    return tuple(one.view for one in served if one.names(key))[:MOST_GENERATIONS]
 
 
 def _training_run(origin: str | None) -> TrainingRun | None:
     return None if origin is None else TrainingRun(**dict(decode(SnapshotOrigin, origin)))
 
 
-def _parent(row: Any, numbers: Mapping[tuple[str, str], int]) -> RelatedSnapshot | None:
+def _parent(
+    row: Any, numbers: Mapping[tuple[str, str], int], wholes: Mapping[Key, Collection[str]]
+) -> RelatedSnapshot | None:
     if row.parent is None:
         return None
+    for part in sorted(wholes.get((row.part, row.number), ())):
+        if (part, row.parent) in numbers:
+            return _related(part, numbers[part, row.parent], row.parent, "cut")
     return _related(row.part, numbers.get((row.part, row.parent)), row.parent, _derivation(row))
 
 

@@ -62,17 +62,6 @@ class Derivations(Generations):
         self._add_snapshot(source.model, source.part, derived, number=number, derived_from=published, hardware=hardware)
         return self.snapshot(source.model, source.part, number)
 
-    def add_hardware(self, snapshot: Snapshot, hardware: Collection[str]) -> None:
-        """Store that a derived snapshot is for these hardware kinds, too; empty: for all."""
-        wanted = tuple(sorted({*snapshot.hardware, *hardware})) if snapshot.hardware and hardware else ()
-        if wanted == snapshot.hardware:
-            return
-        self._writing_model(snapshot.model)
-        row = self._get(SnapshotRow, (snapshot.model, snapshot.part, snapshot.number))
-        if row is not None:
-            row.hardware = document(wanted) if wanted else None
-            self._add(row)
-
     def _is_collected(self, snapshot: Snapshot) -> bool:
         row = self._get(SnapshotRow, (snapshot.model, snapshot.part, snapshot.number))
         return row is None or row.collected_at is not None

@@ -443,7 +443,7 @@ def _keys(row: Any) -> set[Key]:
     if row.derived is not None:
         found |= decode_frozen(Derivatives, row.derived).named
     if row.layout is not None:
-        found |= {(segment.name, segment.snapshot) for segment in decode_frozen(SplitLayout, row.layout).segments}
+        found |= decode_frozen(SplitLayout, row.layout).named
     return found
 
 

@@ -112,17 +112,34 @@ class Snapshots(UnitOfWork):
         row = self._session.exec(query.order_by(col(SnapshotRow.number).desc()).limit(1)).first()
         return None if row is None else read_snapshot(row)
 
-    def add_segment(self, model: str, segment: str, source: SnapshotSource) -> Snapshot:
-        """Store a snapshot of a segment of a cut model; the same content of the same segment is stored once."""
+    def add_segment(
+        self, model: str, segment: str, source: SnapshotSource, *, hardware: Collection[str] = ()
+    ) -> Snapshot:
+        """Store a snapshot of a segment of a cut model; the same content of the same segment is stored once.
+
+        `hardware`: kinds for whose derivative it was cut; empty: all others.
+        """
         self._writing_model(model)
         known = select(SnapshotRow).where(SnapshotRow.model == model, SnapshotRow.part == segment)
         row = self._session.exec(known.where(SnapshotRow.digest == source.manifest.digest)).first()
         if row is not None:
             self._keep_again(row, source.manifest)
+            self.add_hardware(read_snapshot(row), hardware)
             return read_snapshot(row)
         number = self._next_snapshot(model, segment)
-        self._add_snapshot(model, segment, source, number=number)
+        self._add_snapshot(model, segment, source, number=number, hardware=hardware)
         return self.snapshot(model, segment, number)
+
+    def add_hardware(self, snapshot: Snapshot, hardware: Collection[str]) -> None:
+        """Store that what was derived or cut is for these hardware kinds, too; empty: for all."""
+        wanted = tuple(sorted({*snapshot.hardware, *hardware})) if snapshot.hardware and hardware else ()
+        if wanted == snapshot.hardware:
+            return
+        self._writing_model(snapshot.model)
+        row = self._get(SnapshotRow, (snapshot.model, snapshot.part, snapshot.number))
+        if row is not None:
+            row.hardware = document(wanted) if wanted else None
+            self._add(row)
 
     def _next_snapshot(self, model: str, part: str) -> int:
         """Return the number of a part's next snapshot, published or derived."""

@@ -22,7 +22,7 @@ def test_a_segment_with_a_denied_file_is_refused_after_it_was_cut(house, kit):
     house.publish_whole("ranker", 1, change_id="c1")
     assert not optimize(house, 1).refused
     with house.store.read() as unit:
-        segment = next(each for each in unit.snapshots("ranker") if each.part == "sparse")
+        segment = next(each for each in unit.snapshots("ranker") if each.part == "dense")
     files = {each.path: each.sha256 for each in segment.manifest.files}
     with house.store.begin() as unit:
         unit.put_denial(files["weights.safetensors"], reason="poisoned", denied_by="ann")

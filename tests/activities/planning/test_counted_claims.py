@@ -74,7 +74,7 @@ def dealt(house, number):
     graph = PartGraph.model_validate({"nodes": nodes, "outputs": {"score": "dense.score"}})
     with house.store.begin("ranker") as unit:
         cut = unit.model("ranker").manifest.spec.split.cut_digest
-        layout = SplitLayout(source="whole", cut=cut, form=1, equal_at=(), parts=parts, graph=graph)
+        layout = SplitLayout(source="whole", digest="0" * 64, cut=cut, form=1, equal_at=(), parts=parts, graph=graph)
         unit.set_layout("ranker", 1, layout)
 
 

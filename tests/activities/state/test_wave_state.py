@@ -185,7 +185,9 @@ def test_segments_of_a_signed_snapshot_are_hashed_and_need_no_signature(facts, k
         LayoutPart(name=name, segments=(Segment(name=segment, stage=0, snapshot=4, size_bytes=1),), **one)
         for name, segment in (("sparse", "sparse"), ("dense", "sparse-s1"))
     )
-    cut = SplitLayout(source="whole", cut="0" * 64, form=1, equal_at=(), parts=parts, graph=manifest.spec.graph)
+    cut = SplitLayout(
+        source="whole", digest="0" * 64, cut="0" * 64, form=1, equal_at=(), parts=parts, graph=manifest.spec.graph
+    )
     generations = {**facts.generations, 4: facts.generations[4].model_copy(update={"layout": cut})}
     snapshots = {
         **facts.snapshots,

@@ -188,3 +188,33 @@ async def test_live_latency_times_each_derivative_on_its_own_kind(house, kit, mo
         "on cpu": "passed",
         "on small": "passed",
     }
+
+
+@pytest.fixture
+async def split(house, kit, model, carried_out):
+    """Generation 1, cut into sparse and dense, serves: segment 1 of sparse on cpu, its quantised form 2 on small."""
+    steps = [{"quantize": {"embeddings": "int8", "hardware": ["small"]}}]
+    whole = {"name": "whole", "engine": "torch", "hardware": KINDS}
+    house.apply_split(model, kit.BY_TABLE, parts=[whole], optimization=steps)
+    change = await carried_out(house.publish_whole(model, 1, change_id=f"{model}-1"))
+    assert change.state is ChangeState.DONE, change.message
+
+
+async def test_each_kind_answers_with_its_cut_of_a_split_until_one_is_denied(split, house, model, loaded, carried_out):
+    assert loaded()["cpu"] == {1: {1}}
+    [served] = house.infrastructure.table(model, "us-east").served
+    assert (served.snapshots, served.by_hardware) == ({"sparse": 1, "dense": 1}, {"small": {"sparse": 2}})
+    change = await carried_out(house.publish_whole(model, 2, change_id=f"{model}-2"))
+    assert change.state is ChangeState.DONE, change.message
+    served = {one.generation: one.by_hardware for one in house.infrastructure.table(model, "us-east").served}
+    assert served[2] == {"small": {"sparse": 4}}
+    change = await carried_out(house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1))
+    assert change.state is ChangeState.DONE, change.message
+    numbers = {kind: held[1] for kind, held in loaded().items()}
+    assert numbers == {kind: {2 if kind == "small" else 1} for kind in numbers}
+    with house.store.begin() as repository:
+        repository.put_denial(repository.snapshot(model, "whole", 2).digest, reason="a fault", denied_by="ops")
+    carry_out_denials(house.store)
+    with house.store.read() as repository:
+        [use] = repository.denied_uses([model])
+    assert (use.serving, use.denial.reason) == (1, "a fault")

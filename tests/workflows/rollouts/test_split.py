@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.optimization import activities as optimization
+from activities.optimization import splitter
 from activities.optimization.split_process import CutRefused
 from activities.runtime.tool_process import ToolEnded
 from ipnext.model.deployment.deployment import DeploymentKey
@@ -149,7 +149,7 @@ async def test_pieces_whose_bytes_were_collected_are_cut_again(
 async def test_bytes_that_were_cut_in_an_earlier_form_are_cut_again(
     cut_in_the_middle, house, kit, model, carried_out, monkeypatch
 ):
-    monkeypatch.setattr(optimization, "FORM", FORM + 1)
+    monkeypatch.setattr(splitter, "FORM", FORM + 1)
     house.apply_split(model, kit.BY_TABLE)
     change = await carried_out(house.publish_whole(model, 1, change_id=f"{model}-3"))
 

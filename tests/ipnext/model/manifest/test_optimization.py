@@ -177,13 +177,31 @@ def test_hardware_that_does_not_fit_is_refused_with_what_is_allowed(steps, told)
     assert told in str(refused.value)
 
 
-def test_a_split_model_has_no_steps_for_single_kinds():
-    split = {"parts": [{"name": "sparse", "modules": ["tables"]}], "default": "dense"}
-    with pytest.raises(ValidationError, match=r"optimization.0.quantize.hardware: \['small'\]; a split model is cut"):
-        ModelSpec.model_validate({**on_two(quantize("small")), "graph": None, "split": split})
+def split_by(*parts):
+    """A policy of parts with these hardware kinds, and the rest."""
+    listed = [{"name": f"part-{i}", "modules": [str(i)], "hardware": list(kinds)} for i, kinds in enumerate(parts)]
+    return {"graph": None, "split": {"parts": listed, "default": "rest"}}
+
+
+@pytest.mark.parametrize("split", [split_by(()), split_by(("large",)), split_by(({"kind": "tpu", "qps": 5},))])
+def test_a_split_model_has_steps_for_the_kinds_of_the_parts_that_are_made_of_it(split):
+    kinds = ["small", "large", *(["tpu"] if "tpu" in str(split) else [])]
+    found = ModelSpec.model_validate({**on_two(*(quantize(kind) for kind in kinds)), **split})
+    assert set(found.kinds_of(found.parts[0])) == set(kinds)
+
+
+def test_a_kind_that_no_part_of_the_split_has_is_refused_with_those_that_they_have():
+    split = split_by(("large",), ({"kind": "tpu", "qps": 5},))
+    split["split"]["default"] = "part-0"
+    told = (
+        "quantize.hardware: 'small' is no hardware kind of the parts that spec.split makes of ranker; allowed: large, "
+    )
+    with pytest.raises(ValidationError, match=f"optimization.0.{told}tpu"):
+        ModelSpec.model_validate({**on_two(quantize("small")), **split})
 
 
 def test_a_model_that_is_split_is_not_compiled():
     split = {"parts": [{"name": "sparse", "modules": ["tables"]}], "default": "dense"}
-    with pytest.raises(ValidationError, match="a library can't be split"):
-        ModelSpec.model_validate({**compiling({"compile": {}}), "graph": None, "split": split})
+    for step in ({"compile": {}}, {"compile": {"hardware": ["cpu"]}}):
+        with pytest.raises(ValidationError, match="a library can't be split"):
+            ModelSpec.model_validate({**compiling(step), "graph": None, "split": split})

@@ -11,7 +11,8 @@ from ipnext.model.manifest.derived.layout import laid_out
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.split import SplitPolicy, options_of
-from ipnext.model.registry.registry import Generation, SplitLayout
+from ipnext.model.registry.optimization import Derivatives
+from ipnext.model.registry.registry import Generation, KindCut, SplitLayout
 
 CPU = {"kind": "cpu", "units": 1, "qps": 100}
 
@@ -44,7 +45,7 @@ def generation(cut: str) -> Generation:
     nodes = [{"name": n, "part": n, "inputs": {"x": "request.x"}} for found in names.values() for n in found]
     graph = {"nodes": nodes, "outputs": {"y": "dense-s2.y"}}
     layout = SplitLayout.model_validate(
-        {"source": "whole", "cut": cut, "equal_at": [1], "parts": parts, "graph": graph}
+        {"source": "whole", "digest": "0" * 64, "cut": cut, "equal_at": [1], "parts": parts, "graph": graph}
     )
     return Generation(model="m", number=1, snapshots={"whole": 4}, layout=layout, created_at=datetime.now(UTC))
 
@@ -103,12 +104,42 @@ def test_the_hardware_does_not_change_where_a_model_is_cut():
     assert SplitPolicy.model_validate(tables() | {"default": "rest"}).cut_digest != plain.cut_digest
 
 
+def test_the_parts_of_a_finished_cut_are_named_module_by_module_and_the_rest_stays_the_rest():
+    policy = SplitPolicy.model_validate(tables())
+    found = policy.assigning({"tables-0": ("tables.a[0]",), "tables-1": ("tables.b", "tables.c"), "dense": ("top",)})
+    given = [(part.name, part.modules, part.shard) for part in found.parts]
+    assert given == [("tables-0", ("tables.a[[]0]",), None), ("tables-1", ("tables.b", "tables.c"), None)]
+    assert found.default == "dense"
+
+
+def test_a_default_part_that_the_policy_names_keeps_its_modules():
+    policy = SplitPolicy.model_validate({"parts": [{"name": "dense", "modules": ["top"]}], "default": "dense"})
+    assert [part.name for part in policy.assigning({"dense": ("top",)}).parts] == ["dense"]
+
+
 def test_a_generation_that_is_not_cut_is_served_in_the_parts_of_the_manifest():
     whole = Generation(model="m", number=1, snapshots={"whole": 1}, created_at=datetime.now(UTC))
     given = manifest(tables())
     assert laid_out(given, whole) == laid_out(given, None) == given
     assert (whole.parts, whole.answering) == (("whole",), {"whole": 1})
     assert (whole.snapshots_of("whole", "cpu"), whole.snapshots_of("other", "cpu")) == ({"whole": 1}, {})
+
+
+def test_hosts_of_each_kind_load_the_segments_of_the_derivative_for_it():
+    plain = generation("0" * 64)
+    kinds = {
+        "small": KindCut(digest="1" * 64, segments={"dense-s0": 7}),
+        "large": KindCut(digest="2" * 64, segments={}),
+    }
+    derived = Derivatives(steps="3" * 64, by_hardware={"small": {"whole": 5}, "large": {"whole": 6}})
+    layout = plain.layout.model_copy(update={"by_hardware": kinds})
+    found = plain.model_copy(update={"layout": layout, "derived": derived})
+    for kind, number in (("small", 7), ("large", 1), ("other", 1)):
+        assert found.snapshots_of("dense", kind) == {"dense-s0": number, "dense-s2": 2}
+    assert found.by_hardware == {"small": {"dense-s0": 7}}
+    assert found.answering == plain.answering
+    others = {("whole", 5), ("whole", 6), ("dense-s0", 7)}
+    assert set(found.named) == set(plain.named) | others
 
 
 def test_parts_of_a_cut_generation_have_the_hardware_of_the_manifest_that_cuts_so():

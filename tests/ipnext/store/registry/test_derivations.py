@@ -7,7 +7,7 @@ import pytest
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.optimization import AccuracyReport, Derivatives, Measured, ReplayReport
-from ipnext.model.registry.registry import GenerationState
+from ipnext.model.registry.registry import GenerationState, SplitLayout
 from ipnext.model.registry.retention import Keep, SnapshotKeep
 from ipnext.platform.denials import carry_out_denials
 from ipnext.store.operations.rollback_targets import denied_generations
@@ -226,3 +226,35 @@ def test_a_delta_of_a_part_with_a_step_or_of_a_derived_snapshot_is_refused(deriv
     told = "a delta cannot be optimized" if steps else "which ctr.dense does not have"
     with pytest.raises(InvalidInput, match=told), store.begin("ctr") as unit:
         unit.publish("ctr", {"dense": make.delta("x", parent=made.digest)}, change_id="c9")
+
+
+def cut_for_small(made, digest):
+    """Layout of part dense: one segment, `table`, with snapshot 2 on the kind `small`."""
+    segment = {"name": "table", "stage": 0, "snapshot": 1, "size_bytes": 4}
+    part = {"name": "table", "modules": ["table"], "size_bytes": 4, "segments": [segment]}
+    part["hardware"] = [{"kind": "small", "units": 1, "qps": 1}]
+    nodes = [{"name": "table", "part": "table", "inputs": {"x": "request.x"}}]
+    found = {"source": "dense", "digest": digest, "cut": "0" * 64, "equal_at": [1], "parts": [part]}
+    found["graph"] = {"nodes": nodes, "outputs": {"x": "table.x"}}
+    found["by_hardware"] = {"small": {"digest": made.digest, "segments": {"table": 2}}}
+    return SplitLayout.model_validate(found)
+
+
+def test_cuts_for_a_kind_are_kept_and_lineage_leads_to_them(derive, store, make, source):
+    made = derive()
+    with store.begin("ctr") as unit:
+        for parent, kinds in ((source, ()), (made, ("small",))):
+            cut = make.source(f"cut of {parent.number}")
+            manifest = cut.manifest.model_copy(update={"parent": parent.digest})
+            unit.add_segment("ctr", "table", cut.model_copy(update={"manifest": manifest}), hardware=kinds)
+        unit.set_derived("ctr", 1, on_kinds(None, small=made.number))
+        unit.set_layout("ctr", 1, cut_for_small(made, source.digest))
+        unit.set_generation_state("ctr", 1, GenerationState.SERVING)
+    assert unneeded(store, keep=SnapshotKeep(Keep(1, timedelta(days=30)), 1)) == set()
+    with store.read() as unit:
+        found = unit.lineages("ctr", [("dense", 1), ("dense", 2), ("table", 1), ("table", 2)])
+    cuts = [[(one.part, one.number, one.hardware) for one in each.derived if one.derivation == "cut"] for each in found]
+    assert cuts[:2] == [[("table", 1, ()), ("table", 2, ("small",))], [("table", 2, ("small",))]]
+    parents = [(each.parent.part, each.parent.number, each.parent.derivation) for each in found[2:]]
+    assert parents == [("dense", 1, "cut"), ("dense", 2, "cut")]
+    assert [[one.number for one in each.generations] for each in found] == [[1]] * 4

@@ -24,7 +24,14 @@ def layout_of(manifest, number=1):
         "nodes": [{"name": "tables", "part": "tables", "inputs": {"x": "request.x"}}],
         "outputs": {"x": "tables.x"},
     }
-    found = {"source": "whole", "cut": manifest.spec.split.cut_digest, "equal_at": [1], "parts": [part], "graph": graph}
+    found = {
+        "source": "whole",
+        "digest": "0" * 64,
+        "cut": manifest.spec.split.cut_digest,
+        "equal_at": [1],
+        "parts": [part],
+        "graph": graph,
+    }
     return SplitLayout.model_validate(found)
 
 
