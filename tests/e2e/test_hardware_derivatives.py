@@ -14,26 +14,31 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e
 
-NAME = "two-kinds"
+NAME, SPLIT = "two-kinds", "two-kinds-split"
 EXACT, INT8 = "ranker=1", "ranker=2"
-MANIFEST = yaml.safe_dump(
-    {
-        "apiVersion": "ipnext/v1",
-        "kind": "Model",
-        "metadata": {"name": NAME},
-        "spec": {
-            "parts": [
-                {
-                    "name": "ranker",
-                    "hardware": [{"kind": kind, "units": 1, "qps": 50} for kind in ("cpu", "cpu-small")],
-                }
-            ],
-            "optimization": [{"quantize": {"embeddings": "int8", "maxAucDrop": 0.001, "hardware": ["cpu-small"]}}],
-            "demand": [{"region": "us-east", "qps": 80}],
-            "rollout": {"holdSeconds": 0},
-        },
-    }
-)
+TABLES = {"name": "tables", "modules": ["tables.*", "bag"]}
+
+
+def manifest(name: str, **more: Any) -> str:
+    return yaml.safe_dump(
+        {
+            "apiVersion": "ipnext/v1",
+            "kind": "Model",
+            "metadata": {"name": name},
+            "spec": {
+                "parts": [
+                    {
+                        "name": "ranker",
+                        "hardware": [{"kind": kind, "units": 1, "qps": 50} for kind in ("cpu", "cpu-small")],
+                    }
+                ],
+                "optimization": [{"quantize": {"embeddings": "int8", "maxAucDrop": 0.001, "hardware": ["cpu-small"]}}],
+                "demand": [{"region": "us-east", "qps": 80}],
+                "rollout": {"holdSeconds": 0},
+                **more,
+            },
+        }
+    )
 
 
 @pytest.fixture
@@ -45,7 +50,8 @@ def platform(bare: Any) -> Iterator[Any]:
     spec = before.model_copy(update={"hardware": (*before.hardware, "cpu-small"), "supply": (*before.supply, small)})
     bare.client.apply(FleetManifest(api_version="ipnext/v1", kind="Fleet", spec=spec))
     yield bare
-    bare.client.wait_change(bare.client.delete(NAME).id, timeout_seconds=PATIENCE_SECONDS)
+    for name in {NAME, SPLIT} & {view.manifest.metadata.name for view in bare.client.models()}:
+        bare.client.wait_change(bare.client.delete(name).id, timeout_seconds=PATIENCE_SECONDS)
     bare.client.apply(FleetManifest(api_version="ipnext/v1", kind="Fleet", spec=before))
 
 
@@ -58,13 +64,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plain.with_name("whole")
 
 
-def ask(platform: Any) -> tuple[str, tuple[float, ...]]:
+def ask(platform: Any, model: str) -> tuple[str, tuple[float, ...]]:
     """Return the snapshot that answered by the header, and the scores."""
     given = [
         {"name": name, "shape": list(array.shape), "datatype": "INT64", "data": array.reshape(-1).tolist()}
         for name, array in arrays(3).items()
     ]
-    url = f"{platform.endpoints['gateways']['us-east']}/v2/models/{NAME}/infer"
+    url = f"{platform.endpoints['gateways']['us-east']}/v2/models/{model}/infer"
     answer = httpx.post(url, json={"inputs": given}, timeout=60, trust_env=False)
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-ipnext-snapshots"] == answer.json()["parameters"]["snapshots"]
@@ -72,12 +78,12 @@ def ask(platform: Any) -> tuple[str, tuple[float, ...]]:
     return answer.headers["x-ipnext-snapshots"], tuple(scores)
 
 
-def answers(platform: Any) -> dict[str, set[tuple[float, ...]]]:
+def answers(platform: Any, model: str) -> dict[str, set[tuple[float, ...]]]:
     """Ask until both kinds have answered; return the scores of each snapshot."""
     found: dict[str, set[tuple[float, ...]]] = {}
 
     def both() -> bool:
-        named, scores = ask(platform)
+        named, scores = ask(platform, model)
         found.setdefault(named, set()).add(scores)
         return len(found) == 2
 
@@ -85,14 +91,20 @@ def answers(platform: Any) -> dict[str, set[tuple[float, ...]]]:
     return found
 
 
+def placed(client: Any, model: str, part: str) -> dict[int, set[str]]:
+    """Map the first two snapshots of a part to the kinds with replicas that load them."""
+    found = {number: client.snapshot_lineage(model, part, number).placements for number in (1, 2)}
+    return {number: {each.hardware for each in own if each.replicas} for number, own in found.items()}
+
+
 def test_each_hardware_kind_answers_with_its_derivative_until_one_is_denied(platform: Any, whole: Path) -> None:
     client = platform.client
-    client.apply(MANIFEST)
+    client.apply(manifest(NAME))
     done = client.wait_change(client.publish(NAME, {"ranker": whole}).id, timeout_seconds=PATIENCE_SECONDS)
     assert (done.state, done.generation) == ("done", 1), done.message
 
     original = load(whole).infer(arrays(3))["score"].tolist()
-    found = answers(platform)
+    found = answers(platform, NAME)
     assert found.keys() == {EXACT, INT8}
     [exact], [int8] = found[EXACT], found[INT8]
     assert list(exact) == pytest.approx(original, abs=1e-6)
@@ -101,11 +113,7 @@ def test_each_hardware_kind_answers_with_its_derivative_until_one_is_denied(plat
 
     derived, _ = client.snapshots(NAME, part="ranker")
     assert (derived.derived_from, derived.hardware) == (1, ("cpu-small",))
-    placed = {
-        number: {each.hardware for each in client.snapshot_lineage(NAME, "ranker", number).placements if each.replicas}
-        for number in (1, 2)
-    }
-    assert placed == {1: {"cpu"}, 2: {"cpu-small"}}
+    assert placed(client, NAME, "ranker") == {1: {"cpu"}, 2: {"cpu-small"}}
 
     client.deny(derived.digest, "it ranks badly")
     [generation] = client.generations(NAME)
@@ -113,3 +121,20 @@ def test_each_hardware_kind_answers_with_its_derivative_until_one_is_denied(plat
     denied = client.denial(derived.digest)
     assert [(one.model, one.number) for one in denied.snapshots] == [(NAME, 2)]
     client.undeny(derived.digest)
+
+
+def test_hosts_of_each_kind_answer_with_their_cut_of_a_model_that_is_split(platform: Any, whole: Path) -> None:
+    client = platform.client
+    dense = {"name": "dense", "modules": ["top"], "hardware": ["cpu"]}
+    client.apply(manifest(SPLIT, split={"parts": [TABLES, dense], "default": "dense"}))
+    done = client.wait_change(client.publish(SPLIT, {"ranker": whole}).id, timeout_seconds=PATIENCE_SECONDS)
+    assert (done.state, done.generation) == ("done", 1), done.message
+
+    original = load(whole).infer(arrays(3))["score"].tolist()
+    found = answers(platform, SPLIT)
+    assert found.keys() == {"dense=1,tables=1", "dense=1,tables=2"}
+    [exact], [int8] = found["dense=1,tables=1"], found["dense=1,tables=2"]
+    assert list(exact) == pytest.approx(original, abs=1e-6)
+    assert list(int8) == pytest.approx(original, abs=0.01)
+    assert int8 != exact
+    assert placed(client, SPLIT, "tables") == {1: {"cpu"}, 2: {"cpu-small"}}
