@@ -1,15 +1,25 @@
 """What `lineage`, `snapshot` and `get holds` show."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from rich.table import Table
 
 from ipnext.cli.output import age, rows
-from ipnext.model.api.lineage import HoldView, LineageGeneration, RelatedSnapshot, SnapshotLineage, TrainingRun
+from ipnext.model.api.lineage import (
+    Derivation,
+    HoldView,
+    LineageGeneration,
+    RelatedSnapshot,
+    SnapshotLineage,
+    TrainingRun,
+)
 from ipnext.model.registry.registry import Snapshot
 
 DIGITS = 12
 """Of a digest."""
+MADE_HERE: Final = frozenset[Derivation]({"optimized", "cut"})
+"""How a snapshot follows from another one if the platform made it: nobody published it."""
 
 
 def holds_table(holds: Iterable[HoldView]) -> Table:
@@ -43,7 +53,7 @@ def lineage_tables(one: SnapshotLineage) -> Iterable[Table | str]:
     yield f"{one.model}/{one.part}, snapshot {one.number}: {one.size_bytes:,} bytes, SHA-256 {one.digest}, {kept}"
     if one.training_run is not None:
         yield from _run_tables(one.training_run)
-    else:
+    elif one.parent is None or one.parent.derivation not in MADE_HERE:
         yield "published by a client, without a training run"
     if one.parent is not None:
         yield f"{one.parent.derivation} of {_name(one.parent)}"

@@ -23,6 +23,8 @@ def snapshot_tables(snapshot: SnapshotView, profiles: Iterable[ProfileView]) -> 
     yield snapshot.uri
     if snapshot.derived_from is not None:
         yield derivation_line(snapshot)
+    elif snapshot.hardware:
+        yield f"cut from a snapshot that was derived for hardware: {', '.join(snapshot.hardware)}"
     yield times_of(snapshot)
     found = tuple(profiles)
     yield from profile_tables(found) if found else (f"no profile; `ipnext profile {snapshot.model}` measures one",)
