@@ -159,7 +159,8 @@ class TransitionWorkflow:
     async def _time_replicas(self, wave: WaveInput) -> WaveResult | None:
         """Compare live replicas of both generations; None if traffic may move.
 
-        Each call makes one round, and the history has the rounds so far: a killed worker repeats one round.
+        Each call makes one round, and the history has the rounds so far: a killed worker repeats one round. Between
+        calls that found a replica not ready the run sleeps (`within_deadline`), so that no slot is held.
         """
         self._show(f"{self._place}: timing live replicas")
         while True:
@@ -168,7 +169,7 @@ class TransitionWorkflow:
                 return await self._unheld() if result.ok else result
             if self._stopping:
                 raise asyncio.CancelledError
-            wave = wave.model_copy(update={"rounds": result.rounds})
+            wave = wave.model_copy(update={"rounds": result.rounds, "waited_before": result.waited_seconds})
 
     async def _watch_answers(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
         """Wait for the bake time, check the answers meanwhile, and judge them at the end.

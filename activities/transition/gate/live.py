@@ -4,7 +4,7 @@ Both replicas got the same requests in turns, in rounds. A machine that is busy 
 all: a limit is exceeded only if the median of the rounds' ratios exceeds it, and so do at least AGREEING of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
@@ -48,6 +48,15 @@ def judge_live(limits: LiveLatencySpec, rounds: Sequence[JudgedRound]) -> LiveVe
     broken = tuple(judge.broken())
     message = "; ".join(broken or judge.figures())
     return LiveVerdict("refused" if broken else "passed", message, judge.evidence)
+
+
+def count_answered(rounds: Iterable[JudgedRound]) -> int:
+    """Count the rounds with enough answers of both generations."""
+    return sum(_is_answered(each) for each in rounds)
+
+
+def _is_answered(judged: JudgedRound) -> bool:
+    return judged.new.p50 > 0 and judged.serving.p50 > 0
 
 
 def _quantile(times: Sequence[float], share: float) -> float:
@@ -94,7 +103,7 @@ class _Rounds:
 
     def __init__(self, limits: LiveLatencySpec, rounds: Sequence[JudgedRound]) -> None:
         self._rounds = rounds
-        self._counted = [each for each in rounds if each.new.p50 > 0 and each.serving.p50 > 0]
+        self._counted = [each for each in rounds if _is_answered(each)]
         self._figures = tuple(self._read(limits)) if self._counted else ()
 
     def _read(self, limits: LiveLatencySpec) -> Iterator[_Figure]:

@@ -13,15 +13,15 @@ from temporalio import activity
 from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.fence import of_a_wave, still_ours
 from activities.state.observed import observe
-from activities.transition.gate.live import judge_live, read_figures
+from activities.state.wave_state import ModelWaveState, Slot
+from activities.transition.gate.live import FEWEST_ROUNDS, count_answered, judge_live, read_figures
 from activities.transition.gate.timed_parts import TimedPart, read_timed_parts
+from activities.transition.live.readiness import PartReadiness, ReplicaPair, is_as_before, read_readiness
 from activities.transition.live.replay_requests import UnfitReplay, read_requests
 from activities.transition.wave_context import WaveContext
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.errors import NotFound, RegionUnreachable, Unavailable
+from ipnext.errors import NotFound, RegionUnreachable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment.region_state import RegionState
-from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.gate.live import ROUNDS, JudgedRound, LiveLatencySpec, TimedReplica, TimingRound
 from ipnext.model.lifecycle.changes.transition_run import WaveInput, WaveResult
 from ipnext.model.lifecycle.checks import LIVE_LATENCY, CheckOutcome, CheckOverride, CheckResult, ValidationReport
@@ -33,6 +33,11 @@ from ipnext.store.store import Store
 
 ENGINE: Final = "torch"
 AGAIN_SECONDS: Final = 0.5
+NOT_JUDGED_EVENT: Final = "NotJudged"
+"""Kind of the event of a rollout that continues although its limits could not be judged."""
+
+
+_REASONS: Final = {CheckOutcome.REFUSED: Reason.GATE_FAILED, CheckOutcome.NOT_JUDGED: Reason.UNAVAILABLE}
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,10 @@ class _Case:
     is_split: bool
     parts: tuple[TimedPart, ...]
     regions: frozenset[str]
+    wanted: frozenset[Slot]
+    """Replica sets that have to hold replicas of both generations."""
     change: str
     override: CheckOverride | None
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Ready replicas of both generations, on one hardware kind of one region."""
-
-    region: str
-    hardware: str
-    new: Sequence[Replica]
-    serving: Sequence[Replica]
 
 
 class LiveTimingActivities:
@@ -77,9 +74,11 @@ class LiveTimingActivities:
     def time_replicas(self, wave: WaveInput) -> WaveResult:
         """Make one more round of the comparison, or judge it and add the results to the generation's report.
 
-        If `again_seconds` is above 0, the workflow calls again with the `rounds` of the result. Raises
-        RegionUnreachable if the replicas of a region can't be seen, Unavailable if one has ended since.
+        If `again_seconds` is above 0, the workflow calls again with the `rounds` of the result; without `ok`, replicas
+        are not ready just now, and it pauses before. Raises RegionUnreachable if the replicas of a region can't be
+        seen.
         """
+        began = time.monotonic()
         with self._store.read() as repository:
             case = _read_case(repository, wave)
         if case is None:
@@ -87,35 +86,65 @@ class LiveTimingActivities:
         results = tuple(_judge_stored(wave.model, case))
         if results:
             return self._end(wave, case, results)
-        pairs = self._find_pairs(wave, case)
+        found = self._read_readiness(wave, case)
         rounds, unfit = wave.rounds, []
         for part in case.parts:
             own = part.rounds_of(rounds)
-            if not part.has_changed or part not in pairs or len(own) == ROUNDS:
+            pair = found[part].pair
+            if not part.has_changed or pair is None or len(own) == ROUNDS:
                 continue
             try:
-                rounds += (self._make_round(wave, case, part, pairs[part], len(own)),)
+                rounds += self._make_round(wave, case, part, pair, len(own))
             except UnfitReplay as error:
                 unfit.append(_result(part.name, CheckOutcome.REFUSED, f"the limits can't be judged: {error}"))
-        if not unfit and any(0 < len(part.rounds_of(rounds)) < ROUNDS for part in case.parts):
-            return WaveResult(ok=True, again_seconds=AGAIN_SECONDS, rounds=rounds)
-        return self._end(wave, case, unfit or [_judge_part(case, part, rounds) for part in case.parts])
+        if unfit:
+            return self._end(wave, case, unfit)
+        return self._continue(wave, case, found, rounds, time.monotonic() - began)
 
-    def _find_pairs(self, wave: WaveInput, case: _Case) -> Mapping[TimedPart, _Pair]:
+    def _continue(
+        self,
+        wave: WaveInput,
+        case: _Case,
+        found: Mapping[TimedPart, PartReadiness],
+        rounds: tuple[JudgedRound, ...],
+        seconds: float,
+    ) -> WaveResult:
+        """Ask for a further call, at once or after a pause; judge all parts if none gets a further round.
+
+        Replicas that are not ready are waited for as long as the wave's deadline allows, in all rounds together. An
+        override ends the wait.
+        """
+        lacking = [part for part in case.parts if part.has_changed and len(part.rounds_of(rounds)) < ROUNDS]
+        waited = wave.waited_before + wave.waited_seconds
+        if lacking and rounds != wave.rounds:
+            return WaveResult(ok=True, again_seconds=AGAIN_SECONDS, waited_seconds=waited, rounds=rounds)
+        waits = any(found[part].may_be_timed for part in lacking)
+        if waits and waited < wave.deadline_seconds and case.override is None:
+            return WaveResult(ok=False, again_seconds=AGAIN_SECONDS, waited_seconds=seconds)
+        return self._end(wave, case, [_judge_part(case, part, found[part], rounds, waited) for part in case.parts])
+
+    def _read_readiness(self, wave: WaveInput, case: _Case) -> Mapping[TimedPart, PartReadiness]:
         states, silent = observe(self._infrastructure, case.regions, [wave.model])
-        found = {part: _find_pair(states.values(), part, wave.generation, case.former) for part in case.parts}
-        if silent and None in found.values():
+        found = {
+            part: read_readiness(states.values(), part, wave.generation, case.former, wanted=case.wanted)
+            for part in case.parts
+        }
+        if silent and any(each.pair is None for each in found.values()):
             msg = f"region {silent[0]!r} can't be reached, so its replicas can't be timed"
             raise RegionUnreachable(msg)
-        return {part: pair for part, pair in found.items() if pair is not None}
+        return found
 
-    def _make_round(self, wave: WaveInput, case: _Case, part: TimedPart, pair: _Pair, number: int) -> JudgedRound:
+    def _make_round(
+        self, wave: WaveInput, case: _Case, part: TimedPart, pair: ReplicaPair, number: int
+    ) -> tuple[JudgedRound, ...]:
+        """Return a round; none if a replica has ended, or the serving one restarted, so that it says nothing."""
         limits = case.limits
+        new, serving = pair.new[number % len(pair.new)], pair.serving[number % len(pair.serving)]
         asked = TimingRound(
             model=wave.model,
             part=part.name,
-            new=TimedReplica(id=pair.new[number % len(pair.new)].id, generation=wave.generation),
-            serving=TimedReplica(id=pair.serving[number % len(pair.serving)].id, generation=case.former or 0),
+            new=TimedReplica(id=new.id, generation=wave.generation),
+            serving=TimedReplica(id=serving.id, generation=case.former or 0),
             bodies=self._read_bodies(part, limits.rows),
             requests=limits.requests // ROUNDS,
             concurrency=limits.concurrency,
@@ -124,9 +153,9 @@ class LiveTimingActivities:
         began = time.monotonic()
         try:
             times = self._infrastructure.time_replicas(pair.region, asked)
-        except NotFound as error:  # a replica has ended since: another try finds others
-            raise Unavailable(error.message) from error
-        return JudgedRound(
+        except NotFound:
+            return ()
+        judged = JudgedRound(
             part=part.name,
             region=pair.region,
             hardware=pair.hardware,
@@ -134,6 +163,11 @@ class LiveTimingActivities:
             serving=read_figures(times.serving, limits.concurrency),
             seconds=round(time.monotonic() - began, 6),
         )
+        if new.id != serving.id and (judged.serving.failed or not judged.serving.p50):
+            states, _ = observe(self._infrastructure, [pair.region], [wave.model])
+            if not is_as_before(states.values(), serving, case.former or 0):
+                return ()
+        return (judged,)
 
     def _read_bodies(self, part: TimedPart, rows: int) -> tuple[str, ...]:
         bearer = part.replay or part.new
@@ -157,6 +191,10 @@ class LiveTimingActivities:
                 cause = Cause(change=case.change, reason=refused.reason, message=message, place=place)
                 told = f"generation {wave.generation}, wave {wave.index + 1}: {message}"
                 repository.add_event(wave.model, refused.reason.value, told, detail=cause.detail)
+            for result in judged:
+                if result.outcome is CheckOutcome.NOT_JUDGED:
+                    told = f"generation {wave.generation}: {LIVE_LATENCY}: {result.subject}: {result.message}"
+                    repository.add_event(wave.model, NOT_JUDGED_EVENT, told, detail={"evidence": dict(result.evidence)})
         if refused is None:
             return WaveResult(ok=True, message="; ".join(f"{one.subject}: {one.message}" for one in judged))
         return WaveResult(ok=False, reason=refused.reason, message=message, place=Place(part=refused.subject))
@@ -184,6 +222,7 @@ def _read_case(repository: Repository, wave: WaveInput) -> _Case | None:
         is_split=generation.layout is not None,
         parts=parts,
         regions=frozenset(region for _, region, _ in reaching.state.slots) - reaching.facts.lost,
+        wanted=_held_by_both(reaching.state.outside(reaching.facts.lost), wave.generation, former),
         change=reaching.record.change_id,
         override=repository.check_overrides(reaching.record.change_id).get(LIVE_LATENCY),
     )
@@ -203,36 +242,55 @@ def _judge_stored(model: str, case: _Case) -> Iterator[CheckResult]:
             yield _unchanged(part)
 
 
-def _find_pair(states: Iterable[RegionState], part: TimedPart, generation: int, former: int | None) -> _Pair | None:
-    """Return the first hardware kind that has ready replicas of both generations of a part."""
-    for state in sorted(states, key=lambda state: state.region):
-        ready = [
-            replica
-            for replica in sorted(state.replicas, key=lambda replica: replica.id)
-            if replica.key.part == part.name and replica.phase is ReplicaPhase.RUNNING
-        ]
-        for hardware in sorted({replica.key.hardware for replica in ready if part.is_on(replica.key.hardware)}):
-            kind = [replica for replica in ready if replica.key.hardware == hardware]
-            new, serving = ([each for each in kind if number in each.ready] for number in (generation, former))
-            if new and serving:
-                return _Pair(state.region, hardware, new, serving)
-    return None
+def _held_by_both(state: ModelWaveState, generation: int, former: int | None) -> frozenset[Slot]:
+    """Return the replica sets that hold replicas of both generations in this state."""
+    return frozenset(
+        slot for slot in state.slots if state.counts.get((slot, generation)) and state.counts.get((slot, former or 0))
+    )
 
 
-def _judge_part(case: _Case, part: TimedPart, rounds: Iterable[JudgedRound]) -> CheckResult:
+def _judge_part(
+    case: _Case, part: TimedPart, readiness: PartReadiness, rounds: Iterable[JudgedRound], waited: float
+) -> CheckResult:
     own = part.rounds_of(rounds)
     if not part.has_changed:
         return _unchanged(part)
-    if not own:
-        told = f"no region has ready replicas of this generation and of generation {case.former} on one hardware kind"
+    if not own and not readiness.may_be_timed:
+        told = f"no region has replicas of this generation and of generation {case.former} on one hardware kind"
         told += part.on
         return _result(part.name, CheckOutcome.SKIPPED, told)
+    if len(own) < ROUNDS and count_answered(own) < FEWEST_ROUNDS:
+        return _unready(case, part, readiness, own, waited)
     verdict = judge_live(case.limits, own)
     against = f"on {own[0].hardware} in {own[0].region} against generation {case.former}: {verdict.message}"
-    result = _result(part.name, CheckOutcome(verdict.outcome), against)
+    return _with_evidence(case, _result(part.name, CheckOutcome(verdict.outcome), against), verdict.evidence, own)
+
+
+def _unready(
+    case: _Case, part: TimedPart, readiness: PartReadiness, own: Sequence[JudgedRound], waited: float
+) -> CheckResult:
+    """Return the result of a part whose replicas were not ready for too long.
+
+    Those of the new generation have to be: traffic would move to them. Those of the serving one may be broken, and the
+    reason for the change.
+    """
+    outcome = CheckOutcome.REFUSED if readiness.lacks_new else CheckOutcome.NOT_JUDGED
+    made = f"; {len(own)} of {ROUNDS} rounds were made" if own else ""
+    told = f"the limits can't be judged: {readiness.text}{part.on}, after {waited:.0f} s{made}"
+    evidence = {
+        "waitedSeconds": round(waited, 3),
+        "ready": readiness.evidence,
+        "rounds": [each.model_dump(mode="json") for each in own],
+    }
+    return _with_evidence(case, _result(part.name, outcome, told), evidence, own)
+
+
+def _with_evidence(
+    case: _Case, result: CheckResult, evidence: Mapping[str, Any], own: Iterable[JudgedRound]
+) -> CheckResult:
     limits = case.limits.model_dump(mode="json", by_alias=True)
     took = round(sum(each.seconds for each in own), 6)
-    return result.model_copy(update={"evidence": {**verdict.evidence, "limits": limits}, "duration_seconds": took})
+    return result.model_copy(update={"evidence": {**evidence, "limits": limits}, "duration_seconds": took})
 
 
 def _unchanged(part: TimedPart) -> CheckResult:
@@ -241,12 +299,12 @@ def _unchanged(part: TimedPart) -> CheckResult:
 
 
 def _result(subject: str, outcome: CheckOutcome, message: str) -> CheckResult:
-    reason = Reason.GATE_FAILED if outcome is CheckOutcome.REFUSED else Reason.SUCCEEDED
+    reason = _REASONS.get(outcome, Reason.SUCCEEDED)
     return CheckResult(check=LIVE_LATENCY, subject=subject, outcome=outcome, reason=reason, message=message)
 
 
 def _override(given: CheckOverride | None, result: CheckResult) -> CheckResult:
-    if given is None or result.passed:
+    if given is None or (result.passed and result.outcome is not CheckOutcome.NOT_JUDGED):
         return result
     message = f"overridden by {given.who}: {given.reason}; {result.message}"
     return result.model_copy(update={"outcome": CheckOutcome.OVERRIDDEN, "message": message})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from ipnext.cli.output import rows
-from ipnext.model.lifecycle.checks import CheckResult, ValidationReport
+from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 
 
 def report_tables(report: ValidationReport) -> Iterator[Table | str]:
@@ -23,7 +23,10 @@ def _outcome(report: ValidationReport) -> str:
     if report.refusals:
         return f"refused by {', '.join(report.refusals)}"
     failed = dict.fromkeys(result.check for result in report.checks if not result.passed)
-    return f"without a result of {', '.join(failed)}" if failed else "passed"
+    if failed:
+        return f"without a result of {', '.join(failed)}"
+    open_ = dict.fromkeys(each.check for each in report.checks if each.outcome is CheckOutcome.NOT_JUDGED)
+    return f"passed, without a verdict of {', '.join(open_)}" if open_ else "passed"
 
 
 def _line(result: CheckResult) -> tuple[str, ...]:

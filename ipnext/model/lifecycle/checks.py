@@ -45,6 +45,8 @@ class CheckOutcome(StrEnum):
     """The manifest skips the check, or it does not apply; the message has the reason."""
     OVERRIDDEN = "overridden"
     """It refused, and an operator let the change pass."""
+    NOT_JUDGED = "not_judged"
+    """It could not be made: the message has the reason, the evidence what was found. It stops nothing."""
     FAILED = "failed"
     """The check itself had a fault: nothing is known of the subject. The validation is tried again."""
 

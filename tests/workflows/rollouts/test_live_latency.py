@@ -8,7 +8,8 @@ from safetensors.numpy import save
 from ipnext.api.app import create_app
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.gate.live import ROUNDS
+from ipnext.model.deployment.deployment import DeploymentKey
+from ipnext.model.gate.live import ROUNDS, ReplicaTimes, RoundTimes
 from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.checks import LIVE_LATENCY
 from ipnext.model.lifecycle.status import Reason
@@ -122,6 +123,119 @@ async def test_a_round_that_fails_is_made_again_and_the_others_are_not(house, mo
     second = await publish(2)
     assert second.state is ChangeState.DONE, second.message
     assert len(house.infrastructure.calls("time_replicas")) == ROUNDS + 2
+
+
+class Readiness:
+    """Hides generations from what regions observe of the part `sparse`, as if its replicas were not ready for them."""
+
+    def __init__(self, infrastructure):
+        self.hidden, self.looks = set(), 0
+        """Generations, and the number of looks at both generations for which the first one is hidden."""
+        self.rounds, self.after_round = 0, lambda _: None
+        self._observe, self._time = infrastructure.observe, infrastructure.time_replicas
+        infrastructure.observe, infrastructure.time_replicas = self.observe, self.time_replicas
+
+    def observe(self, region, models=None):
+        state = self._observe(region, models)
+        sparse = [each for each in state.replicas if each.key.part == "sparse"]
+        hidden = set(self.hidden)
+        if self.looks and any(2 in each.ready for each in sparse):
+            self.looks, hidden = self.looks - 1, {1}
+        seen = tuple(
+            each.model_copy(update={"ready": tuple(set(each.ready) - hidden)}) if each in sparse else each
+            for each in state.replicas
+        )
+        return state.model_copy(update={"replicas": seen})
+
+    def time_replicas(self, region, asked):
+        times = self._time(region, asked)
+        self.rounds += 1
+        return self.after_round(asked) or times
+
+
+@pytest.fixture
+def readiness(house):
+    return Readiness(house.infrastructure)
+
+
+async def test_a_serving_replica_that_restarts_is_waited_for_and_then_timed(house, model, publish, results, readiness):
+    house.apply(model, validation={"liveLatency": LIMITS})
+    await publish(1)
+    readiness.looks = 8
+    second = await publish(2)
+    assert second.state is ChangeState.DONE, second.message
+    ((outcome, message),) = results(2)
+    assert (outcome, readiness.looks) == ("passed", 0), message
+    assert readiness.rounds == ROUNDS
+
+
+async def test_a_serving_replica_that_is_not_ready_in_time_leaves_the_check_open_and_says_so(
+    house, model, publish, results, readiness
+):
+    house.apply(model, validation={"liveLatency": LIMITS}, rollout={"deadlineSeconds": 1})
+    await publish(1)
+    readiness.hidden = {1}
+    second = await publish(2)
+    assert second.state is ChangeState.DONE, second.message
+    ((outcome, message),) = results(2)
+    assert outcome == "not_judged"
+    lacking = "the limits can't be judged: no replica of generation 1 is ready on cpu in eu-west, cpu in us-east"
+    assert message.startswith(lacking)
+    with house.store.read() as unit:
+        (check,) = [each for each in unit.report(model, 2).checks if each.check == LIVE_LATENCY]
+        events = [event for event in unit.events(model, limit=100) if event.kind == "NotJudged"]
+    assert check.evidence["ready"][0] == {"region": "eu-west", "hardware": "cpu", "new": 2, "serving": 0}
+    assert check.evidence["waitedSeconds"] >= 1
+    assert lacking in events[0].message
+    assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
+
+
+@pytest.mark.parametrize(("made", "outcome"), [(2, "not_judged"), (3, "passed")])
+async def test_rounds_before_the_serving_replica_went_count_if_they_are_enough(
+    house, model, publish, results, readiness, made, outcome
+):
+    house.apply(model, validation={"liveLatency": LIMITS}, rollout={"deadlineSeconds": 1})
+    await publish(1)
+    readiness.after_round = lambda _: readiness.hidden.update({1} if readiness.rounds == made else ())
+    second = await publish(2)
+    assert second.state is ChangeState.DONE, second.message
+    ((found, message),) = results(2)
+    assert found == outcome, message
+    assert (f"{made} of {ROUNDS} rounds were made" if made == 2 else "in 3 rounds") in message
+    assert readiness.rounds == made
+
+
+async def test_a_new_generation_that_is_ready_no_more_is_refused(house, model, publish, results, readiness):
+    house.apply(model, validation={"liveLatency": LIMITS}, rollout={"deadlineSeconds": 1})
+    await publish(1)
+    readiness.after_round = lambda _: readiness.hidden.add(2)
+    second = await publish(2)
+    assert (second.state, second.reason) == (ChangeState.ROLLED_BACK, Reason.GATE_FAILED)
+    ((outcome, message),) = results(2)
+    assert outcome == "refused"
+    assert "no replica of generation 2 is ready" in message
+
+
+async def test_a_round_in_which_the_serving_replica_restarted_is_made_again(house, model, publish, results, readiness):
+    house.apply(model, validation={"liveLatency": LIMITS})
+    await publish(1)
+
+    def restart(asked):
+        if readiness.rounds > 1:
+            return None
+        assert asked.serving.id != asked.new.id
+        key = DeploymentKey(model=model, part="sparse", region="eu-west", hardware="cpu")
+        house.infrastructure.crash(key, int(asked.serving.id.rpartition(".")[2]))
+        good = ReplicaTimes(single=(0.002,) * 20, together=(0.008,) * 5)
+        return RoundTimes(new=good, serving=ReplicaTimes(failed=20, error="connection reset"))
+
+    readiness.after_round = restart
+    second = await publish(2)
+    assert second.state is ChangeState.DONE, second.message
+    ((outcome, message),) = results(2)
+    assert outcome == "passed", message
+    assert readiness.rounds == ROUNDS + 1
+    assert "in 5 rounds" in message
 
 
 async def test_nothing_is_timed_if_the_manifest_skips_the_check_or_has_no_limits(house, model, publish, results):

@@ -98,6 +98,8 @@ class WaveInput(Value):
     """For the gate, with `baseline`: the `window` that `shift_traffic` answered; None: errors alone are judged."""
     rounds: tuple[JudgedRound, ...] = ()
     """For the timing of live replicas: the rounds so far."""
+    waited_before: float = 0.0
+    """For the timing of live replicas: seconds waited for them before the newest round."""
 
 
 class WaveResult(Value):
@@ -115,9 +117,10 @@ class WaveResult(Value):
     """Answer of `shift_traffic`: further data for the gate."""
     again_seconds: float = 0.0
     """Answer of `check_gate`: too few answers to judge; call again after this time. Answer of `ensure_capacity`,
-    with `ok` false: not ready yet."""
+    and of `time_replicas`, with `ok` false: not ready yet."""
     waited_seconds: float = 0.0
-    """Answer of `ensure_capacity`, with `again_seconds`: the duration of this check."""
+    """Answer of `ensure_capacity` and `time_replicas`, with `again_seconds` and without `ok`: the duration of this
+    check. Answer of `time_replicas` with `ok`: seconds waited so far."""
     unanswered: bool = False
     """Whether the wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
     rounds: tuple[JudgedRound, ...] = ()
