@@ -11,6 +11,7 @@ from activities.state.drained_fleet import leaves_loss
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import ChangeScope, frozen
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change_stages import FREEZE, end_stage, hold_stage
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeAnswer, Frozen, Override
@@ -77,6 +78,7 @@ def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) ->
     if change.reason is Reason.FROZEN and change.message == bound.message:
         return
     unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=bound.message)
+    unit.note_stages(change.model, change.id, lambda stages, at: hold_stage(stages, FREEZE, at))
     unit.add_event(change.model, "Frozen", f"{change.kind} {change.id} is {bound.message}", run_id=change.run_id)
     record_repair(unit, change.model)
     if change.kind in _SHOWS_CONDITIONS:
@@ -94,6 +96,7 @@ def _release(unit: Repository, change: Change, stage: StageInput, bound: Frozen 
     if bound is not None and given is not None:
         names = ", ".join(each.name for each in bound.freezes)
         why = f"it passes {names}: overridden by {given.who}: {given.reason}"
+    unit.note_stages(change.model, change.id, lambda stages, at: end_stage(stages, FREEZE, at))
     unit.add_event(change.model, "Thawed", f"{change.kind} {change.id} goes on: {why}", run_id=change.run_id)
     if change.reason is not Reason.FROZEN:
         return why

@@ -1,6 +1,6 @@
 """Metadata: the generation of a change, whether its snapshots are all stored, and changes that were superseded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from temporalio import activity
@@ -11,10 +11,12 @@ from activities.state.drained_fleet import leaves_loss
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput, Unavailable
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change_stages import begin_stages, end_stage
 from ipnext.model.lifecycle.changes.entity import SupersededInput
 from ipnext.model.lifecycle.changes.lifecycle_run import ChangeBegun, Done, ProgressInput, ResolutionResult, StageInput
 from ipnext.model.lifecycle.changes.stage_order import ComposedStage
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
+from ipnext.model.lifecycle.stages import DEFAULT_STAGES
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
 from ipnext.model.manifest.optimization import steps_digest
@@ -67,6 +69,8 @@ class MetadataActivities:
             urgent = leaves_loss(repository, change)
             manifest = record.manifest if change.kind in ROLLS_OUT else record.in_force
             stages, misfit = (None, "") if urgent else self._order(change.kind, manifest.spec)
+            order = stages or tuple(ComposedStage(name=name) for name in DEFAULT_STAGES[change.kind])
+            repository.begin_stages(progress.model, change.id, begin_stages(order, repository.now()))
         return ChangeBegun(
             stages=stages,
             misfit=misfit,
@@ -111,12 +115,13 @@ class MetadataActivities:
                 raise
         size = sum(snapshot.manifest.size_bytes for snapshot in snapshots)
         summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
-        self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
         optimizes = bool(
             spec.split is not None or generation.layout is not None or spec.optimization or generation.derived
         )
         cuts = generation.serving_at is None and optimizes
         places = needs_placement(placed, generation)
+        skips = {*(() if cuts else ("optimization",)), *(() if places else _skipped_by(stage.kind))}
+        self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes", skips=skips)
         note = "" if cuts or stage.kind is not ChangeKind.APPLY else untaken(generation, spec)
         return ResolutionResult(
             parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places, note=note
@@ -147,16 +152,34 @@ class MetadataActivities:
             msg = f"{snapshot.part} snapshot {snapshot.number}: the store has {stored.digest}, not {snapshot.digest}"
             raise ArtifactDigestMismatch(msg)
 
-    def _note(self, stage: StageInput, status: str, reason: Reason, message: str, *, part: str | None = None) -> None:
+    def _note(
+        self,
+        stage: StageInput,
+        status: str,
+        reason: Reason,
+        message: str,
+        *,
+        part: str | None = None,
+        skips: Collection[str] = (),
+    ) -> None:
         text = f"generation {stage.generation}: {message}"
         with self._store.begin(stage.model) as repository:
             repository.set_condition(
                 stage.model, ConditionType.RESOLVED, "True" if status == "True" else "False", reason, text
             )
+            if status == "True":
+                repository.note_stages(
+                    stage.model, stage.change_id, lambda stages, at: end_stage(stages, "metadata", at, skips=skips)
+                )
             place = Place(step=STEPS[ConditionType.RESOLVED], part=part)
             cause = Cause(change=stage.change_id, reason=reason, message=message, place=place) if part else None
             detail = cause.detail if cause is not None else None
             repository.add_event(stage.model, ConditionType.RESOLVED.value, text, detail=detail)
+
+
+def _skipped_by(kind: ChangeKind) -> tuple[str, ...]:
+    """Return the stage that a change with parts in place leaves out: a rollback is not planned."""
+    return ("planning",) if kind is ChangeKind.ROLLBACK else ()
 
 
 def needs_placement(placed: ModelPlacement | None, generation: Generation) -> bool:

@@ -21,6 +21,7 @@ from activities.state.memory_fit import MEMORY
 from ipnext.artifacts.native_code import LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import SnapshotDenied, Unavailable
+from ipnext.model.lifecycle.changes.change_stages import end_stage
 from ipnext.model.lifecycle.changes.lifecycle_run import OptimizationResult, StageInput
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.manifest import ModelSpec
@@ -106,6 +107,9 @@ class OptimizationActivities:
             repository.set_layout(stage.model, stage.generation, layout)
             _check_denials(repository, repository.generation(stage.model, stage.generation))
             derived = repository.generation(stage.model, stage.generation).derived
+            repository.note_stages(
+                stage.model, stage.change_id, lambda stages, at: end_stage(stages, "optimization", at)
+            )
             if before != layout:
                 repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary or 'not cut'}")
         told = "; ".join(text for text in (_describe_derived(derived), summary) if text)

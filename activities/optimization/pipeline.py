@@ -38,7 +38,7 @@ EVENT = "Optimized"
 """Kind of the event of a finished step."""
 KEPT = "keep"
 BY_CHANCE = "maxLatencyRatio"
-"""The limit that the machine decides, too: such a refusal is not stored, and is judged again."""
+"""The limit that the machine decides, too: such a refusal is judged again."""
 
 Tools = Callable[[str], Mapping[str, str]]
 """Returns the tools of a kind of step, with their versions. Raises InvalidInput for an unknown kind."""
@@ -167,10 +167,11 @@ class Pipeline:
             made = None if report.broken else ingest_directory(self._artifacts, out, announce=self._touch)
             if made is not None and place.step.compile is not None and self._signer is not None:
                 self._artifacts.put_signature(made.manifest.digest, self._signer.sign(made.manifest.digest))
-        if any(line.startswith(BY_CHANCE) for line in report.broken):
-            return report, None
+        by_chance = any(line.startswith(BY_CHANCE) for line in report.broken)
         with self._store.begin(stage.model) as repository:
-            return report, repository.add_derivation(source, recipe, report, made, hardware=place.hardware)
+            return report, repository.add_derivation(
+                source, recipe, report, made, hardware=place.hardware, is_repeated=by_chance
+            )
 
     @contextmanager
     def _fetched(self, place: StepPlace, source: Snapshot) -> Iterator[tuple[StepSource, Path]]:

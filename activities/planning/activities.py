@@ -22,6 +22,7 @@ from activities.runtime.failed_attempts import of_a_step
 from activities.runtime.owner_turns import OwnerPlaces, OwnerShares, ShareTaken
 from activities.state.drained_fleet import DrainedFleet
 from ipnext.errors import Infeasible, InvalidInput, QuotaExceeded, StaleWrite, Unavailable
+from ipnext.model.lifecycle.changes.change_stages import end_stage
 from ipnext.model.lifecycle.changes.lifecycle_run import PlanningResult, StageInput
 from ipnext.model.lifecycle.failure_cause import STEPS, Cause, Place
 from ipnext.model.lifecycle.regions.unserved_regions import binding_reason
@@ -187,6 +188,10 @@ class PlanningActivities:
             repository.set_condition(
                 stage.model, ConditionType.PLANNED, "True" if planned.feasible else "False", planned.reason, message
             )
+            if planned.feasible:
+                repository.note_stages(
+                    stage.model, stage.change_id, lambda stages, at: end_stage(stages, "planning", at)
+                )
             detail = {"plan": planned.plan_id, "moves": planned.moves}
             if not planned.feasible:
                 place = planned.place.model_copy(update={"step": STEPS[ConditionType.PLANNED]})

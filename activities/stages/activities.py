@@ -4,6 +4,7 @@ The stage itself is an activity, or a workflow, of that distribution (`ipnext.st
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from temporalio import activity
 from activities.runtime.failed_attempts import of_a_step
 from ipnext.model.echoes import cut_text, show_value
 from ipnext.model.lifecycle.changes.change import ChangeKind
+from ipnext.model.lifecycle.changes.change_stages import StageOutcome, Stages, end_stage
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
 from ipnext.model.lifecycle.failure_cause import Cause, Place
 from ipnext.model.lifecycle.stages import (
@@ -44,6 +46,13 @@ _OUTCOMES: Final[Mapping[Reason, CheckOutcome]] = {
     Reason.SUCCEEDED: CheckOutcome.PASSED,
     Reason.STAGE_REFUSED: CheckOutcome.REFUSED,
     Reason.STAGE_FAILED: CheckOutcome.FAILED,
+}
+
+
+_STAGE_OUTCOMES: Final[Mapping[Reason, StageOutcome]] = {
+    Reason.SUCCEEDED: "passed",
+    Reason.STAGE_REFUSED: "refused",
+    Reason.STAGE_FAILED: "failed",
 }
 
 
@@ -93,6 +102,7 @@ class StageActivities:
             if ended.kind in _VALIDATED:
                 _keep_result(repository, ended, found)
                 _write_validated(repository, ended, judged)
+            _end_stage(repository, ended, found)
             _write_event(repository, ended, found, judged)
         return judged
 
@@ -172,6 +182,15 @@ def _write_validated(repository: Repository, ended: StageEnded, judged: StageJud
     if not judged.passed:
         record = repository.model(ended.model)
         repository.refuse_revision(ended.model, record.validated.revision if record.validated else record.generation)
+
+
+def _end_stage(repository: Repository, ended: StageEnded, found: CheckResult) -> None:
+    outcome: StageOutcome = _STAGE_OUTCOMES[found.reason]
+
+    def end(stages: Stages, at: datetime) -> Stages:
+        return end_stage(stages, ended.name, at, outcome=outcome, message=found.message)
+
+    repository.note_stages(ended.model, ended.change_id, end)
 
 
 def _write_event(repository: Repository, ended: StageEnded, found: CheckResult, judged: StageJudged) -> None:

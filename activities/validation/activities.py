@@ -45,6 +45,7 @@ from activities.validation.weights.finite_weights import FINITE, check_finite, c
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.model.lifecycle.changes.change_stages import end_stage
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.checks import LIVE_LATENCY, ValidationReport
 from ipnext.model.lifecycle.status import ConditionType, Reason
@@ -253,6 +254,7 @@ def _write_outcome(repository: Repository, stage: StageInput, record: ModelRecor
     refused = report.refusal
     if refused is None:
         repository.accept_revision(stage.model, record.generation, record.manifest.spec)
+        repository.note_stages(stage.model, stage.change_id, lambda stages, at: end_stage(stages, "validation", at))
     else:
         repository.refuse_revision(stage.model, record.generation)
     reason = refused.reason if refused else Reason.SUCCEEDED

@@ -16,6 +16,7 @@ from ipnext.store.changes.ownership import NamespaceOwner
 from ipnext.store.changes.pauses import Pauses
 from ipnext.store.changes.publications import Publications
 from ipnext.store.changes.shadows import Shadows
+from ipnext.store.changes.stages import StageProgresses
 from ipnext.store.changes.transitions import Transitions
 from ipnext.store.lists.lineages import Lineages
 from ipnext.store.lists.overviews import Overviews
@@ -40,6 +41,7 @@ class Repository(
     Drains,
     Pauses,
     Shadows,
+    StageProgresses,
     Journal,
     NamespaceOwner,
     Overviews,

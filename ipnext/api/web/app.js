@@ -123,6 +123,71 @@ function sourcesBlock(sources) {
   return [el("h4", {}, "Sources"), table(["source", "part", "kind", "state", "picked up last", "since", "versions", "why"], sources.map(sourceRow))];
 }
 
+const stageKinds = { passed: "good", running: "busy", refused: "bad", failed: "bad", rolled_back: "bad" };
+
+function duration(seconds) {
+  if (seconds < 60) return `${amount(Number(seconds.toPrecision(2)))} s`;
+  return seconds < 3600 ? `${Math.round(seconds / 60)} min` : `${amount(Number((seconds / 3600).toPrecision(2)))} h`;
+}
+
+function stageStep(stage) {
+  const took = stage.seconds === null ? "" : ` ${duration(stage.seconds)}`;
+  const since = stage.state === "running" && stage.began_at ? `, since ${new Date(stage.began_at).toLocaleString()}` : "";
+  const source = stage.source === "built-in" ? "" : `, of ${stage.source}`;
+  const title = `stage ${stage.name}${source}: ${words(stage.state)}${took}${since}${stage.message ? `: ${stage.message}` : ""}`;
+  const mark = { passed: "✓", running: "…", skipped: "–", to_come: "·", not_reached: "·" }[stage.state] ?? "✗";
+  const current = stage.state === "running" ? "step" : null;
+  return el("li", { class: `badge ${stageKinds[stage.state] ?? ""}`, title, "aria-label": title, "aria-current": current, "data-stage": stage.name, "data-state": stage.state }, `${mark} ${stage.name}${took}`);
+}
+
+function stagesList(stages) {
+  return el("ol", { class: "steps", "aria-label": "Stages" }, stages.map(stageStep));
+}
+
+function changeBlock(change) {
+  if (!change?.stages?.length) return null;
+  const told = change.stages.filter((stage) => stage.message).map((stage) => el("p", { class: "quiet" }, `${stage.name}: ${stage.message}`));
+  return [el("h4", {}, `Stages of ${change.kind} ${change.id}`), stagesList(change.stages), told];
+}
+
+function shadowBlock(shadow) {
+  if (!shadow) return null;
+  const kind = { passed: "good", refused: "bad" }[shadow.state] ?? "busy";
+  const figures = Object.entries(shadow.evidence).map(([name, value]) => fact(words(name), typeof value === "number" ? amount(value) : typeof value === "string" ? value : JSON.stringify(value)));
+  return [
+    el("h4", {}, `Shadow: generation ${shadow.generation} answers no client`),
+    el("div", { "data-shadow": shadow.generation },
+      el("p", {}, badge(shadow.state, kind), ` ${percent(shadow.share)} of the requests in ${shadow.regions.join(", ")} mirrored, since `, time(shadow.since)),
+      shadow.takes ? el("p", { class: "quiet" }, `takes ${shadow.takes}`) : null,
+      shadow.message ? el("p", { class: "note" }, shadow.message) : null,
+      figures.length ? el("dl", { class: "facts" }, figures) : null),
+  ];
+}
+
+function figureText(figure) {
+  const number = (value) => (value === null ? "not measured" : Number(value.toPrecision(5)).toLocaleString("en", { maximumFractionDigits: 6 }));
+  const values = figure.before === null ? number(figure.after) : `${number(figure.before)} → ${number(figure.after)}`;
+  const limit = figure.limit === null ? "" : ` (${figure.limit} ${amount(figure.most)})`;
+  return el("div", { class: figure.is_broken ? "badge bad" : null }, `${figure.name}: ${values}${limit}`);
+}
+
+function derivativeRow(found) {
+  const kinds = { derived: "good", refused: "bad", released: "" };
+  const tools = Object.entries(found.tools).map(([name, value]) => `${name} ${value}`).join(", ");
+  return el(
+    "tr", { "data-derivative": found.snapshot ?? "refused" },
+    cell(found.part, "name"), cell(el("span", { title: tools }, found.kind), "name"),
+    cell(found.parent === null ? found.parent_digest.slice(0, 12) : String(found.parent), "number tight"), cell(found.snapshot === null ? "none" : String(found.snapshot), "number tight"),
+    cell(found.hardware.join(", ") || "all", "name"), cell(badge(found.state, kinds[found.state] ?? "")),
+    cell([found.figures.map(figureText), el("div", { class: "quiet" }, found.replayed)]), cell(found.reasons.join("; "), "wide"),
+  );
+}
+
+function derivativesBlock(derivatives) {
+  if (!derivatives?.length) return null;
+  return [el("h4", {}, "Derivatives"), table(["part", "step", "from snapshot", "derived", "hardware", "state", "against its parent", "why"], derivatives.map(derivativeRow))];
+}
+
 function replicaSummary(deployments) {
   const wanted = deployments.reduce((sum, d) => sum + d.wanted, 0);
   const ready = deployments.reduce((sum, d) => sum + d.ready, 0);
@@ -231,11 +296,14 @@ function modelCard(item) {
       : null,
     status.conditions.length ? conditionSteps(status.conditions) : null,
     item.explanation ? chainBlock(item.explanation) : null,
+    changeBlock(item.change),
+    shadowBlock(item.change?.shadow),
     el("p", { class: "quiet" }, `users ask for ${demandText(manifest.spec)}`),
     regions.length ? [el("h4", {}, "Traffic by region of the users"), el("div", { class: "bars" }, regions.map(([region, shares]) => trafficBar(region, shares)))] : null,
     deployments.length ? el("p", { class: "quiet" }, replicaSummary(deployments)) : null,
     layout ? layoutBlock(layout) : partsBlock(item.model),
     sourcesBlock(item.sources),
+    derivativesBlock(item.derivatives),
     answersBlock(item.model.answers),
     item.generations.length
       ? [el("h4", {}, "Generations"), table(["number", "state", "snapshots", "since", "why"], item.generations.map(generationRow))]
@@ -323,7 +391,7 @@ function changeRow(change) {
     "tr", { "data-change": change.id },
     cell(time(change.created_at), "tight"), cell(change.model, "name"), cell(change.kind),
     cell(target ? [chip(change.generation), target] : "", "number tight"),
-    cell(badge(change.state, kindOf(change.state))), cell(link, "tight"), cell(why, "wide"),
+    cell(badge(change.state, kindOf(change.state))), cell(link, "tight"), cell([why, change.stages?.length ? stagesList(change.stages) : []], "wide"),
   );
 }
 

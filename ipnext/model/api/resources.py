@@ -9,8 +9,10 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ipnext.model.api.derivatives import DerivativeView
 from ipnext.model.api.generation_stats import GenerationAnswers
 from ipnext.model.api.sources import SourceView
+from ipnext.model.api.stages import StageProgress
 from ipnext.model.deployment.deployment import DeploymentStatus
 from ipnext.model.deployment.replica import Replica
 from ipnext.model.fleet import FleetSpec
@@ -72,6 +74,9 @@ class ChangeView(Change):
     has it."""
     shadow: ShadowView | None = None
     """The shadow that it keeps while its stage `shadow` runs. Lists of changes of all models do not have it."""
+    stages: tuple[StageProgress, ...] = ()
+    """Its stages in their order; empty before it begins. Of lists of changes of all models, only the overview's has
+    them."""
 
 
 class FieldChange(WrittenValue):
@@ -371,6 +376,10 @@ class ModelOverview(Value):
     explanation: StatusExplanation | None = None
     """Why it is not ready; of the first ten of the page that are not."""
     sources: tuple[SourceView, ...] = ()
+    change: ChangeView | None = None
+    """The change that runs, else the newest one, with its stages and the shadow that it keeps."""
+    derivatives: tuple[DerivativeView, ...] = ()
+    """The newest finished steps of its optimization pipeline, at most eight."""
 
 
 class Overview(Value):

@@ -1,7 +1,13 @@
 """Derivations: finished steps on snapshots, and what they derived for generations."""
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import and_, func
+from sqlalchemy import select as sa_select
 
 from ipnext.errors import Conflict
 from ipnext.model.registry.optimization import AccuracyReport, Derivatives
@@ -9,7 +15,8 @@ from ipnext.model.registry.registry import Generation, Snapshot, SnapshotSource
 from ipnext.model.wire import decode
 from ipnext.store.registry.generations import Generations, read_generation
 from ipnext.store.tables.registry import DerivationRow, SnapshotRow
-from ipnext.store.unit_of_work import document
+from ipnext.store.tables.row import METADATA
+from ipnext.store.unit_of_work import batches, document, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +25,43 @@ class Derivation:
 
     snapshot: Snapshot | None
     report: AccuracyReport
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDerivation:
+    """A finished step, for lists."""
+
+    model: str
+    part: str
+    parent: int | None
+    """Number of the snapshot that it derives from; None if none has its digest any more."""
+    parent_digest: str
+    report: AccuracyReport
+    created_at: datetime
+    snapshot: int | None
+    """Number of the derived snapshot; None if a limit was broken."""
+    published: int | None
+    hardware: tuple[str, ...]
+    is_collected: bool
+
+
+_STEPS: Final = METADATA.tables[DerivationRow.__tablename__]
+_MADE: Final = METADATA.tables[SnapshotRow.__tablename__].alias()
+_PARENT: Final = METADATA.tables[SnapshotRow.__tablename__].alias()
+_JOINED: Final = _STEPS.outerjoin(
+    _MADE, and_(_MADE.c.model == _STEPS.c.model, _MADE.c.part == _STEPS.c.part, _MADE.c.number == _STEPS.c.snapshot)
+)
+_LISTED: Final = sa_select(
+    *(_STEPS.c[name] for name in ("model", "part", "parent", "snapshot", "report", "created_at")),
+    _MADE.c.derived_from,
+    _MADE.c.hardware,
+    _MADE.c.collected_at,
+    sa_select(func.min(_PARENT.c.number))
+    .where(_PARENT.c.model == _STEPS.c.model, _PARENT.c.part == _STEPS.c.part, _PARENT.c.digest == _STEPS.c.parent)
+    .correlate(_STEPS)
+    .scalar_subquery()
+    .label("parent_number"),
+)
 
 
 class Derivations(Generations):
@@ -31,8 +75,11 @@ class Derivations(Generations):
         derived: SnapshotSource | None,
         *,
         hardware: Collection[str] = (),
+        is_repeated: bool = False,
     ) -> Snapshot | None:
         """Store a finished step on a snapshot, with the snapshot that it derived; None if it broke a limit.
+
+        `is_repeated`: it is kept for people only; another attempt judges the step again.
 
         `hardware`: the kinds that it was derived for; empty: all. If the step was stored before and its snapshot is
         kept, that one stays.
@@ -53,6 +100,7 @@ class Derivations(Generations):
                 created_at=self._now(),
             )
         row.snapshot, row.report = None if made is None else made.number, document(report)
+        row.is_repeated, row.created_at = is_repeated, self._now()
         self._add(row)
         return made
 
@@ -67,17 +115,30 @@ class Derivations(Generations):
         return row is None or row.collected_at is not None
 
     def derivation(self, model: str, part: str, parent: str, recipe: str) -> Derivation | None:
-        """Return a finished step on the snapshot with the digest `parent`; None if there is none.
+        """Return a finished step on the snapshot with the digest `parent`; None if there is none to use again.
 
         One whose derived snapshot was collected counts as none.
         """
         row = self._get(DerivationRow, (model, part, parent, recipe))
-        if row is None:
+        if row is None or row.is_repeated:
             return None
         made = None if row.snapshot is None else self.snapshot(model, part, row.snapshot)
         if made is not None and self._is_collected(made):
             return None
         return Derivation(snapshot=made, report=decode(AccuracyReport, row.report))
+
+    def recent_derivations(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[ListedDerivation, ...]]:
+        """Map each of these models to its newest finished steps, newest first. Models without one are left out."""
+        by_age = (_STEPS.c.created_at.desc(), _STEPS.c.parent, _STEPS.c.recipe)
+        place = func.row_number().over(partition_by=_STEPS.c.model, order_by=by_age).label("place")
+        found: dict[str, list[ListedDerivation]] = defaultdict(list)
+        for some in batches(models):
+            ranked = sa_select(*_STEPS.primary_key, place).where(self._among(_STEPS.c.model, some)).subquery()
+            same = and_(*(_STEPS.c[key.name] == ranked.c[key.name] for key in _STEPS.primary_key))
+            query = _LISTED.select_from(_JOINED.join(ranked, same)).where(ranked.c.place <= limit)
+            for row in self._connection.execute(query.order_by(_STEPS.c.model, ranked.c.place)):
+                found[row.model].append(_listed(row))
+        return {model: tuple(steps) for model, steps in found.items()}
 
     def set_derived(self, model: str, number: int, derived: Derivatives | None) -> Generation:
         """Store the derived snapshots of a generation, before it first serves: Conflict later. Raises NotFound."""
@@ -90,3 +151,18 @@ class Derivations(Generations):
         row.derived = text
         self._add(row)
         return read_generation(row)
+
+
+def _listed(row: Any) -> ListedDerivation:
+    return ListedDerivation(
+        model=row.model,
+        part=row.part,
+        parent=row.parent_number,
+        parent_digest=row.parent,
+        report=decode(AccuracyReport, row.report),
+        created_at=row.created_at,
+        snapshot=row.snapshot,
+        published=row.derived_from or row.parent_number,
+        hardware=() if row.hardware is None else tuple(plain(row.hardware)),
+        is_collected=row.collected_at is not None,
+    )

@@ -46,6 +46,8 @@ class ChangeRow(Row, table=True):
     """The change that preempted this one, which is not done."""
     created_at: datetime = time_field()
     finished_at: datetime | None = time_field(default=None)
+    stages: str | None = text_field(default=None)
+    """How far it is in its stages; NULL before it begins."""
 
 
 class TransitionRow(Row, table=True):

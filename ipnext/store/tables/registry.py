@@ -267,6 +267,8 @@ class DerivationRow(Row, table=True):
     """Number of the derived snapshot; NULL if a limit was broken."""
     report: str = packed_field()
     created_at: datetime = time_field()
+    is_repeated: bool = False
+    """Whether another attempt judges it again, since the machine had a part in the refusal."""
 
 
 class CheckResultsRow(Row, table=True):

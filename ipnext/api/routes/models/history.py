@@ -13,15 +13,14 @@ from ipnext.api.authorization.listener import listener_of
 from ipnext.api.dependencies import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, view_page
 from ipnext.api.requests.guarded_route import GuardedRoute
 from ipnext.api.schema import OF_SHARED
+from ipnext.api.services.change_views import add_shadow, add_stages
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.errors import NotFound
 from ipnext.model.api.resources import ChangeView, EventView, ListPage, SnapshotView, TransitionView
-from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.lifecycle.checks import ValidationReport
-from ipnext.model.lifecycle.shadow import ShadowView
 from ipnext.model.registry.registry import Generation, Snapshot
 from ipnext.model.value import Name
-from ipnext.store.changes.shadows import StoredShadow
 from ipnext.store.paging import ordinal_of
 from ipnext.store.repository import Repository
 
@@ -34,8 +33,9 @@ def read_change(change_id: RecordId, rooms: Rooms) -> ChangeView:
     with rooms.store.read() as unit:
         change = unit.change(change_id)
         again = unit.find_change(names.again_id(change.model, change.sequence)) if change.state.final else None
-        shadow = unit.stored_shadow(change.model)
-    view = _with_shadow(change_view(change, rooms.lifecycle), shadow)
+        shadow, stages = unit.stored_shadow(change.model), unit.change_stages([change_id])
+    view = add_shadow(change_view(change, rooms.lifecycle), shadow)
+    view = add_stages(view, stages.get(change_id, ()))
     return view if again is None else view.model_copy(update={"again": again.id})
 
 
@@ -54,25 +54,12 @@ def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limi
     """Newest first."""
     with rooms.store.read() as unit:
         page, shadow = unit.change_page(name, after=after, limit=limit), unit.stored_shadow(name)
-    return view_page(page.map(lambda change: _with_shadow(change_view(change, rooms.lifecycle), shadow)))
+        stages = unit.change_stages([change.id for change in page.items])
 
+    def view(change: Change) -> ChangeView:
+        return add_stages(add_shadow(change_view(change, rooms.lifecycle), shadow), stages.get(change.id, ()))
 
-def _with_shadow(view: ChangeView, stored: StoredShadow | None) -> ChangeView:
-    """Return the view of a change with the shadow that it keeps."""
-    if stored is None or stored.shadow.change_id != view.id:
-        return view
-    shadow, seen = stored.shadow, stored.seen
-    shown = ShadowView(
-        generation=shadow.generation,
-        share=shadow.settings.share,
-        regions=shadow.regions,
-        takes=shadow.takes,
-        state=seen.state,
-        message=seen.message,
-        evidence=seen.evidence,
-        since=stored.since,
-    )
-    return view.model_copy(update={"shadow": shown})
+    return view_page(page.map(view))
 
 
 @router.get("/models/{name}/generations", dependencies=[may("models.read")], summary="List a model's generations")

@@ -19,6 +19,8 @@ from ipnext.api.routes.regions.freezes import calendars_of
 from ipnext.api.routes.regions.plans import newest_replan, plan_in_force
 from ipnext.api.routes.regions.regions import fleet_or_none, region_views
 from ipnext.api.schema import NOT_MODIFIED
+from ipnext.api.services.change_views import add_shadow, add_stages
+from ipnext.api.services.derivative_views import view_derivation
 from ipnext.api.services.explanation import explanations_of
 from ipnext.api.services.generation_stats import answers_of
 from ipnext.api.services.hidden_fields import filter_states, is_plan_shown, redact_drains, redact_plan
@@ -28,7 +30,8 @@ from ipnext.api.services.source_views import view_sources
 from ipnext.api.services.status import model_view
 from ipnext.api.workflow_engine.port import change_view
 from ipnext.freezes.evaluation import ChangeScope, frozen
-from ipnext.model.api.resources import EventView, ModelOverview, ModelView, Overview
+from ipnext.model.api.resources import ChangeView, EventView, ModelOverview, ModelView, Overview
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.manifest.freeze import Frozen
 from ipnext.model.registry.profile import PartThroughput
 from ipnext.store.repository import Repository
@@ -36,6 +39,7 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/overview", tags=["overview"], route_class=GuardedRoute)
 
 GENERATIONS = 8
+DERIVATIVES = 8
 CHANGES = 25
 EVENTS = 40
 MARKS_KEPT = 64
@@ -94,6 +98,7 @@ def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visi
         generations = unit.recent_generations(names, limit=GENERATIONS)
         rates = throughputs_of(unit, facts)
         sources = view_sources(unit, rooms.lifecycle.run_url, unit.sources_of(names))
+        shadows, derivations = unit.shadows(names), unit.recent_derivations(names, limit=DERIVATIVES)
         views = {name: _view(each, states, rates[name]) for name, each in zip(names, facts, strict=True)}
         unready = [each for each in facts if each.changes and not serves(views[each.record.name].status.conditions)]
         explanations = explanations_of(unit, unready[:EXPLAINED], states)
@@ -108,6 +113,12 @@ def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visi
             plan = None
         plan = plan and plan.model_copy(update={"summary": redact_plan(plan.summary, visible)})
         changes, events = unit.change_page(limit=CHANGES), unit.event_page(limit=EVENTS)
+        newest = {each.record.name: change for each in facts if (change := _find_shown(each.changes)) is not None}
+        stages = unit.change_stages([change.id for change in (*changes.items, *newest.values())])
+
+    def show(change: Change) -> ChangeView:
+        return add_stages(change_view(change, rooms.lifecycle), stages.get(change.id, ()))
+
     return Overview(
         models=tuple(
             ModelOverview(
@@ -116,6 +127,8 @@ def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visi
                 frozen=held.get(name),
                 explanation=explanations.get(name),
                 sources=tuple(source for source in sources if source.model == name),
+                change=add_shadow(show(newest[name]), shadows.get(name)) if name in newest else None,
+                derivatives=tuple(map(view_derivation, derivations.get(name, ()))),
             )
             for name, view in views.items()
         ),
@@ -124,12 +137,17 @@ def _overview(rooms: PlatformAdapters, states: States, wanted: ModelFilter, visi
         ready_count=readiness.ready,
         not_ready=readiness.not_ready,
         regions=regions,
-        changes=tuple(change_view(change, rooms.lifecycle) for change in changes.items),
+        changes=tuple(map(show, changes.items)),
         events=tuple(EventView.model_validate(event, from_attributes=True) for event in events.items),
         plan=plan,
         replan=replan,
         temporal_ui_url=rooms.settings.temporal_ui_url,
     )
+
+
+def _find_shown(changes: Sequence[Change]) -> Change | None:
+    """Return the change that runs, else the newest one. `changes`: newest first."""
+    return next((change for change in changes if change.state is ChangeState.RUNNING), next(iter(changes), None))
 
 
 def _view(facts: ModelFacts, states: States, rates: tuple[PartThroughput, ...]) -> ModelView:

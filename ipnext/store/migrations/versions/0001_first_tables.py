@@ -401,6 +401,7 @@ def upgrade() -> None:
         sa.Column("stopped_by", columns.SafeText(), nullable=True),
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
         sa.Column("finished_at", columns.UtcDateTime(), nullable=True),
+        sa.Column("stages", columns.SafeText(), nullable=True),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_changes_models")),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_changes")),
         sa.UniqueConstraint("id", name=op.f("uq_changes_id")),
@@ -475,6 +476,7 @@ def upgrade() -> None:
         sa.Column("snapshot", columns.WholeNumber(), nullable=True),
         sa.Column("report", columns.PackedText(), nullable=False),
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
+        sa.Column("is_repeated", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_derivations_models")),
         sa.PrimaryKeyConstraint("model", "part", "parent", "recipe", name=op.f("pk_derivations")),
     )

@@ -10,6 +10,9 @@ from ipnext.model.deployment.engine_start import EngineStart
 from ipnext.model.deployment.engine_swap import EngineSwap
 from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.sketch import latency_bucket
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.change_stages import begin_stages, end_stage
+from ipnext.model.lifecycle.changes.stage_order import ComposedStage
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.parser import parse_manifest
@@ -87,6 +90,28 @@ def test_sources_show_their_state_and_the_version_that_was_picked_up(page, seede
     row.wait_for()
     for text in ("nightly", "dense", "directory, every 5s", "failing", "run-7", "1 found", "/in is not there"):
         assert text in row.inner_text()
+
+
+def test_stages_and_derivatives_of_a_model_are_shown_as_text(page, seeded):
+    rooms = seeded.rooms
+    rooms.publish_directly("ranker", "d")
+    rooms.derive(4, "dense")
+    order = [ComposedStage(name=name) for name in ("metadata", "audit", "transition")]
+    with rooms.store.begin("ranker") as unit:
+        unit.update_change("ranker-d", state=ChangeState.RUNNING)
+        unit.begin_stages("ranker", "ranker-d", begin_stages(order, unit.now()))
+        unit.note_stages("ranker", "ranker-d", lambda stages, at: end_stage(stages, "metadata", at))
+        unit.note_stages("ranker", "ranker-d", lambda stages, at: end_stage(stages, "audit", at, message=MARKUP))
+    model = page.locator("[data-model=ranker]")
+    model.locator("[data-stage=transition]").wait_for(timeout=15000)
+    states = [step.get_attribute("data-state") for step in model.locator("[data-stage]").all()]
+    assert states == ["passed", "passed", "running"]
+    assert model.locator("[aria-current=step]").get_attribute("data-stage") == "transition"
+    assert MARKUP in model.inner_text()
+    row = model.locator("[data-derivative]").inner_text()
+    for text in ("quantize", "derived", "largest error: 0.1", "1 rows drawn"):
+        assert text in row
+    assert page.locator("[data-change='ranker-d'] [data-stage]").count() == 3
 
 
 def test_unmet_demand_is_told_in_the_unit_of_its_model(page, seeded):
