@@ -176,16 +176,16 @@ function derivativeRow(found) {
   const tools = Object.entries(found.tools).map(([name, value]) => `${name} ${value}`).join(", ");
   return el(
     "tr", { "data-derivative": found.snapshot ?? "refused" },
-    cell(found.part, "name"), cell(el("span", { title: tools }, found.kind), "name"),
+    cell(found.part, "name"), cell(el("span", { title: tools }, found.kind), "tight"),
     cell(found.parent === null ? found.parent_digest.slice(0, 12) : String(found.parent), "number tight"), cell(found.snapshot === null ? "none" : String(found.snapshot), "number tight"),
     cell(found.hardware.join(", ") || "all", "name"), cell(badge(found.state, kinds[found.state] ?? "")),
-    cell([found.figures.map(figureText), el("div", { class: "quiet" }, found.replayed)]), cell(found.reasons.join("; "), "wide"),
+    cell([found.reasons.map((reason) => el("div", { class: "note bad" }, reason)), found.figures.map(figureText), el("div", { class: "quiet" }, found.replayed)], "wide"),
   );
 }
 
 function derivativesBlock(derivatives) {
   if (!derivatives?.length) return null;
-  return [el("h4", {}, "Derivatives"), table(["part", "step", "from snapshot", "derived", "hardware", "state", "against its parent", "why"], derivatives.map(derivativeRow))];
+  return [el("h4", {}, "Derivatives"), table(["part", "step", "from snapshot", "derived", "hardware", "state", "against its parent"], derivatives.map(derivativeRow))];
 }
 
 function replicaSummary(deployments) {
