@@ -184,6 +184,24 @@ def test_count():
     assert "examples: 50\n" in full
 
 
+@pytest.mark.parametrize("profile", ["ci", "full"])
+def test_no_property_fails_because_its_examples_are_made_slowly(pytest_run, profile):
+    tests = """
+from types import SimpleNamespace
+from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis.internal.conjecture import data
+
+data.time = SimpleNamespace(perf_counter=iter(range(0, 10**9, 100)).__next__)  # each look at the clock is 100 s later
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers())
+def test_property(n):
+    pass
+"""
+    told, status = pytest_run(tests, "--hypothesis-profile", profile)
+    assert status == 0, told
+
+
 def test_two_tiers_are_refused_by_name(pytest_run):
     told, status = pytest_run(source_of("two", "pass", "genai", "e2e"))
     assert status == 4

@@ -156,8 +156,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     profile = settings.get_current_profile_name()
     if profile == FAST:
         _leave_out_deep(config, items)
-    if profile in EXAMPLES:
-        _shorten(items, EXAMPLES[profile])
+    _limit_properties(items, EXAMPLES.get(profile))
 
 
 def _markers(item: pytest.Item) -> Iterator[str]:
@@ -183,18 +182,22 @@ def _leave_out_deep(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if item not in set(deep)]
 
 
-def _shorten(items: list[pytest.Item], most: int) -> None:
-    """Give each property at most so many examples, whatever it asks for."""
+def _limit_properties(items: list[pytest.Item], most: int | None) -> None:
+    """Give each property at most so many examples, and the time that a busy machine takes, whatever it asks for."""
     for item in items:
         function, cls = getattr(item, "function", None), getattr(item, "cls", None)
         if found := getattr(function, "_hypothesis_internal_use_settings", None):
-            function._hypothesis_internal_use_settings = _fewer(found, most)  # hypothesis has no public way
+            function._hypothesis_internal_use_settings = _limited(found, most)  # hypothesis has no public way
         if isinstance(found := getattr(cls, "settings", None), settings):  # a state machine
-            cls.settings = _fewer(found, most)
+            cls.settings = _limited(found, most)
 
 
-def _fewer(found: settings, most: int) -> settings:
-    return settings(found, max_examples=min(found.max_examples, most))
+def _limited(found: settings, most: int | None) -> settings:
+    return settings(
+        found,
+        max_examples=found.max_examples if most is None else min(found.max_examples, most),
+        suppress_health_check={*found.suppress_health_check, HealthCheck.too_slow},
+    )
 
 
 @pytest.hookimpl(wrapper=True)
