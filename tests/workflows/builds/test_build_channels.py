@@ -91,6 +91,7 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "ipnext/store/planning/plans.py": frozenset({DOCUMENT}),
     "ipnext/store/planning/replans.py": frozenset({DOCUMENT}),
     "ipnext/store/changes/shadows.py": frozenset({DOCUMENT}),
+    "ipnext/store/changes/stages.py": frozenset({DOCUMENT}),
     "ipnext/store/sources/sources.py": frozenset({DOCUMENT}),
     "ipnext/store/sources/versions.py": frozenset({DOCUMENT}),
     "ipnext/store/registry/denials.py": frozenset({DOCUMENT}),
