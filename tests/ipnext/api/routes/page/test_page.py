@@ -20,6 +20,7 @@ from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import FoundVersion, Listing
 from ipnext.store.sources.sources import WatchedSource
 from tests.ipnext.api.browsers import patient
+from tests.ipnext.stages.test_shadow_shown import SEEN, kept
 from tests.waiting import until
 from tests.workflows.builds import next_build
 
@@ -112,6 +113,21 @@ def test_stages_and_derivatives_of_a_model_are_shown_as_text(page, seeded):
     for text in ("quantize", "derived", "largest error: 0.1", "1 rows drawn"):
         assert text in row
     assert page.locator("[data-change='ranker-d'] [data-stage]").count() == 3
+
+
+def test_the_shadow_of_a_change_is_shown_with_what_it_has_compared(page, seeded):
+    rooms = seeded.rooms
+    rooms.publish_directly("ranker", "d")
+    seen = SEEN.model_copy(update={"message": MARKUP})
+    with rooms.store.begin("ranker") as unit:
+        unit.update_change("ranker-d", state=ChangeState.RUNNING)
+        unit.put_shadow(kept("ranker-d"), seen)
+    shadow = page.locator("[data-model=ranker] [data-shadow]")
+    shadow.wait_for(timeout=15000)
+    told = shadow.inner_text()
+    assert seen.state in told.lower()
+    for text in (MARKUP, f"{kept('ranker-d').settings.share:.0%}", *kept("ranker-d").regions):
+        assert text in told
 
 
 def test_unmet_demand_is_told_in_the_unit_of_its_model(page, seeded):
