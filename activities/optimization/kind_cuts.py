@@ -88,7 +88,7 @@ def check_parts(subject: str, layout: SplitLayout, report: SplitReport) -> None:
         raise _refused(subject, f"it gives the parts {', '.join(sorted(found))}, not {', '.join(sorted(wanted))}")
     other = next((name for name in wanted if found[name] != wanted[name]), None)
     if other is not None:
-        raise _refused(subject, f"part {other} gets other modules or segments: {_told(*found[other])}")
+        raise _refused(subject, f"part {other} gets other modules or segments: {_describe_part(*found[other])}")
     if report.graph != layout.graph:
         nodes = {node.name: node for node in layout.graph.nodes}
         changed = [node.name for node in report.graph.nodes if node != nodes.get(node.name)]
@@ -119,7 +119,7 @@ def _refused(subject: str, difference: str) -> CutRefused:
     return CutRefused(Reason.SPLIT_REFUSED, told)
 
 
-def _told(modules: Sequence[str], segments: Sequence[tuple[str, int]]) -> str:
+def _describe_part(modules: Sequence[str], segments: Sequence[tuple[str, int]]) -> str:
     return f"modules {' '.join(modules)}; segments {' '.join(name for name, _ in segments)}"
 
 

@@ -24,10 +24,8 @@ def layout_tables(layout: SplitLayout, title: str) -> Iterable[Table | str]:
 
 def _segments_table(layout: SplitLayout) -> Table:
     """One line for each segment, with its snapshots on hardware kinds that have others."""
-    heads, cells = (
-        ["segment", "stage", "snapshot", "bytes"],
-        [[s.name, s.stage, s.snapshot, f"{s.size_bytes:,}"] for s in layout.segments],
-    )
+    heads = ["segment", "stage", "snapshot", "bytes"]
+    cells = [[s.name, s.stage, s.snapshot, f"{s.size_bytes:,}"] for s in layout.segments]
     if layout.by_hardware:
         heads.append("on hardware")
         for line, segment in zip(cells, layout.segments, strict=True):

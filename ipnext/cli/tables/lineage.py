@@ -19,7 +19,7 @@ from ipnext.model.registry.registry import Snapshot
 DIGITS = 12
 """Of a digest."""
 MADE_HERE: Final = frozenset[Derivation]({"optimized", "cut"})
-"""How a snapshot follows from another one if the platform made it: nobody published it."""
+"""How a snapshot follows from another one if the platform made it, so that no client published it."""
 
 
 def holds_table(holds: Iterable[HoldView]) -> Table:

@@ -59,7 +59,7 @@ def end_stage(
 
 def hold_stage(stages: Stages, name: str, at: datetime) -> Stages:
     """Return the stages while one of them holds the change: no later one has begun."""
-    return tuple(_held(stages, name, at))
+    return tuple(_hold_back(stages, name, at))
 
 
 def _ended(stage: ChangeStage, end: Mapping[str, object], skips: Collection[str]) -> ChangeStage:
@@ -68,7 +68,7 @@ def _ended(stage: ChangeStage, end: Mapping[str, object], skips: Collection[str]
     return stage.model_copy(update=end)
 
 
-def _held(stages: Stages, name: str, at: datetime) -> Iterator[ChangeStage]:
+def _hold_back(stages: Stages, name: str, at: datetime) -> Iterator[ChangeStage]:
     is_later = False
     for stage in stages:
         if stage.name == name:

@@ -1,4 +1,4 @@
-"""How a snapshot's lineage is shown: what the platform made was published by nobody."""
+"""How a snapshot's lineage is shown: no client published what the platform made."""
 
 from datetime import UTC, datetime
 
