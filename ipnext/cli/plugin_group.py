@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 import typer.main
@@ -80,25 +80,31 @@ class PluginGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Our own commands in their order, then plug-ins by name."""
         own = super().list_commands(ctx)
-        return [*own, *sorted(name for name in _plugins() if name not in own)]
+        return [*own, *sorted(name for name in _plugins(ctx) if name not in own)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Our own command, or what the help shows of a plug-in."""
-        own = super().get_command(ctx, cmd_name)
-        plugin = _plugins().get(cmd_name)
-        return own if own is not None or plugin is None else _line(plugin, _missing(plugin))
+        if (own := super().get_command(ctx, cmd_name)) is not None:
+            return own
+        plugin = _plugins(ctx).get(cmd_name)
+        return None if plugin is None else _line(plugin, _missing(plugin))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Resolve the command that was called; a plug-in is loaded here."""
         name, command, rest = super().resolve_command(ctx, args)
-        plugin = _plugins().get(args[0])
-        if plugin is not None and super().get_command(ctx, args[0]) is None and _missing(plugin) is None:
-            command = _load_command(plugin)
+        if super().get_command(ctx, args[0]) is None:
+            plugin = _plugins(ctx).get(args[0])
+            if plugin is not None and _missing(plugin) is None:
+                command = _load_command(plugin)
         return name, command, rest
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=COMMAND_GROUP)}
+def _plugins(ctx: Any) -> dict[str, EntryPoint]:
+    """Return the plug-ins by name. One look for a command line: it reads the metadata of every distribution."""
+    if COMMAND_GROUP not in ctx.meta:
+        found = importlib.metadata.entry_points(group=COMMAND_GROUP)
+        ctx.meta[COMMAND_GROUP] = {point.name: point for point in found}
+    return cast("dict[str, EntryPoint]", ctx.meta[COMMAND_GROUP])
 
 
 def _load_command(plugin: EntryPoint) -> Any:
