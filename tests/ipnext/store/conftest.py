@@ -1,4 +1,4 @@
-"""Both engines: SQLite in a file, and a real PostgreSQL with a database for each test."""
+"""Both engines: SQLite in a file, and a real PostgreSQL with a database without rows for each test."""
 
 import hashlib
 import shutil
@@ -12,20 +12,21 @@ import pytest
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.registry.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
 from ipnext.store.store import Store
+from tests.ipnext.store.lent_databases import LentDatabases
 from tests.real_servers import PostgresServer, running_postgres
-
-TEMPLATE = "migrated_template"
 
 
 @pytest.fixture(scope="package")
 def postgres_server(subprocesses) -> Iterator[PostgresServer]:
-    """A real PostgreSQL with one migrated database to copy from."""
+    """A real PostgreSQL."""
     with running_postgres() as postgres:
-        postgres.run(f"CREATE DATABASE {TEMPLATE}")
-        store = Store.open(postgres.url(TEMPLATE))
-        store.migrate()
-        store.close()
         yield postgres
+
+
+@pytest.fixture(scope="package")
+def lent_databases(postgres_server) -> LentDatabases:
+    """Migrated databases of it without rows."""
+    return LentDatabases(postgres_server)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,11 @@ def empty_url(engine_name, request, tmp_path) -> Iterator[str]:
         (tmp_path / "empty.db").touch()
         yield f"sqlite:///{tmp_path}/empty.db"
         return
-    yield from _copied(request.getfixturevalue("postgres_server"), template="template0")
+    server = request.getfixturevalue("postgres_server")
+    name = f"test_{uuid.uuid4().hex}"
+    server.run(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield server.url(name)
+    server.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -61,15 +66,10 @@ def url(engine_name, request, tmp_path) -> Iterator[str]:
         shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "ipnext.db")
         yield f"sqlite:///{tmp_path}/ipnext.db"
         return
-    yield from _copied(request.getfixturevalue("postgres_server"), template=TEMPLATE)
-
-
-def _copied(server: PostgresServer, *, template: str) -> Iterator[str]:
-    """A database of its own for one test."""
-    name = f"test_{uuid.uuid4().hex}"
-    server.run(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield server.url(name)
-    server.run(f"DROP DATABASE {name} WITH (FORCE)")
+    databases = request.getfixturevalue("lent_databases")
+    name = databases.lend()
+    yield request.getfixturevalue("postgres_server").url(name)
+    databases.take_back(name)
 
 
 @pytest.fixture
