@@ -2,24 +2,31 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ipnext.errors import DeadlineExceeded, Unavailable
 
 T = TypeVar("T")
 
-POLL_SECONDS = 0.2
+POLL_SECONDS: Final = 0.2
+"""The shortest pause between two looks, and that of a wait of a few seconds."""
+RAREST_POLL_SECONDS: Final = 1.0
+LATENESS: Final = 0.1
+"""A look takes processor time of the API and the database, so a long wait looks less often: it ends later by this
+part of its time, and by at most RAREST_POLL_SECONDS."""
 
 
 def poll(timeout_seconds: float) -> Iterator[None]:
-    """Yield now and every POLL_SECONDS until the time is over."""
-    deadline = time.monotonic() + timeout_seconds
+    """Yield now, and again and again until the time is over: the longer it lasts, the less often."""
+    begun = time.monotonic()
     while True:
         yield
-        left = deadline - time.monotonic()
+        waited = time.monotonic() - begun
+        left = timeout_seconds - waited
         if left <= 0:
             return
-        time.sleep(min(POLL_SECONDS, left))
+        pause = max(POLL_SECONDS, min(RAREST_POLL_SECONDS, LATENESS * waited))
+        time.sleep(min(pause, left))
 
 
 def glance(look: Callable[[], T]) -> T | None:
