@@ -26,4 +26,5 @@ def main(arguments: Sequence[str]) -> Any:
     if wanted["files"] is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted["files"], wanted["files"]))
     sys.argv[1:] = given
-    return import_module(f"{module}.__main__").main()
+    program = import_module(module)
+    return (import_module(f"{module}.__main__") if hasattr(program, "__path__") else program).main()

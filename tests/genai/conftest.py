@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from tests.forked_programs import ForkServer
 from tests.genai.support.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
-from tests.genai.support.hosts import Shelf, Yard, mock_command
+from tests.genai.support.hosts import HOST, Shelf, Yard, mock_command
 from tests.genai.support.platforms import platform_with
 from tests.genai.support.programs import vllm_programs
 from tests.genai.support.tiny_models import write_tiny_llama
@@ -28,9 +29,17 @@ def shelf(tmp_path_factory):
     return shelf
 
 
+@pytest.fixture(scope="session")
+def host_forks(subprocesses):
+    """Hosts with the mock engine are forks; those of vLLM and `ipnext dev` are interpreters of their own."""
+    forks = ForkServer((HOST,))
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def yard(tmp_path, shelf, subprocesses):
-    yard = Yard(tmp_path, shelf.store)
+def yard(tmp_path, shelf, host_forks):
+    yard = Yard(tmp_path, shelf.store, host_forks)
     yield yard
     yard.close()
 

@@ -19,9 +19,11 @@ from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds, HostState
 from ipnext.model.registry.adapter import adapter_in, answering_name, engine_name
+from tests.forked_programs import Fork
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
 
+HOST = "serving.genai.host"
 MODEL = "chat"
 MOCK = Path(__file__).parent / "mock_engine.py"
 
@@ -67,7 +69,7 @@ class Shelf:
 
 @dataclass
 class Host:
-    process: subprocess.Popen
+    process: subprocess.Popen | Fork
     url: str
     root: Path
     name: str
@@ -121,26 +123,31 @@ class Host:
 
 
 class Yard:
-    """Starts hosts and ends them."""
+    """Starts hosts and ends them: as forks of a server's process if there is one, which saves a second of each."""
 
-    def __init__(self, root, store):
+    def __init__(self, root, store, forks=None):
         self.root = root
         self._store = store
+        self._forks = forks
         self._started = []
 
     def start(self, name, *extra, **environment):
         port = free_port()
-        command = [sys.executable, "-m", "serving.genai.host", "--port", str(port), "--region", "north", "--id", name]
-        command += ["--artifacts", self._store.uri, "--cache", str(self.root / "cache"), *extra]
+        arguments = ["--port", str(port), "--region", "north", "--id", name]
+        arguments += ["--artifacts", self._store.uri, "--cache", str(self.root / "cache"), *extra]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         with (self.root / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=tether(),  # noqa: PLW1509 - no other way to die with the parent
-            )
+            if self._forks:
+                process = self._forks.spawn_in(HOST, arguments, environment, log)
+            else:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", HOST, *arguments],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=tether(),  # noqa: PLW1509 - no other way to die with the parent
+                )
         host = Host(process, f"http://127.0.0.1:{port}", self.root, name)
         self._started.append(host)
         until(lambda: answers(host))
