@@ -1,6 +1,6 @@
-"""Publish from training code: export each part, then publish both as one generation.
+"""Publish from training code: export each part, then publish both as one generation; for each seed a further one.
 
-python examples/two-towers/publish.py [SEED]
+python examples/two-towers/publish.py [SEED...]
 """
 
 import sys
@@ -41,18 +41,19 @@ class Match(nn.Module):
         return {"score": nn.functional.cosine_similarity(self.items(items), user, dim=1)}
 
 
-def main(seed: int) -> None:
+def publish(client: Client, seed: int) -> None:
     """Export, publish, wait."""
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as directory:
         user, match = Path(directory) / "user", Path(directory) / "match"
         export_model(User(), {"history": torch.zeros(4, 8, dtype=torch.int64)}, user)
         export_model(Match(), {"items": torch.zeros(4, dtype=torch.int64), "user": torch.zeros(4, WIDTH)}, match)
-        client = Client()
         change = client.publish("two-towers", {"user": user, "match": match})
         done = client.wait_change(change.id, timeout_seconds=300)
         print(f"generation {done.generation}: {done.state} {done.message}".rstrip())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+    with Client() as api:
+        for given in sys.argv[1:] or ["0"]:
+            publish(api, int(given))

@@ -14,8 +14,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner, Result
 
 from ipnext.artifacts.signing import write_key_pair
+from ipnext.cli import app
 from ipnext.client import Client
 from ipnext.infra.process.parent_death import tether
 from tests.genai.support.hosts import mock_command
@@ -62,6 +64,14 @@ spec:
   supply:
     - {region: us-east, hardware: cpu, units: 8, unitCost: 0.05}
 """
+
+
+def ipnext(*words: str, api: str = "http://127.0.0.1") -> Result:
+    """`ipnext ...` in this process, for tests of what it says: an interpreter takes a second, five with torch.
+
+    Other tests of each file, and the tour of the README, start `ipnext` as a person does.
+    """
+    return CliRunner().invoke(app, words, env={"IPNEXT_API_URL": api})
 
 
 class Running:
@@ -144,15 +154,15 @@ class Running:
         return httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
 
 
-def small_options(state: Path) -> tuple[str, ...]:
-    """Return options of `ipnext dev` for one region and one worker: for tests of what is the same in each.
+def small_options(state: Path, *, workers: int = 1) -> tuple[str, ...]:
+    """Return options of `ipnext dev` for one region and few workers: for tests of what is the same in each.
 
     A further region takes as much processor time for its start as API and worker together.
     """
     fleet = state / "fleet.yaml"
     state.mkdir(parents=True, exist_ok=True)
     fleet.write_text(ONE_REGION)
-    return ("--free-ports", "--workers", "1", "--fleet", str(fleet))
+    return ("--free-ports", "--workers", str(workers), "--fleet", str(fleet))
 
 
 @pytest.fixture

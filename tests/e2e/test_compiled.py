@@ -1,8 +1,6 @@
 """Compiled snapshots through the whole platform: served where the manifest asks for native code, refused elsewhere."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 from serving.engines.base import find_engine
 from serving.export import export_model
+from tests.e2e.conftest import ipnext
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e
@@ -58,10 +57,11 @@ class Snapshots:
         self.root = root
         for seed, name in enumerate(("one", "two")):
             export_model(Small(seed), {"x": torch.zeros(2, WIDTH)}, root / name)
-            made = command("compile", str(root / name), "--out", str(self.compiled(name)), "--cache", str(root / "c"))
-            assert made.returncode == 0, made.stderr
-            made = command("sign", str(self.compiled(name)), "--key", str(key))
-            assert made.returncode == 0, made.stderr
+            words = (str(root / name), "--out", str(self.compiled(name)), "--cache", str(root / "c"))
+            made = ipnext("compile", *words)
+            assert made.exit_code == 0, made.output
+            made = ipnext("sign", str(self.compiled(name)), "--key", str(key))
+            assert made.exit_code == 0, made.output
 
     def compiled(self, name: str) -> Path:
         return self.root / f"{name}-compiled"
@@ -96,13 +96,6 @@ def small(platform: Any, snapshots: Snapshots) -> Iterator[Any]:
     assert done.state == "done", done.message
     yield platform
     platform.client.wait_change(platform.client.delete("small").id, timeout_seconds=PATIENCE_SECONDS)
-
-
-def command(*words: str, api: str = "http://127.0.0.1") -> subprocess.CompletedProcess[str]:
-    """`ipnext ...`, as a person runs it."""
-    environment = {**os.environ, "IPNEXT_API_URL": api, "OMP_NUM_THREADS": "1"}
-    whole = [sys.executable, "-m", "ipnext.cli", *words]
-    return subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
 
 
 def publish(platform: Any, directory: Path) -> Any:
@@ -159,10 +152,10 @@ def test_a_library_runs_where_the_manifest_asks_for_it_and_its_source_serves_bes
 
 
 def test_a_delta_of_a_compiled_snapshot_runs_its_library(small: Any, snapshots: Snapshots, tmp_path: Path) -> None:
-    made = command(
+    made = ipnext(
         *("delta", str(snapshots.compiled("one")), str(snapshots.root / "two")), "--out", str(tmp_path / "delta")
     )
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.output
     done = publish(small, tmp_path / "delta")
     assert done.state == "done", done.message
     check(small, snapshots.expected("two"))
@@ -173,7 +166,7 @@ def test_a_library_is_refused_where_the_manifest_does_not_ask_for_it(platform: A
     platform.client.apply(MANIFEST.replace("SETTINGS", "{}"))
     done = publish(platform, snapshots.compiled("one"))
     assert (done.state, done.reason) == ("refused", "UnsafeFormat"), done.message
-    told = command("explain", "small", "-o", "json", api=platform.endpoints["api"]).stdout
+    told = ipnext("explain", "small", "-o", "json", api=platform.endpoints["api"]).stdout
     assert "hosts run it only where settings.compile of part 'dense' asks for it" in told
     assert hosts(platform) == []
 

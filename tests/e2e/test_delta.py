@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import Result
 
 from ipnext.errors import InvalidInput
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
@@ -26,6 +27,7 @@ from serving.deltas.export import export_delta
 from serving.engines.base import find_engine
 from serving.export import export_model
 from serving.weights.row_changes import Rows
+from tests.e2e.conftest import ipnext
 from tests.processes import get_from
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -102,11 +104,15 @@ class Shop:
     def ended(self, change: Any) -> Any:
         return self.client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
 
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`ipnext ...`, as a person runs it."""
         environment = {**os.environ, "IPNEXT_API_URL": self.platform.endpoints["api"], "OMP_NUM_THREADS": "1"}
         whole = [sys.executable, "-m", "ipnext.cli", *words]
         return subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
+
+    def command(self, *words: str) -> Result:
+        """`ipnext ...` in this process."""
+        return ipnext(*words, api=self.platform.endpoints["api"])
 
     def ask(self, region: str) -> httpx.Response:
         tensor = {"name": "items", "shape": list(IDS.shape), "datatype": "INT64", "data": IDS.ravel().tolist()}
@@ -180,11 +186,9 @@ def test_deltas_are_served_from_their_parents_by_every_host_and_can_be_rolled_ba
     digest = shop.client.snapshots(shop.name)[-1].digest
     assert ways(shop, 2) == [f"1 delta(s) on held {digest:.12}"] * 2
 
-    made = shop.command(
-        *("delta", str(second), str(shop.train(3)), "--base", str(first), "--out", str(third), "-o", "json")
-    )
-    assert json.loads(made.stdout)["rows"] < 50, made.stderr
-    told = shop.command("publish", shop.name, "--part", f"ranker={third}", "--wait")
+    made = ipnext(*("delta", str(second), str(shop.train(3)), "--base", str(first), "--out", str(third), "-o", "json"))
+    assert json.loads(made.stdout)["rows"] < 50, made.output
+    told = shop.run("publish", shop.name, "--part", f"ranker={third}", "--wait")
     assert told.returncode == 0, told.stderr
     shop.check(3)
 
@@ -227,7 +231,7 @@ def test_a_delta_of_an_unknown_snapshot_is_refused_and_nothing_is_recorded(shop:
     with pytest.raises(InvalidInput, match=rf"a delta of snapshot [0-9a-f]{{64}}, which {shop.name}\.ranker does not"):
         shop.client.publish(shop.name, {"ranker": orphan})
     told = shop.command("publish", shop.name, "--part", f"ranker={orphan}")
-    assert (told.returncode, "Publish the parent first, or a full snapshot" in told.stderr) == (2, True)
+    assert (told.exit_code, "Publish the parent first, or a full snapshot" in told.stderr) == (2, True)
     assert tuple(shop.client.changes(shop.name)) == changes
     shop.check(1)
 

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import NO_HOSTS
+from tests.e2e.conftest import NO_HOSTS, small_options
 from tests.processes import command_line, gone, runs
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -146,7 +146,7 @@ def test_no_process_of_a_region_is_started_again_when_its_agent_is_killed(platfo
 def test_everything_ends_with_a_platform_that_is_killed_though_its_agents_are_dead(
     new_platform: Any, tmp_path: Path
 ) -> None:
-    running = new_platform(tmp_path / "killed", **NO_HOSTS)
+    running = new_platform(tmp_path / "killed", "--free-ports", "--workers", "1", **NO_HOSTS)
     everything = running.family()
     supervisors = running.found("ipnext.infra.supervisor_process")
     assert len(supervisors) == 2
@@ -264,12 +264,14 @@ def test_ports_in_use_are_named(tmp_path: Path) -> None:
 def test_whatever_ends_it_nothing_is_left_and_the_next_start_goes_on(
     new_platform: Any, tmp_path: Path, make_snapshots: Snapshots, pair_manifest: str
 ) -> None:
-    running = new_platform(tmp_path / "state")
-    running.client.apply(pair_manifest)
+    state = tmp_path / "state"
+    options = small_options(state, workers=2)
+    running = new_platform(state, *options)
+    running.client.apply(pair_manifest.replace(", {region: eu-west, qps: 50}", ""))
     first = running.client.publish("pair", make_snapshots(5.0))  # still under way when all ends
     end(running, signal.SIGINT, status=0)
 
-    again = new_platform(tmp_path / "state")
+    again = new_platform(state, *options)
     assert again.endpoints == {**running.endpoints, "pid": again.process.pid}
     assert again.client.wait_change(first.id, timeout_seconds=PATIENCE_SECONDS).state == "done"
     assert marks(again.ask("us-east")) == {5.0}
@@ -277,9 +279,9 @@ def test_whatever_ends_it_nothing_is_left_and_the_next_start_goes_on(
     assert again.client.wait_change(second.id, timeout_seconds=PATIENCE_SECONDS).state == "done"
     end(again, signal.SIGKILL, status=-signal.SIGKILL)
 
-    third = new_platform(tmp_path / "state")
-    until(lambda: all(third.ask(region).status_code == 200 for region in third.endpoints["gateways"]))
-    assert marks(third.ask("us-east")) == marks(third.ask("eu-west")) == {6.0}
+    third = new_platform(state, *options)
+    until(lambda: third.ask("us-east").status_code == 200)
+    assert marks(third.ask("us-east")) == {6.0}
     end(third, signal.SIGTERM, status=0)
 
 
@@ -287,7 +289,7 @@ def end(running: Any, number: signal.Signals, *, status: int) -> None:
     """End a platform; every process that it had started, directly or not, must end too."""
     until(lambda: len(running.found("workflows.worker")) == 2)
     family = running.family()
-    assert len(family) >= 9
+    assert len(family) >= 7
     assert running.stop(number) == status
     _, alive = psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
     assert [p.cmdline() for p in alive] == []
