@@ -353,14 +353,20 @@ def keepers_and_servers(platform):
     return found
 
 
-@pytest.mark.parametrize("which", ["keeper", "server"])
-def test_an_engine_that_is_killed_comes_back_and_leaves_nothing(plain, platform, client, which):
+def killed(platform, which):
+    """Process ids of the keeper, or of the server, that was killed and of all beneath; they are gone."""
     until(lambda: len(keepers_and_servers(platform)) == 2)  # what the rollback left has ended
     found = keepers_and_servers(platform)
     victim = next(p for p in found if ("process_reaper.py" in " ".join(p.cmdline())) == (which == "keeper"))
     beneath = [victim, *victim.children(recursive=True)]
+    assert any(p.name().startswith("VLLM::Worker") for p in beneath)
     victim.send_signal(signal.SIGKILL)
     until(lambda: gone(beneath))
+    return {p.pid for p in beneath}
+
+
+def test_an_engine_whose_server_is_killed_leaves_nothing_and_answers_again(plain, platform, client):
+    killed(platform, "server")
 
     def answers():
         try:
@@ -369,3 +375,9 @@ def test_an_engine_that_is_killed_comes_back_and_leaves_nothing(plain, platform,
             return False
 
     until(answers, seconds=START_SECONDS)
+
+
+def test_an_engine_whose_keeper_is_killed_leaves_nothing_and_is_started_again(plain, platform):
+    """The last test: the model is deleted before the engine has taken the processor time of a start."""
+    before = killed(platform, "keeper")
+    until(lambda: len(after := server_pids(platform)) == 1 and after.isdisjoint(before))
