@@ -42,8 +42,7 @@ pytest_plugins = ["tests.tiers", "tests.processor_time"]
 IN_ONE_PROCESS = (
     (
         *("genai/platform/test_platform.py", "genai/platform/test_embeddings.py", "genai/platform/test_mixed_vllm.py"),
-        *("genai/platform/test_swap.py", "genai/platform/test_disaggregated.py"),
-        "genai/engine/test_allowances_vllm.py",
+        *("genai/platform/test_swap.py", "genai/engine/test_allowances_vllm.py"),
     ),
     (
         *("genai/engine/test_vllm.py", "serving/openai/test_clients_openai.py"),
@@ -55,7 +54,8 @@ IN_ONE_PROCESS = (
     ),
     (
         *("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
-        *("e2e/test_optimization.py", "e2e/test_nightly_retrain.py"),
+        *("e2e/test_swap.py", "e2e/test_disaggregated.py", "e2e/test_optimization.py"),
+        *("e2e/test_hardware_derivatives.py", "e2e/test_nightly_retrain.py"),
     ),
 )
 """Files below tests/ that run one after the other: on one platform, or on vLLM, of which memory holds few at a time."""

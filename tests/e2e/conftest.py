@@ -194,9 +194,10 @@ def running_pair(root: Path) -> Iterator[Running]:
 def running_bare(root: Path) -> Iterator[Running]:
     """A platform of one worker, without models.
 
-    Its generative engines are mocks, and its operator lets libraries run that its own key signed.
+    Its generative engines are mocks that tell their checkpoint, go over in 0.3 s and hand prompts over. Its operator
+    lets libraries run that its own key signed.
     """
-    command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10)
+    command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10, reload_ms=300, connector="nixl")
     allowed = root / "native.pub.pem"
     write_key_pair(root / NATIVE_KEY, allowed)
     variables = {"IPNEXT_VLLM_COMMAND": command, "IPNEXT_NATIVE_LIBRARY_KEYS_FILE": str(allowed)}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.forked_programs import ForkServer
 from tests.genai.support.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
-from tests.genai.support.hosts import HOST, Shelf, Yard, mock_command
+from tests.genai.support.hosts import HOST, Shelf, Yard
 from tests.genai.support.platforms import platform_with
 from tests.genai.support.programs import vllm_programs
 from tests.genai.support.tiny_models import write_tiny_llama
@@ -57,17 +57,6 @@ def programs(tmp_path_factory, vllm, lasting):
     """Runs programs on vLLM's modules."""
     directory = tmp_path_factory.mktemp("programs")
     return lasting.get("programs", lambda: vllm_programs(vllm, directory))
-
-
-@pytest.fixture(scope="module")
-def mock_platform(tmp_path_factory, lasting, platforms):
-    """A platform whose engines are mocks that say their weights, go over in 0.3 s, and hand prompts over.
-
-    For models of many names: whoever publishes one deletes it.
-    """
-    command = mock_command(weights="{directory}", itl_ms=10, reload_ms=300, connector="nixl")
-    root = tmp_path_factory.mktemp("mock-platform")
-    return lasting.get("mock", lambda: platform_with(root, IPNEXT_VLLM_COMMAND=command))
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ It answers as vLLM does where a router can see it: routes, streams, errors, metr
 and a request that ends when its client leaves. Text is the word `NAME-N` for the N-th token, of an adapter `ADAPTER-N`,
 behind the prompt where the request has `echo`; with `--weights DIR` the name is that of the weights in there. The
 vector of a text is its length, its words, 1, and the stamp; with a checkpoint the stamp is that of its config.json, and
-the name has it at its end. With VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 it takes and drops adapters, with
-VLLM_SERVER_DEV_MODE=1 it pauses and takes other weights. With `--connector nixl` it hands prompts over, and takes them,
-by the fields of vLLM's NixlConnector. With `--until FILE` a stream of ENDLESS tokens ends once the file is there.
+the name has it at its end; if it has none, the name is that of its weights. With VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 it
+takes and drops adapters, with VLLM_SERVER_DEV_MODE=1 it pauses and takes other weights. With `--connector nixl` it
+hands prompts over, and takes them, by the fields of vLLM's NixlConnector. With `--until FILE` a stream of ENDLESS
+tokens ends once the file is there.
 """
 
 import argparse
@@ -82,8 +83,7 @@ class Gate:
 class Engine:
     def __init__(self, arguments):
         self.stamp = stamp_of(arguments)
-        self.name = arguments.name if arguments.checkpoint is None else f"{arguments.name}{self.stamp:g}"
-        self.name = self.name if arguments.weights is None else name_of(arguments.weights)
+        self.name = engine_name(arguments, self.stamp)
         self.version, self.beside = "default", arguments.beside
         self.gate = Gate()
         self.reload_seconds, self.reloads = arguments.reload_ms / 1000, not arguments.broken_reload
@@ -328,6 +328,15 @@ class Engine:
 def name_of(directory):
     """The name of the weights in a directory."""
     return hashlib.sha256((Path(directory) / "model.safetensors").read_bytes()).hexdigest()[:6]
+
+
+def engine_name(arguments, stamp):
+    """By which an engine says what it was started with."""
+    if arguments.weights is not None:
+        return name_of(arguments.weights)
+    if arguments.checkpoint is None:
+        return arguments.name
+    return f"{arguments.name}{stamp:g}" if stamp else name_of(arguments.checkpoint)
 
 
 def conversations(body):

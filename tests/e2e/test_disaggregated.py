@@ -35,10 +35,10 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def platform(mock_platform):
-    client = mock_platform.client
+def platform(bare):
+    client = bare.client
     client.apply(MANIFEST)
-    yield mock_platform
+    yield bare
     client.wait_change(client.delete("chat").id, timeout_seconds=PATIENCE_SECONDS)
 
 
