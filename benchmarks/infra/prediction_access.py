@@ -4,15 +4,20 @@ Through Envoy, router and host, with an API key and with a token, over the open 
 
     python -m benchmarks.infra.prediction_access  (--rounds 20 --requests 400 --json out.json --docs docs/benchmarks.md)
 
-One agent with Envoy, one router and one torch host, one client with one connection. In turns of `--requests` each the
-same model is open (the baseline, without a header and with one that is ignored), asked with a key, and asked with a
-token (RS256, verified once and remembered); a new access list lies between two turns, and the first requests after it
-are not counted. Then the router's check alone, of a key, of a token that it knows and of one that is new.
+One agent with Envoy, one router and two models of one snapshot with a torch host each; one client with one connection
+to each model. One model is open (the baseline, asked without a header and with one that is ignored), the other one is
+asked with a key and with a token (RS256, verified once and remembered). The four ways follow each other request by
+request, in a new order each time, so that whatever else the machine does is the same for all. Two turns, with the
+roles of the models exchanged, are one round, and its ratio is the geometric mean of theirs: a model whose host is
+slower than the other one's counts on both sides. After a new access list, the first requests are not counted. Then the
+router's check alone, of a key, of a token that it knows and of one that is new.
 """
 
 import argparse
 import http.client
 import json
+import math
+import random
 import statistics
 import tempfile
 import time
@@ -45,7 +50,8 @@ from serving.http.messages import Request
 from serving.routing.table import compile_routes
 
 BEGIN, END = "<!-- prediction access -->", "<!-- end prediction access -->"
-MODEL, ISSUER, AUDIENCE = "double", "https://login.example.com", "ipnext"
+MODELS = ("double", "twice")
+ISSUER, AUDIENCE = "https://login.example.com", "ipnext"
 WARM_REQUESTS: Final = 50
 CHECKS: Final = 2000
 KEYS_BESIDE: Final = 1000
@@ -73,8 +79,8 @@ class Credentials:
         claims |= {"preferred_username": "ann", "groups": ["search"]}
         return jwt.encode({"alg": "RS256", "kid": "one"}, claims, self._signing)
 
-    def list(self, *, is_open: bool) -> AccessList:
-        """Make the next list: the model open, or closed with limits that no client reaches."""
+    def list(self, open_model: str) -> AccessList:
+        """Make the next list: one model open, the other one closed, with limits that no client reaches."""
         self._revision += 1
         much = RateLimit(requests_per_second=1_000_000)
         closed = AccessSpec(predictions="authenticated", limits=PredictionLimits(per_key=much, per_owner=much))
@@ -82,7 +88,10 @@ class Credentials:
         others = (draw_key() for _ in range(KEYS_BESIDE))
         return AccessList(
             revision=self._revision,
-            models=(ModelAccess(model=MODEL, owner="ads", access=AccessSpec() if is_open else closed),),
+            models=tuple(
+                ModelAccess(model=model, owner="ads", access=AccessSpec() if model == open_model else closed)
+                for model in MODELS
+            ),
             keys=tuple(
                 CallerKey(id=key.id, name="app", digest=key.digest, grants=grants) for key in (self._key, *others)
             ),
@@ -97,11 +106,12 @@ class Credentials:
 
 
 class Asker:
-    """One client on one connection."""
+    """One client on one connection to one model."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, model: str) -> None:
         parts = urlsplit(url)
-        self._path, self._body = parts.path, json.dumps(BODY).encode()
+        self._path = parts.path.replace(f"/{MODELS[0]}/", f"/{model}/")
+        self._body = json.dumps(BODY).encode()
         self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
 
     def ask(self, headers: Mapping[str, str]) -> tuple[int, float]:
@@ -112,42 +122,51 @@ class Asker:
         answer.read()
         return answer.status, time.perf_counter() - began
 
-    def turn(self, headers: Mapping[str, str], requests: int) -> float:
-        """Median of a turn, seconds."""
-        for _ in range(WARM_REQUESTS):
-            self.ask(headers)
-        found = [self.ask(headers) for _ in range(requests)]
-        if {status for status, _ in found} != {200}:
-            msg = f"answers {sorted({status for status, _ in found})}: the turn counts for nothing"
-            raise RuntimeError(msg)
-        return statistics.median(seconds for _, seconds in found)
+
+Medians = dict[str, float]
+"""Kind of credential -> median of a turn, seconds."""
 
 
-def turns(given: argparse.Namespace, place: Path) -> dict[str, list[float]]:
-    """Kind of credential -> the median of each of its turns, seconds."""
+def turn(askers: Mapping[str, Asker], headers: Mapping[str, Mapping[str, str]], requests: int) -> Medians:
+    """Ask in all ways by turns. `askers`: kind of credential -> who asks its model."""
+    seen: dict[str, list[float]] = {kind: [] for kind in headers}
+    kinds = list(headers)
+    for number in range(WARM_REQUESTS + requests):
+        random.shuffle(kinds)
+        for kind in kinds:
+            status, seconds = askers[kind].ask(headers[kind])
+            if status != 200:
+                msg = f"an answer {status}: the turn counts for nothing"
+                raise RuntimeError(msg)
+            if number >= WARM_REQUESTS:
+                seen[kind].append(seconds)
+    return {kind: statistics.median(times) for kind, times in seen.items()}
+
+
+def turns(given: argparse.Namespace, place: Path) -> list[tuple[Medians, Medians]]:
+    """Return the rounds: the medians of two turns each, in which the models have exchanged their roles."""
     room, credentials = Room(place / "room", {}), Credentials()
-    found: dict[str, list[float]] = {kind: [] for kind in credentials.headers}
+    found: list[Medians] = []
     try:
-        room.serve()
-        asker = Asker(room.url)
-        for number in range(given.rounds):
-            kinds = list(credentials.headers)
-            for kind in kinds if number % 2 else reversed(kinds):
-                room.infra.put_access("here", credentials.list(is_open=kind.startswith("open")))
-                expected = 200 if kind.startswith("open") else 401
-                while asker.ask({})[0] != expected:
-                    time.sleep(0.005)
-                found[kind].append(asker.turn(credentials.headers[kind], given.requests))
+        room.serve(*MODELS)
+        clients = {model: Asker(room.url, model) for model in MODELS}
+        for number in range(2 * given.rounds):
+            free, closed = MODELS if number % 2 else reversed(MODELS)
+            room.infra.put_access("here", credentials.list(free))
+            while clients[free].ask({})[0] != 200 or clients[closed].ask({})[0] != 401:
+                time.sleep(0.005)
+            askers = {kind: clients[free if kind.startswith("open") else closed] for kind in credentials.headers}
+            found.append(turn(askers, credentials.headers, given.requests))
     finally:
         room.close()
-    return found
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 def checks() -> dict[str, float]:
     """Measure the router's check alone, in microseconds: the median of many."""
     credentials = Credentials()
-    callers = Callers(credentials.list(is_open=False))
-    routed = RoutedModel(model=MODEL, served=(), access="authenticated")
+    callers = Callers(credentials.list(MODELS[1]))
+    routed = RoutedModel(model=MODELS[0], served=(), access="authenticated")
     routes = compile_routes(RouterTable(revision=1, region="here", models=(routed,)))
     guard = AccessGuard(lambda: routes, lambda: callers)
     new = iter([{"authorization": f"Bearer {credentials.token()}"} for _ in range(CHECKS // 10)])
@@ -163,18 +182,19 @@ def _median(headers: Callable[[], Mapping[str, str]], guard: AccessGuard, count:
     for _ in range(count):
         request = Request("POST", "/v2/models/double/infer", headers())
         began = time.perf_counter()
-        guard.admit(request, MODEL)
+        guard.admit(request, MODELS[0])
         seen.append(time.perf_counter() - began)
     return statistics.median(seen) * 1e6
 
 
-def rows(found: Mapping[str, Sequence[float]]) -> list[list[str]]:
-    """Kind, median of its medians in milliseconds, median and most of its ratios to the open turn of the same round."""
+def rows(found: Sequence[tuple[Medians, Medians]]) -> list[list[str]]:
+    """Kind, median of its medians in milliseconds, median and range of the ratios of its rounds to the open model."""
     lines = []
-    for kind, medians in found.items():
-        ratios = [one / base for one, base in zip(medians, found["open"], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        lines.append([kind, f"{statistics.median(medians) * 1e3:.3f}", f"{statistics.median(ratios):.3f}", spread])
+    for kind in found[0][0]:
+        ratios = sorted(math.sqrt(math.prod(one[kind] / one["open"] for one in pair)) for pair in found)
+        median = statistics.median(one[kind] for pair in found for one in pair)
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        lines.append([kind, f"{median * 1e3:.3f}", f"{statistics.median(ratios):.3f}", spread])
     return lines
 
 

@@ -119,16 +119,20 @@ class Room:
         supervisor = self.supervisor()
         return {supervisor.pid, *(process.pid for process in supervisor.children())}
 
-    def serve(self) -> None:
-        """Bring the model up and route to it."""
+    def serve(self, *models: str) -> None:
+        """Bring these models up, or `double` alone, and route to them; each has a host of its own."""
+        self._until(lambda: True)
+        for model in models or (KEY.model,):
+            key = KEY.model_copy(update={"model": model})
+            self.infra.apply(Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=(self._held,)))
+        wanted = len(models or (KEY.model,))
+        self._until(lambda: sum(1 in replica.ready for replica in self.infra.observe("here").replicas) == wanted)
         node = GraphNode(name="double", part="double", inputs={"x": "request.x"})
         graph = PartGraph(nodes=(node,), outputs={"y": "double.output"})
         served = ServedGeneration(generation=1, graph=graph, snapshots={"double": 1})
         share = RouteShare(to="here", generation=1, fraction=1.0)
-        self._until(lambda: True)
-        self.infra.apply(Deployment(key=KEY, replicas=1, engine="torch", units=1, qps=100, holds=(self._held,)))
-        self._until(lambda: any(1 in replica.ready for replica in self.infra.observe("here").replicas))
-        self.infra.route(RouteTable(model="double", region="here", revision=1, shares=(share,), served=(served,)))
+        for model in models or (KEY.model,):
+            self.infra.route(RouteTable(model=model, region="here", revision=1, shares=(share,), served=(served,)))
 
     def _until(self, true: Any) -> None:
         deadline = time.monotonic() + 60
