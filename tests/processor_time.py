@@ -1,14 +1,17 @@
 """What the tests cost, by tier, file and test: a pytest plugin that tests/conftest.py loads.
 
 With `--durations`, the summary names the files and tests that took most processor time beside those that took longest:
-the time of a test on a busy machine says more about its neighbors than about itself. The time of a process that a test
-starts counts once it has ended and was waited for, so that of a platform counts for the test with which it ends, and
-that of a Temporal server for the last test of its package.
+the time of a test on a busy machine says more about its neighbors than about itself. On Linux the processes that a test
+started count while they run, so that each test of a package has its share of the Temporal server. What those have
+started in turn counts once it has ended and was waited for: that of a platform for the test with which it ends.
 """
 
+import os
 import resource
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +23,32 @@ MOST = 40
 SPENT = pytest.StashKey[Counter[str]]()
 """Processor seconds by file and by tier; of all processes, in the one that writes the summary."""
 OUTPUT = "processor_time"
+THREADS = Path("/proc/self/task")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def spent_seconds() -> float:
-    """Return the processor seconds, of user and system, of this process and of the children it waited for."""
+    """Return the processor seconds, of user and system, of this process, its children and those they waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return sum(one.ru_utime + one.ru_stime for one in used) + sum(map(seconds_of, running_children()))
+
+
+def running_children() -> list[str]:
+    """Return the ids of the processes that this one started and has not waited for; none elsewhere than on Linux."""
+    found = []
+    for thread in THREADS.glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += thread.read_text().split()
+    return found
+
+
+def seconds_of(process: str) -> float:
+    """Return what a process took, with the children it waited for; nothing if it ended meanwhile."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / TICKS_PER_SECOND
 
 
 def pytest_configure(config: pytest.Config) -> None:

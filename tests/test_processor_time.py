@@ -1,8 +1,16 @@
 """What the summary of the tests' processor time tells."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 
+import pytest
+
 from tests.processor_time import MOST, spent_seconds, summarize
+from tests.waiting import until
 
 
 def test_the_summary_has_tiers_then_the_rest_then_the_files_and_tests_that_took_most():
@@ -28,3 +36,21 @@ def test_work_of_this_process_counts():
     before = spent_seconds()
     while spent_seconds() == before:
         sum(range(10**5))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is asked for its children")
+@pytest.mark.usefixtures("subprocesses")
+def test_work_of_a_process_counts_while_it_runs_and_only_once():
+    def of_others():
+        return spent_seconds() - time.process_time()
+
+    before = of_others()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            until(lambda: of_others() > before + 0.2)
+            busy.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, busy.pid, os.WSTOPPED)
+            stopped = of_others()
+        finally:
+            busy.kill()
+    assert of_others() == pytest.approx(stopped, abs=0.1)
