@@ -23,8 +23,8 @@ from ipnext.model.lifecycle.changes.change import ChangeState
 from tests.waiting import PATIENCE_SECONDS, until
 from tests.workflows.builds.next_build import ADDED
 
-PAUSE_SECONDS = 2.0
-"""Between two publishes: the processors are for the components, too, and each step of the story waits for a publish."""
+IDLE_SECONDS = 6.0
+"""Between two publishes that no step of the story waits for: the processors are for the components, too."""
 ASK_SECONDS = 0.2
 """The same between two predictions of a client."""
 AGAIN_SECONDS = 0.05
@@ -98,7 +98,7 @@ class Load:
 
 
 class Publisher:
-    """Publishes all the time, one change after the other.
+    """Publishes all the time, one change after the other, without a pause while a step of the story waits for one.
 
     An API that does not answer is asked again with the same id.
     """
@@ -115,6 +115,8 @@ class Publisher:
         self._snapshots = snapshots
         self._why = why
         self._stopped = threading.Event()
+        self._awaited = threading.Event()
+        """Whether the next publish begins without a pause."""
         self._thread = threading.Thread(target=self._publish_all)
 
     def __enter__(self) -> Self:
@@ -123,14 +125,16 @@ class Publisher:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
+        self._awaited.set()
         self._thread.join(PATIENCE_SECONDS)
 
     def one_more(self) -> None:
-        """Wait for the end of a publish that begins from now on."""
+        """Wait for the end of a publish that begins from now on. The next one begins at once, during the next step."""
         begun = len(self.taken)
 
         def found() -> bool:
             assert not self.failures, (self.failures, self._why())
+            self._awaited.set()
             return any(change in self.ended for change in self.taken[begun + 1 :])
 
         until(found, why=lambda: f"{self.taken} {self.ended}\n{self._why()}")
@@ -150,7 +154,8 @@ class Publisher:
         end = again(lambda: client.wait_change(change_id, PATIENCE_SECONDS))
         self.ended[change_id] = end.state
         assert end.state is ChangeState.DONE, end
-        self._stopped.wait(PAUSE_SECONDS)
+        self._awaited.wait(IDLE_SECONDS)
+        self._awaited.clear()
 
 
 class Listener:

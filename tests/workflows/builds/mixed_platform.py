@@ -18,18 +18,19 @@ import httpx
 import psutil
 
 from ipnext.devfile import read_devfile
-from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
 from ipnext.login.credentials import note_credential
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import ReplicaPhase
 from ipnext.model.wire import decode
 from ipnext.platform.admin import create_admin_key
+from tests.forked_programs import Fork, ForkServer, start_interpreter
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
 
 Build = Literal["this", "next"]
 THIS = Path(sys.executable)
+API, AGENT_PROGRAM = "ipnext.api", "ipnext.infra.agent"
 AGENT, FORK_SERVER = "agent-", "ipnext.infra.process.fork_server_process"
 PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "600" for name in ("UNANSWERED", "HUNG", "GATEWAY_HUNG", "CONFIRM")}
 """A process that gets no processor for a while is not taken for one that hangs."""
@@ -99,7 +100,9 @@ class MixedPlatform:
         self._pythons = pythons
         self.url = f"sqlite:///{root}/ipnext.db"
         self._api = free_port()
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, subprocess.Popen[bytes] | Fork] = {}
+        self._forks = ForkServer((API, AGENT_PROGRAM))
+        """Of this build's APIs and agents: an interpreter for each takes seconds of processor time."""
         self.api = f"http://127.0.0.1:{self._api}"
         self._artifacts = f"file://{root}/artifacts"
         self._peers = root / "peers.json"
@@ -136,21 +139,20 @@ class MixedPlatform:
         ready = self.root / f"{name}.ready"
         ready.unlink(missing_ok=True)
         more, environment = [], {}
-        module = {"api": "ipnext.api"}.get(name, "workflows.worker")
+        module = {"api": API}.get(name, "workflows.worker")
         if name.startswith(AGENT):
             region = self.regions[name.removeprefix(AGENT)]
-            module, environment = "ipnext.infra.agent", region.environment
+            module, environment = AGENT_PROGRAM, region.environment
             more = ["--region", region.name, "--state", str(region.state), "--port", str(region.agent_port)]
             more += ["--gateway-port", str(region.gateway_port), "--artifacts", self._artifacts]
             more += ["--peers", str(self._peers), "--owner", str(os.getpid())]
+        environment = {**self._environment, **environment, "IPNEXT_WORKER_READY_FILE": str(ready)}
         with (self.root / f"{name}-{build}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
-                [str(self._pythons[build]), "-m", module, *more],
-                env={**self._environment, **environment, "IPNEXT_WORKER_READY_FILE": str(ready)},
-                stdout=log,
-                stderr=log,
-                preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
-            )
+            if build == "this" and module in {API, AGENT_PROGRAM}:
+                self._running[name] = self._forks.spawn_in(module, more, environment, log)
+            else:
+                command = [str(self._pythons[build]), "-m", module, *more]
+                self._running[name] = start_interpreter(command, environment, log)
 
     def ready(self, name: str) -> None:
         """Return once it serves."""
@@ -182,6 +184,7 @@ class MixedPlatform:
         for name in tuple(self._running):
             with contextlib.suppress(ProcessLookupError):
                 self.end(name, signal.SIGKILL)
+        self._forks.close()
 
     def logs(self) -> str:
         """What all processes wrote, the last of each."""

@@ -5,11 +5,11 @@ Pinned runs end on the build that they began on.
 
 import asyncio
 import os
-import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,17 +17,20 @@ from typer.testing import CliRunner
 from ipnext import names
 from ipnext.cli.commands.platform import GROUP
 from ipnext.errors import EXIT_BAD_INPUT
-from ipnext.infra.process.parent_death import tether
 from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.platform.builds import Build, builds
 from ipnext.store.schema import migration
 from ipnext.temporal import connect, control
+from tests.forked_programs import ForkServer, start_interpreter
 from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.workflows.builds.next_build import REVISION
 
+WORKER = "tests.workflows.runtime.killable_worker"
 PROGRAM = Path(__file__).parents[1] / "runtime" / "killable_worker.py"
 MODELS = 3
+IDLE_SECONDS = 3.0
+"""Between two publishes of a model that nothing waits for: a worker that starts needs the processors, too."""
 QUICK = {
     "rollout": {"canary": 1.0, "maxStep": 1, "holdSeconds": 0},
     "demand": [{"region": "us-east", "qps": 35}, {"region": "eu-west", "qps": 18}],
@@ -35,25 +38,29 @@ QUICK = {
 
 
 class Workers:
-    """Worker processes by build: `a` is of this build, `b` of the next one."""
+    """Worker processes by build: `a` is of this build, `b` of the next one.
+
+    Those of `a` are forks of a process that has imported what they need.
+    """
 
     def __init__(self, root: Path, arguments: tuple[str, ...], next_python: Path) -> None:
         self._root = root
         self._arguments = arguments
-        self._pythons = {"a": sys.executable, "b": str(next_python)}
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._next_python = next_python
+        self._forks = ForkServer((WORKER,))
+        self._running: dict[str, Any] = {}
 
-    def start(self, build: str) -> subprocess.Popen[bytes]:
+    def start(self, build: str) -> Any:
         """Start one; `ready` waits for it."""
         self._log(build).unlink(missing_ok=True)
+        environment = {**os.environ, "IPNEXT_WORKER_BUILD_ID": build}
         with self._log(build).open("wb") as log:
-            self._running[build] = subprocess.Popen(
-                [self._pythons[build], str(PROGRAM), *self._arguments],
-                env={**os.environ, "IPNEXT_WORKER_BUILD_ID": build},
-                stdout=log,
-                stderr=log,
-                preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
-            )
+            if build == "a":
+                command = [sys.executable, "-m", WORKER, *self._arguments]
+                self._running[build] = self._forks.spawn(command, environment, log)
+            else:
+                command = [str(self._next_python), str(PROGRAM), *self._arguments]
+                self._running[build] = start_interpreter(command, environment, log)
         return self._running[build]
 
     async def ready(self, build: str) -> None:
@@ -71,6 +78,7 @@ class Workers:
         """End all."""
         for build in tuple(self._running):
             self.kill(build)
+        self._forks.close()
 
     def log(self, build: str) -> str:
         """What it wrote."""
@@ -90,6 +98,8 @@ class Publishes:
         self._house, self._client, self._submit, self._ended = house, client, submit, ended
         self._names = [f"{model}-{number}" for number in range(MODELS)]
         self._stopped = False
+        self._awaited = asyncio.Event()
+        """Whether the next publishes begin without a pause."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -101,6 +111,7 @@ class Publishes:
                 yield
             finally:
                 self._stopped = True
+                self._awaited.set()
 
     async def _publish_all(self, name: str) -> None:
         self._house.apply(name, **QUICK)
@@ -111,6 +122,8 @@ class Publishes:
             await self._submit(change)
             self.states[change.id] = (await self._ended(change)).state
             self.builds.append((name, await build_of(self._client, names.transition_workflow_id(change.id))))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._awaited.wait(), IDLE_SECONDS)
 
     def entities(self) -> list[str]:
         """Workflow ids of the models."""
@@ -119,9 +132,7 @@ class Publishes:
     async def seen_on(self, *wanted: str) -> None:
         """Wait until changes that end from now on have run on each of these builds."""
         before = len(self.builds)
-        await eventually(
-            lambda: {build for _, build in self.builds[before:]} >= set(wanted), why=lambda: (wanted, self.builds)
-        )
+        await self._until(lambda: {build for _, build in self.builds[before:]} >= set(wanted))
 
     async def only_on(self, wanted: str) -> None:
         """Wait for two changes of every model, and check the second: the first one may have begun before."""
@@ -130,8 +141,13 @@ class Publishes:
         def since() -> list[list[str]]:
             return [[build for one, build in self.builds[before:] if one == name] for name in self._names]
 
-        await eventually(lambda: all(len(found) > 1 for found in since()), why=lambda: self.builds)
+        await self._until(lambda: all(len(found) > 1 for found in since()))
         assert {build for found in since() for build in found[1:]} == {wanted}, self.builds
+
+    async def _until(self, found: Callable[[], bool]) -> None:
+        self._awaited.set()
+        await eventually(found, why=lambda: self.builds)
+        self._awaited.clear()
 
 
 async def build_of(client, workflow_id) -> str:
