@@ -9,6 +9,7 @@ import stamina.instrumentation
 from rich.console import Console
 
 from tests.nemesis.checks.checker import check
+from tests.nemesis.clients.load import PAUSE_SECONDS
 from tests.nemesis.faults import network
 from tests.nemesis.faults.schedule import KINDS, PLACES
 from tests.nemesis.history import read_history
@@ -45,7 +46,9 @@ def main() -> int:
     if unknown:
         console.print(f"--models: {sorted(unknown)} is not known; allowed: {','.join(PARTS)}", style="red")
         return 2
-    arguments = Arguments(directory.resolve(), given.seed, given.seconds, kinds, places, given.each, models)
+    arguments = Arguments(
+        directory.resolve(), given.seed, given.seconds, kinds, places, given.each, models, given.pause
+    )
     return _judge(run(arguments, lambda text: console.print(text, markup=False)), console)
 
 
@@ -62,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long faults strike")
     parser.add_argument("--each", type=int, default=0, help="instead: so many short faults of each kind")
     parser.add_argument("--models", default=",".join(PARTS), help="models that users ask, with commas between")
+    parser.add_argument("--pause", type=float, default=PAUSE_SECONDS, help="seconds of a user between two requests")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", default=",".join(KINDS), help="kinds, with commas between")
     parser.add_argument(

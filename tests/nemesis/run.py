@@ -12,6 +12,7 @@ from tests.nemesis.checks.checker import ENTITY, RECONCILER
 from tests.nemesis.checks.spans import Span, pauses
 from tests.nemesis.clients.asking import Asking
 from tests.nemesis.clients.changes import Changes
+from tests.nemesis.clients.load import PAUSE_SECONDS as PAUSE_OF_USERS
 from tests.nemesis.clients.load import Load
 from tests.nemesis.clients.people import People
 from tests.nemesis.faults.injection import Nemesis
@@ -40,6 +41,8 @@ class Arguments:
     each: int = 0
     """Where not 0: so many short faults of each kind, instead of faults for so many seconds."""
     models: tuple[str, ...] = tuple(PARTS)
+    pause: float = PAUSE_OF_USERS
+    """Seconds of each user between two requests."""
 
     @property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
@@ -104,7 +107,7 @@ def _live(arguments: Arguments, recorder: Recorder, stack: Stack, watch: Watch, 
         _settled(client, changes)
         all_of_it.enter_context(watch)
         load = all_of_it.enter_context(
-            Load(recorder, dict(stack.endpoints["gateways"]), arguments.models, arguments.seed)
+            Load(recorder, dict(stack.endpoints["gateways"]), arguments.models, arguments.seed, arguments.pause)
         )
 
         def whole_since(at: float) -> bool:

@@ -14,6 +14,7 @@ from tests.nemesis.history import Recorder
 
 TIMEOUT_SECONDS = 15.0
 PAUSE_SECONDS = 0.08
+"""Of a client between two requests, unless a run asks for another one."""
 CLIENTS = 2
 """For each gateway and model. With the pause, some 80 requests a second in all."""
 
@@ -21,8 +22,11 @@ CLIENTS = 2
 class Load:
     """Clients in one thread of their own. `answered` is when the last good request of each gateway and model began."""
 
-    def __init__(self, recorder: Recorder, gateways: dict[str, str], models: Iterable[str], seed: int) -> None:
+    def __init__(
+        self, recorder: Recorder, gateways: dict[str, str], models: Iterable[str], seed: int, pause_seconds: float
+    ) -> None:
         self._recorder = recorder
+        self._pause_seconds = pause_seconds
         self._gateways = gateways
         self._draw = random.Random(seed)
         self._ending = threading.Event()
@@ -54,7 +58,7 @@ class Load:
         process = f"load-{number}"
         while not self._ending.is_set():
             await self._once(session, process, region, model)
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(self._pause_seconds)
 
     async def _once(self, session: aiohttp.ClientSession, process: str, region: str, model: str) -> None:
         op, x = self._recorder.op(), float(self._draw.randrange(1000))
