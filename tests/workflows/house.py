@@ -52,6 +52,9 @@ GRAPH = {
 }
 
 
+THREE_WAVES = {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 180}
+
+
 def manifest(name: str, **spec: object) -> dict[str, object]:
     """A model of two parts with demand in both regions; `spec` replaces fields."""
     part = {"engine": "torch", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
@@ -60,7 +63,7 @@ def manifest(name: str, **spec: object) -> dict[str, object]:
         "graph": GRAPH,
         "demand": [{"region": "us-east", "qps": 350}, {"region": "eu-west", "qps": 180}],
         "latencyToleranceMs": 100,
-        "rollout": {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 180},
+        "rollout": THREE_WAVES,
         **spec,
     }
     return {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": name}, "spec": whole}
@@ -219,10 +222,16 @@ def _report(names: tuple[str, ...], policy: SplitPolicy, whole: SnapshotManifest
 
 
 class House:
-    """The rooms below the workflows, in `root`. `migrated` is a database with all tables to begin with a copy of."""
+    """The rooms below the workflows, in `root`.
 
-    def __init__(self, root: Path, migrated: Path | None = None) -> None:
+    `migrated` is a database with all tables to begin with a copy of, `rollout` what models have that name no other one.
+    """
+
+    def __init__(
+        self, root: Path, migrated: Path | None = None, *, rollout: Mapping[str, object] = THREE_WAVES
+    ) -> None:
         self.root = root
+        self.rollout = rollout
         self.database_url = f"sqlite:///{root}/ipnext.db"
         if migrated is not None:
             shutil.copy(migrated, root / "ipnext.db")
@@ -244,7 +253,8 @@ class House:
 
     def apply(self, name: str, **spec: object) -> None:
         with self.store.begin() as repository:
-            repository.put_model(parse_manifest(manifest(name, **spec)), expected_version=None)
+            whole = {"rollout": self.rollout, **spec}
+            repository.put_model(parse_manifest(manifest(name, **whole)), expected_version=None)
 
     def bring(self, name: str, **spec: object) -> None:
         """Apply a manifest as one whose change was planned: it is in force."""

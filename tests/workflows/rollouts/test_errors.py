@@ -220,6 +220,7 @@ async def test_a_run_whose_users_were_sent_back_around_a_lost_region_brings_no_m
     house, model, serves_one, carried_out, monkeypatch
 ):
     """As if a region had held all of the canary, and were lost and came back before the second wave."""
+    house.apply(model, rollout={"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 180})
     note, sent_back = TransitionActivities._note, []
 
     def around(self, wave, condition, result, **more):
