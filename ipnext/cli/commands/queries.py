@@ -15,7 +15,7 @@ from ipnext.cli.commands.registry.denials import denial_tables, denials_table, r
 from ipnext.cli.commands.replans import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.output import Form, Output, plain, say, write
 from ipnext.cli.session import client_of
-from ipnext.cli.tables.changes import changes_list, events_table, explanation_tables
+from ipnext.cli.tables.changes import change_tables, changes_list, events_table, explanation_tables
 from ipnext.cli.tables.generations import generations_table
 from ipnext.cli.tables.layouts import layout_picture
 from ipnext.cli.tables.lineage import holds_table, snapshots_table
@@ -44,8 +44,8 @@ SHOWN_GENERATIONS = 20
 
 
 DESCRIBED = (
-    *("MODEL", "snapshot MODEL PART N", "source MODEL NAME", "plan PLAN", "replan REPLAN", "freeze NAME"),
-    *("owner NAME", "denial DIGEST", "report MODEL GENERATION"),
+    *("MODEL", "change CHANGE", "snapshot MODEL PART N", "source MODEL NAME", "plan PLAN", "replan REPLAN"),
+    *("freeze NAME", "owner NAME", "denial DIGEST", "report MODEL GENERATION"),
 )
 """What `describe` takes."""
 
@@ -153,7 +153,8 @@ def describe(
         list[str],
         typer.Argument(
             metavar=" | ".join(DESCRIBED),
-            help="A model, a snapshot, a source, a plan or replan by its id, a freeze, a denial, an owner, a report.",
+            help="A model, a snapshot, a source, a change, plan or replan by its id, a freeze, a denial, an owner, a "
+            "report.",
             show_default=False,
         ),
     ],
@@ -162,7 +163,7 @@ def describe(
     ] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Show all of a model (conditions, traffic, parts, replicas, changes), a plan, a replan, a freeze or an owner."""
+    """Show all of a model (conditions, traffic, parts, replicas, changes), a change, a plan, a freeze or an owner."""
     client = client_of(context)
     if len(what) == 2 and what[0] in _NAMED:
         read, tables = _NAMED[what[0]]
@@ -280,6 +281,7 @@ _TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
 }
 
 _NAMED: Mapping[str, tuple[Callable[[Client, str], Any], Callable[[Any], Iterable[Table | str]]]] = {
+    "change": (Client.change, change_tables),
     "freeze": (Client.freeze, freeze_tables),
     "owner": (Client.owner, owner_tables),
     "denial": (lambda client, digest: client.denial(read_digest(digest)), denial_tables),
@@ -292,7 +294,7 @@ COMMANDS = (
         "List models, changes, plans, regions, freezes, owners, sources and others.",
         get,
     ),
-    Command("describe", "Show all of one model, snapshot, source, plan, replan, freeze or owner.", describe),
+    Command("describe", "Show all of one model, change, snapshot, source, plan, replan, freeze or owner.", describe),
     Command("events", "Show what happened to a model.", events),
     Command("explain", "Explain why a model is, or is not, ready.", explain),
 )

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from ipnext.cli.output import age, rows
+from ipnext.cli.tables.stages import progress_table, shadow_table
 from ipnext.model.api.resources import ChangeView, EventView, StatusExplanation
 from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.status import Reason
@@ -20,6 +21,28 @@ def changes_table(changes: Iterable[ChangeView]) -> Table:
     """One line for each change."""
     lines = ((c.id, c.kind.value, c.generation, c.state.value, age(c.created_at), _why(c), c.run_url) for c in changes)
     return rows("\nchanges", ("change", "kind", "generation", "state", "age", "why", "run"), lines)
+
+
+def change_tables(change: ChangeView) -> Iterable[Table]:
+    """Everything about one change: what became of it, its shadow, its stages."""
+    facts = (
+        ("change", change.id),
+        ("model", change.model),
+        ("kind", change.kind.value),
+        ("generation", change.generation or "-"),
+        ("plan", change.plan_id or "-"),
+        ("state", change.state.value),
+        ("why", _why(change) or "-"),
+        ("asked for", f"{age(change.created_at)} ago"),
+        ("ended", "-" if change.finished_at is None else f"{age(change.finished_at)} ago"),
+        ("carried out again by", change.again or "-"),
+        ("run", change.run_url or "-"),
+    )
+    yield rows("", ("", ""), facts)
+    if change.shadow is not None:
+        yield shadow_table(change.shadow)
+    if change.stages:
+        yield progress_table(change.stages, change.id)
 
 
 def events_table(events: Iterable[EventView]) -> Table:

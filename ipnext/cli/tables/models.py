@@ -9,7 +9,7 @@ from ipnext.cli.tables.changes import changes_table
 from ipnext.cli.tables.freshness import freshness_table
 from ipnext.cli.tables.generations import generations_table
 from ipnext.cli.tables.layouts import layout_tables
-from ipnext.cli.tables.stages import shadow_table, stage_results_table
+from ipnext.cli.tables.stages import progress_table, shadow_table, stage_results_table
 from ipnext.model.api.generation_stats import GenerationAnswers
 from ipnext.model.api.resources import ChangeView, ModelView, TransitionView
 from ipnext.model.lifecycle.checks import CheckResult
@@ -79,6 +79,9 @@ def model_tables(
     yield rows("\nreplicas", ("replica", "phase", "answers for", "restarts", "message"), replicas)
     changes = tuple(changes)
     yield from (shadow_table(change.shadow) for change in changes if change.shadow is not None)
+    for change in changes:
+        if any(stage.state == "running" for stage in change.stages):
+            yield progress_table(change.stages, f"{change.kind.value} {change.id}")
     yield generations_table(generations)
     yield changes_table(changes)
 

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from ipnext.cli.output import age, rows
 from ipnext.model.api.plugins import StageView
+from ipnext.model.api.stages import StageProgress
 from ipnext.model.lifecycle.checks import CheckResult
 from ipnext.model.lifecycle.shadow import ShadowView
 from ipnext.model.lifecycle.stages import activity_name
@@ -33,6 +34,21 @@ def stage_results_table(results: Iterable[CheckResult], generation: int) -> Tabl
     return rows(f"\nstages of generation {generation}", ("stage", "outcome", "took", "message", "evidence"), lines)
 
 
+def progress_table(stages: Iterable[StageProgress], change: str) -> Table:
+    """One line for each stage of a change, in their order."""
+    lines = (
+        (
+            stage.name,
+            stage.state.replace("_", " "),
+            f"{stage.seconds:.1f} s" if stage.seconds is not None else _since(stage),
+            stage.message or "-",
+            stage.source,
+        )
+        for stage in stages
+    )
+    return rows(f"\nstages of {change}", ("stage", "state", "took", "message", "source"), lines)
+
+
 def shadow_table(shadow: ShadowView) -> Table:
     """Everything about the shadow of a change that runs."""
     figures = ", ".join(f"{value} {name}" for name, value in shadow.evidence.items())
@@ -44,6 +60,11 @@ def shadow_table(shadow: ShadowView) -> Table:
         ("verdict so far", shadow.message or "-"),
     )
     return rows(f"\nshadow: generation {shadow.generation}", ("", ""), lines)
+
+
+def _since(stage: StageProgress) -> str:
+    is_under_way = stage.state == "running" and stage.began_at is not None
+    return f"{age(stage.began_at)} so far" if is_under_way else "-"
 
 
 def _line(stage: StageView) -> tuple[str, ...]:

@@ -110,6 +110,7 @@ COMMANDS = {
         f"describe denial {'d' * 64}",
         "describe owner search",
         "describe report ranker 1",
+        "describe change {change}",
         "describe plan plan-1",
         "describe replan r0",
         "describe snapshot ranker dense 1",
