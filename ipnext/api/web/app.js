@@ -43,8 +43,10 @@ function percent(fraction) {
   return `${value >= 10 || value === 0 ? Math.round(value) : value.toFixed(1)}%`;
 }
 
+// Two digits of what is small: 0.001 is not 0.
 function amount(value) {
-  return Number(value).toLocaleString("en", { maximumFractionDigits: 2 });
+  const digits = value !== 0 && Math.abs(value) < 0.1 ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2 };
+  return Number(value).toLocaleString("en", digits);
 }
 
 function ago(iso) {
@@ -167,7 +169,7 @@ function shadowBlock(shadow) {
 function figureText(figure) {
   const number = (value) => (value === null ? "not measured" : Number(value.toPrecision(5)).toLocaleString("en", { maximumFractionDigits: 6 }));
   const values = figure.before === null ? number(figure.after) : `${number(figure.before)} → ${number(figure.after)}`;
-  const limit = figure.limit === null ? "" : ` (${figure.limit} ${amount(figure.most)})`;
+  const limit = figure.limit === null ? "" : ` (${figure.limit} ${number(figure.most)})`;
   return el("div", { class: figure.is_broken ? "badge bad" : null }, `${figure.name}: ${values}${limit}`);
 }
 

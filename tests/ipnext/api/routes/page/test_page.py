@@ -10,9 +10,6 @@ from ipnext.model.deployment.engine_start import EngineStart
 from ipnext.model.deployment.engine_swap import EngineSwap
 from ipnext.model.deployment.traffic import GenerationTraffic
 from ipnext.model.gate.sketch import latency_bucket
-from ipnext.model.lifecycle.changes.change import ChangeState
-from ipnext.model.lifecycle.changes.change_stages import begin_stages, end_stage
-from ipnext.model.lifecycle.changes.stage_order import ComposedStage
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.model.manifest.freeze import FreezeManifest
 from ipnext.model.manifest.parser import parse_manifest
@@ -20,43 +17,10 @@ from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import FoundVersion, Listing
 from ipnext.store.sources.sources import WatchedSource
 from tests.ipnext.api.browsers import patient
-from tests.ipnext.stages.test_shadow_shown import SEEN, kept
 from tests.waiting import until
 from tests.workflows.builds import next_build
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def seeded(live):
-    """Two models: one that serves its second generation and had its third refused, one without a snapshot."""
-    rooms = live.rooms
-    rooms.seed("ranker", "embedder")
-    for salt, number in (("a", 1), ("b", 2)):
-        rooms.publish_directly("ranker", salt)
-        rooms.serve(number)
-    rooms.publish_directly("ranker", "c")
-    rooms.refuse(3, Reason.SCHEMA_MISMATCH, "edge sparse.output -> dense.x: FP16 is not FP32")
-    rooms.adopt_plan()
-    return live
-
-
-@pytest.fixture
-def page(browser, seeded):
-    context = patient(browser.new_context(viewport={"width": 1360, "height": 1500}))
-    page = context.new_page()
-    complaints = []
-    page.on(
-        "console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None
-    )
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    aborted = "net::ERR_ABORTED"  # the page was left while it polled
-    page.on("requestfailed", lambda r: complaints.append(r.url) if r.failure != aborted else None)
-    page.goto(f"{seeded.url}/#ticket={seeded.rooms.ticket()}", wait_until="domcontentloaded")
-    page.wait_for_selector("[data-model=ranker]")
-    yield page
-    assert complaints == []
-    context.close()
 
 
 def test_the_page_shows_models_regions_runs_events_and_the_plan(page, seeded):
@@ -91,43 +55,6 @@ def test_sources_show_their_state_and_the_version_that_was_picked_up(page, seede
     row.wait_for()
     for text in ("nightly", "dense", "directory, every 5s", "failing", "run-7", "1 found", "/in is not there"):
         assert text in row.inner_text()
-
-
-def test_stages_and_derivatives_of_a_model_are_shown_as_text(page, seeded):
-    rooms = seeded.rooms
-    rooms.publish_directly("ranker", "d")
-    rooms.derive(4, "dense")
-    order = [ComposedStage(name=name) for name in ("metadata", "audit", "transition")]
-    with rooms.store.begin("ranker") as unit:
-        unit.update_change("ranker-d", state=ChangeState.RUNNING)
-        unit.begin_stages("ranker", "ranker-d", begin_stages(order, unit.now()))
-        unit.note_stages("ranker", "ranker-d", lambda stages, at: end_stage(stages, "metadata", at))
-        unit.note_stages("ranker", "ranker-d", lambda stages, at: end_stage(stages, "audit", at, message=MARKUP))
-    model = page.locator("[data-model=ranker]")
-    model.locator("[data-stage=transition]").wait_for(timeout=15000)
-    states = [step.get_attribute("data-state") for step in model.locator("[data-stage]").all()]
-    assert states == ["passed", "passed", "running"]
-    assert model.locator("[aria-current=step]").get_attribute("data-stage") == "transition"
-    assert MARKUP in model.inner_text()
-    row = model.locator("[data-derivative]").inner_text()
-    for text in ("quantize", "derived", "largest error: 0.1", "1 rows drawn"):
-        assert text in row
-    assert page.locator("[data-change='ranker-d'] [data-stage]").count() == 3
-
-
-def test_the_shadow_of_a_change_is_shown_with_what_it_has_compared(page, seeded):
-    rooms = seeded.rooms
-    rooms.publish_directly("ranker", "d")
-    seen = SEEN.model_copy(update={"message": MARKUP})
-    with rooms.store.begin("ranker") as unit:
-        unit.update_change("ranker-d", state=ChangeState.RUNNING)
-        unit.put_shadow(kept("ranker-d"), seen)
-    shadow = page.locator("[data-model=ranker] [data-shadow]")
-    shadow.wait_for(timeout=15000)
-    told = shadow.inner_text()
-    assert seen.state in told.lower()
-    for text in (MARKUP, f"{kept('ranker-d').settings.share:.0%}", *kept("ranker-d").regions):
-        assert text in told
 
 
 def test_unmet_demand_is_told_in_the_unit_of_its_model(page, seeded):
