@@ -1,6 +1,7 @@
 """How answers are written: tables for people, JSON and YAML for programs. Messages go to stderr."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from ipnext.cli.terminal import escape_controls, escape_quoted, has_controls
 from ipnext.model.lifecycle.changes.change import Change
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))
+
+_SMALL = 0.1
 
 UNBOUNDED_COLUMNS = 250
 """Width where the answer goes into a file or a pipe: nothing is cut."""
@@ -107,8 +110,9 @@ def exact_duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """At most two digits after the point, none where they are zero."""
-    return f"{value:,.2f}".rstrip("0").rstrip(".")
+    """At most two digits after the point, or two digits of what is small; none where they are zero."""
+    places = 2 if value == 0 or abs(value) >= _SMALL else 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{places}f}".rstrip("0").rstrip(".")
 
 
 def change_line(change: Change) -> str:
