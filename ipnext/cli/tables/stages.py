@@ -63,8 +63,9 @@ def shadow_table(shadow: ShadowView) -> Table:
 
 
 def _since(stage: StageProgress) -> str:
-    is_under_way = stage.state == "running" and stage.began_at is not None
-    return f"{age(stage.began_at)} so far" if is_under_way else "-"
+    if stage.state != "running" or stage.began_at is None:
+        return "-"
+    return f"{age(stage.began_at)} so far"
 
 
 def _line(stage: StageView) -> tuple[str, ...]:
