@@ -20,7 +20,8 @@ from ipnext.model.lifecycle.changes.change import Change
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))
 
-_SMALL = 0.1
+_SMALL, _SMALLEST = 0.1, 1e-6
+"""Figures below the first one are shown with two digits, and the others that are no zero as below the second one."""
 
 UNBOUNDED_COLUMNS = 250
 """Width where the answer goes into a file or a pipe: nothing is cut."""
@@ -111,7 +112,10 @@ def exact_duration(seconds: float) -> str:
 
 def number(value: float) -> str:
     """At most two digits after the point, or two digits of what is small; none where they are zero."""
-    places = 2 if value == 0 or abs(value) >= _SMALL else 1 - math.floor(math.log10(abs(value)))
+    size = abs(value)
+    if 0 < size < _SMALLEST:
+        return "<0.000001" if value > 0 else ">-0.000001"
+    places = 1 - math.floor(math.log10(size)) if 0 < size < _SMALL else 2
     return f"{value:,.{places}f}".rstrip("0").rstrip(".")
 
 

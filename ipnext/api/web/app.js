@@ -43,10 +43,11 @@ function percent(fraction) {
   return `${value >= 10 || value === 0 ? Math.round(value) : value.toFixed(1)}%`;
 }
 
-// Two digits of what is small: 0.001 is not 0.
+// Nothing but zero is shown as zero: two digits of what is small.
 function amount(value) {
-  const digits = value !== 0 && Math.abs(value) < 0.1 ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2 };
-  return Number(value).toLocaleString("en", digits);
+  const size = Math.abs(value);
+  if (size > 0 && size < 1e-6) return value > 0 ? "<0.000001" : ">-0.000001";
+  return Number(value).toLocaleString("en", size > 0 && size < 0.1 ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2 });
 }
 
 function ago(iso) {
@@ -167,7 +168,10 @@ function shadowBlock(shadow) {
 }
 
 function figureText(figure) {
-  const number = (value) => (value === null ? "not measured" : Number(value.toPrecision(5)).toLocaleString("en", { maximumFractionDigits: 6 }));
+  const number = (value) => {
+    if (value === null) return "not measured";
+    return value !== 0 && Math.abs(value) < 0.001 ? amount(value) : Number(value.toPrecision(5)).toLocaleString("en", { maximumFractionDigits: 6 });
+  };
   const values = figure.before === null ? number(figure.after) : `${number(figure.before)} → ${number(figure.after)}`;
   const limit = figure.limit === null ? "" : ` (${figure.limit} ${number(figure.most)})`;
   return el("div", { class: figure.is_broken ? "badge bad" : null }, `${figure.name}: ${values}${limit}`);

@@ -19,7 +19,9 @@ from ipnext.cli.output import number
         (0.001, "0.001"),
         (0.000123, "0.00012"),
         (-0.004, "-0.004"),
-        (1e-9, "0.000000001"),
+        (0.000001, "0.000001"),
+        (1e-13, "<0.000001"),
+        (-1e-13, ">-0.000001"),
     ],
 )
 def test_no_figure_but_zero_is_shown_as_zero(value, shown):

@@ -63,7 +63,7 @@ def test_a_refused_derivative_is_shown_with_the_limit_that_it_breaks(page, seede
         weights_bytes=Measured(before=8, after=1),
         replaced_bytes=Measured(before=8, after=1),
         replay=ReplayReport(rows=500, source="replay", labels="replay"),
-        max_error=0.3,
+        max_error=3e-8,
         max_relative_error=0.5,
         auc=Measured(before=0.71, after=0.69),
         broken=(reason,),
@@ -80,6 +80,7 @@ def test_a_refused_derivative_is_shown_with_the_limit_that_it_breaks(page, seede
         "refused",
         reason,
         "AUC: 0.71 \u2192 0.69 (maxAucDrop 0.001)",
+        "largest error: <0.000001",
         "500 rows of the replay set",
     ):
         assert text in told
