@@ -22,19 +22,6 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def run(live, monkeypatch):
-    """Run a command against the live server."""
-    monkeypatch.setenv("IPNEXT_API_URL", live.url)
-
-    def run(*arguments, status=0, **options):
-        result = CliRunner().invoke(app, [str(a) for a in arguments], **options)
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
-
-
-@pytest.fixture
 def applied(run, live):
     fleet, model = live.rooms.directory / "fleet.yaml", live.rooms.directory / "model.yaml"
     fleet.write_text(yaml.safe_dump(live.rooms.fleet_document()))
@@ -426,7 +413,7 @@ def test_plans_are_listed_with_the_replans_that_found_none_and_described_one_by_
     assert json.loads(serving("describe", "plan", "plan-1", "-o", "json").stdout)["diff"]["moves"] == 4
     assert serving("describe", "plan", "nope", status=2).stderr.startswith("error: plan 'nope'")
     assert (
-        "allowed: MODEL, snapshot MODEL PART N, source MODEL NAME, plan PLAN, replan REPLAN"
+        "allowed: MODEL, change CHANGE, snapshot MODEL PART N, source MODEL NAME, plan PLAN, replan REPLAN"
         in serving("describe", "a", "b", status=2).stderr
     )
 

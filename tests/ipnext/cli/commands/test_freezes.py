@@ -6,28 +6,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from ipnext.cli import app
 from ipnext.cli.commands.freezes import end_of
 from ipnext.errors import InvalidInput
 
 NOW = datetime(2026, 12, 20, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def run(live, monkeypatch):
-    """Run a command against a live server that knows the ranker."""
+@pytest.fixture(autouse=True)
+def ranker(live, monkeypatch):
     live.rooms.seed("ranker")
-    monkeypatch.setenv("IPNEXT_API_URL", live.url)
     monkeypatch.setenv("IPNEXT_USER", "ann")
-
-    def run(*arguments, status=0):
-        result = CliRunner().invoke(app, [str(a) for a in arguments])
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
 
 
 @pytest.fixture
@@ -127,7 +116,7 @@ def test_a_publish_brings_its_override_only_with_a_reason(run, parts):
 def test_what_can_not_be_described_names_what_can(run):
     assert "freeze 'nope' is not known" in run("describe", "freeze", "nope", status=2).stderr
     assert (
-        "allowed: MODEL, snapshot MODEL PART N, source MODEL NAME, plan PLAN, replan REPLAN, freeze NAME"
+        "allowed: MODEL, change CHANGE, snapshot MODEL PART N, source MODEL NAME, plan PLAN, replan REPLAN, freeze NAME"
         in run("describe", "x", "y", status=2).stderr
     )
 

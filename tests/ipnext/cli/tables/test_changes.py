@@ -4,9 +4,7 @@ import json
 import re
 
 import pytest
-from typer.testing import CliRunner
 
-from ipnext.cli import app
 from ipnext.model.lifecycle.changes.change_stages import begin_stages, end_stage
 from ipnext.model.lifecycle.changes.stage_order import ComposedStage, StageCall
 
@@ -19,18 +17,9 @@ AUDIT = StageCall(
 )
 
 
-@pytest.fixture
-def run(live, monkeypatch):
-    """Run a command against a live server that has a fleet and a model."""
+@pytest.fixture(autouse=True)
+def ranker(live):
     live.rooms.seed("ranker")
-    monkeypatch.setenv("IPNEXT_API_URL", live.url)
-
-    def run(*arguments, status=0):
-        result = CliRunner().invoke(app, [str(a) for a in arguments])
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
 
 
 @pytest.fixture

@@ -5,9 +5,6 @@ import re
 
 import pytest
 import yaml
-from typer.testing import CliRunner
-
-from ipnext.cli import app
 
 OWNER = """
 apiVersion: ipnext/v1
@@ -21,18 +18,9 @@ spec:
 """
 
 
-@pytest.fixture
-def run(live, monkeypatch):
-    """Run a command against a live server that has a fleet."""
+@pytest.fixture(autouse=True)
+def fleet(live):
     live.rooms.seed()
-    monkeypatch.setenv("IPNEXT_API_URL", live.url)
-
-    def run(*arguments, status=0):
-        result = CliRunner().invoke(app, [str(a) for a in arguments])
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
 
 
 @pytest.fixture
