@@ -16,26 +16,74 @@ from planner import kernel_cache
 os.environ.setdefault("NUMBA_OPT", "1")  # as fast here as higher levels, and compiles in a quarter less time
 
 import numba
+from numba import _dynfunc  # type: ignore[attr-defined] # a module in C
 from numba.core.caching import FunctionCache, NullCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 
 OPTIONS: Final[Mapping[str, Any]] = {"nogil": True, "no_cfunc_wrapper": True}
 """Without an entry for callers in C, which would take a fifth of the time to compile; numba's types lack the option."""
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels alone call: an entry for Python would take a tenth of the time to compile."""
-    return _compiled(function, no_cpython_wrapper=True)
+    """Compile a function that kernels alone call, only as far as they need it.
+
+    It has no entry for Python, no machine code of its own and no entry in the cache. With them, compilation of all
+    kernels took twice as long.
+    """
+    inner: dict[str, Any] = {"no_cpython_wrapper": True, "pipeline_class": InnerCompiler}
+    return numba.njit(**OPTIONS, **inner)(function)
 
 
 def entry_kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls; it releases the GIL, so other Python threads run meanwhile."""
-    return _compiled(function)
-
-
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    found: Any = numba.njit(**OPTIONS, **options)(function)
+    found: Any = numba.njit(**OPTIONS)(function)
     found._cache = ForgivingCache(function)  # noqa: SLF001 - as numba's own `cache=True` sets it
     return found
+
+
+class InnerLibrary(JITCodeLibrary):
+    """LLVM's code of a function and its callees. It is optimized and turned into machine code with its callers."""
+
+    def _optimize_final_module(self) -> None:
+        """Do nothing: each caller would optimize the linked code again."""
+
+    def _finalize_final_module(self) -> None:
+        """Keep the module out of the engine, which would generate its machine code."""
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class InnerLowering(NativeLowering):
+    """numba's lowering into such a library."""
+
+    _name = "inner_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        """Lower the function, and register it for its callers by a key that can't be called."""
+        state.library = InnerLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = True
+        super().run_pass(state)
+        function = state.cr.fndesc
+        key = _dynfunc.make_function(function.lookup_module(), function.qualname, "", 0, state.cr.env, ())
+        state.targetctx.insert_user_function(key, function, [state.library])
+        state.cr = state.cr._replace(cfunc=key)
+        return True
+
+
+class InnerCompiler(CompilerBase):
+    """numba's compiler with that lowering."""
+
+    def define_pipelines(self) -> list[Any]:
+        """Return numba's only pipeline for such functions, changed."""
+        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.passes = [(InnerLowering if each is NativeLowering else each, text) for each, text in pipeline.passes]
+        pipeline.finalize()
+        return [pipeline]
 
 
 class ForgivingCache:

@@ -1,7 +1,7 @@
 """The fleet-scale solver's kernels, loaded into this process, or compiled for this machine.
 
-The first plan that needs them compiles them, or `python -m planner.kernels` does beforehand: about two minutes of one
-core. No plan's time limit counts that.
+The first plan that needs them compiles them, or `python -m planner.kernels` does beforehand: a minute and a half of
+one core. No plan's time limit counts that.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from planner import kernel_cache
-from planner.jit import entry_kernel
+from planner.jit import entry_kernel, kernel
 
 SPOILT = {"empty": b"", "cut": b"\x80\x05\x95", "zeros": bytes(200), "text": b"no pickle at all"}
 
@@ -34,6 +34,15 @@ def temporary(tmp_path, monkeypatch):
     return path
 
 
+@kernel
+def triple(x):
+    return 3 * x
+
+
+def triple_of_two(x, y):
+    return triple(x) + triple(y)
+
+
 def entries(directory):
     return sorted(path for path in directory.rglob("*.nb?"))
 
@@ -48,6 +57,14 @@ def test_a_kernel_is_kept_in_the_users_cache_and_loaded_from_it(user_cache):
     again = entry_kernel(twice)
     assert again(3) == 6
     assert sees_hit(again) == 1
+
+
+def test_a_kernel_that_kernels_alone_call_has_no_code_and_no_entry_of_its_own(user_cache):
+    outer = entry_kernel(triple_of_two)
+    assert outer(3, 4) == 21
+    assert {path.name.partition("-")[0] for path in entries(user_cache)} == {"test_kernel_cache.triple_of_two"}
+    compiled = [getattr(one.library, "_compiled", False) for each in (triple, outer) for one in each.overloads.values()]
+    assert compiled == [False, True]
 
 
 def test_a_kernel_that_is_not_called_creates_no_folder(user_cache):
