@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from activities.runtime.child_process import ChildFiles, begin_child, child_environment, confine_child, run_child
+from activities.runtime.child_process import ChildFiles, begin_child, child_environment, confine_child
+from activities.runtime.tool_server import run_forked
 from ipnext.errors import EXIT_OK
 from ipnext.model.echoes import cut_text
 from serving.confinement.landlock import Confinement
@@ -84,7 +85,7 @@ def run_tool(  # noqa: PLR0913 - the rights of the process are named one by one
     answer, errors = workspace.parent / "answer.json", workspace.parent / "errors.txt"
     own = {name: str(workspace) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
     # one thread for each operation, as in hosts: compared as it will be served
-    status = run_child(command, ChildFiles(answer, errors), beat, environment=child_environment(own))
+    status = run_forked(command, ChildFiles(answer, errors), beat, environment=child_environment(own))
     told = "" if status == EXIT_OK else read_bounded(errors).decode("utf-8", "replace").strip()
     return ToolRun(status, answer, told)
 

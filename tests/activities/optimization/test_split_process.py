@@ -22,7 +22,7 @@ from serving.confinement.landlock import Confinement
 from serving.export import export_model
 from tests.processes import gone
 from tests.serving.confinement.test_landlock import needs_landlock
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
 
@@ -75,15 +75,16 @@ def test_a_difference_is_refused_and_named(whole, tmp_path, monkeypatch):
         files.errors.write_text("error: the split differs from the snapshot; nothing was written")
         return 1
 
-    monkeypatch.setattr(tool_process, "run_child", differs)
+    monkeypatch.setattr(tool_process, "run_forked", differs)
     with pytest.raises(CutRefused, match="output 'output' differs in 1 of 1 values") as error:
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None)
     assert error.value.reason is Reason.SPLIT_DIFFERS
 
 
 def cutters():
-    """Children of this process that cut; servers of other tests are children of it too."""
-    return [child for child in psutil.Process().children() if "split" in child.cmdline()]
+    """Descendants of this process that cut."""
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "-m activities.optimization.split_process" in " ".join(child.cmdline())]
 
 
 def test_a_process_that_is_killed_is_no_refusal(whole, tmp_path):
@@ -106,6 +107,7 @@ def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
     seen = []
 
     def cancelled(_):
+        until(cutters, why=lambda: "the process has not begun its program yet")
         seen.extend(cutters())
         raise KeyboardInterrupt
 
@@ -170,7 +172,7 @@ def probed(whole, tmp_path, monkeypatch):
         found.update(json.loads(ran.stdout))
         return -signal.SIGKILL
 
-    monkeypatch.setattr(tool_process, "run_child", probe)
+    monkeypatch.setattr(tool_process, "run_forked", probe)
     with pytest.raises(ToolEnded):
         cut_in_process(whole, policy("table"), tmp_path / "parts", lambda _: None, confinement=Confinement.REQUIRED)
     return found
@@ -219,7 +221,7 @@ def written_by(monkeypatch):
             write(draft, files.answer)
             return 0
 
-        monkeypatch.setattr(tool_process, "run_child", taken_over)
+        monkeypatch.setattr(tool_process, "run_forked", taken_over)
 
     return stand_for
 

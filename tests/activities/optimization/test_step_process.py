@@ -41,8 +41,9 @@ class Recurrent(nn.Module):
 
 
 def processes():
-    """Children of this process that derive."""
-    return [child for child in psutil.Process().children() if "activities.optimization.step_process" in child.cmdline()]
+    """Descendants of this process that derive."""
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "-m activities.optimization.step_process" in " ".join(child.cmdline())]
 
 
 @needs_landlock

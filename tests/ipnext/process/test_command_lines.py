@@ -17,6 +17,7 @@ CHILDREN = {
     "activities.optimization.split_process": CHILD,
     "activities.optimization.step_process": CHILD,
     "activities.planning.solver_process": CHILD,
+    "activities.runtime.tool_server_process": CHILD,
     "activities.validation.check_process": CHILD,
     "activities.validation.documents.json_process": CHILD,
     "activities.validation.chat_templates.process": CHILD,

@@ -131,6 +131,8 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "activities/transition/admission.py": ONE_BUILD,
     "activities/optimization/split_process.py": ONE_BUILD,
     "activities/optimization/step_process.py": ONE_BUILD,
+    "activities/runtime/tool_server.py": ONE_BUILD,
+    "activities/runtime/tool_server_process.py": ONE_BUILD,
     "activities/validation/check_process.py": ONE_BUILD,
     "activities/validation/weights/deltas.py": DIGEST,
     "ipnext/sources/credentials.py": NO_FIELDS,
