@@ -20,7 +20,7 @@ from ipnext.model.manifest.split import SplitPolicy
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.confinement.landlock import Confinement
 from serving.export import export_model
-from tests.processes import gone
+from tests.processes import command_line, gone
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -84,7 +84,7 @@ def test_a_difference_is_refused_and_named(whole, tmp_path, monkeypatch):
 def cutters():
     """Descendants of this process that cut."""
     found = psutil.Process().children(recursive=True)
-    return [child for child in found if "-m activities.optimization.split_process" in " ".join(child.cmdline())]
+    return [child for child in found if "-m activities.optimization.split_process" in command_line(child)]
 
 
 def test_a_process_that_is_killed_is_no_refusal(whole, tmp_path):

@@ -16,7 +16,7 @@ from serving.confinement.landlock import Confinement
 from serving.engines.torch.compiled import CompiledProgram
 from serving.engines.torch.engine import TorchEngine
 from serving.snapshots.directory import verify_manifest
-from tests.processes import gone
+from tests.processes import command_line, gone
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.serving.optimizing.models import export, load, step, write_replay
 from tests.waiting import until
@@ -43,7 +43,7 @@ class Recurrent(nn.Module):
 def processes():
     """Descendants of this process that derive."""
     found = psutil.Process().children(recursive=True)
-    return [child for child in found if "-m activities.optimization.step_process" in " ".join(child.cmdline())]
+    return [child for child in found if "-m activities.optimization.step_process" in command_line(child)]
 
 
 @needs_landlock

@@ -13,7 +13,7 @@ import pytest
 from activities.runtime import tool_server
 from activities.runtime.child_process import ChildFiles, child_environment
 from activities.runtime.tool_server import ToolServer
-from tests.processes import gone
+from tests.processes import command_line, gone
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.waiting import until
 
@@ -56,10 +56,7 @@ class Run:
         return next((child for child in found if status_of(child).get("NoNewPrivs") == "1"), None)
 
     def is_of(self, process):
-        try:
-            return str(self.workspace) in " ".join(process.cmdline())
-        except psutil.Error:
-            return False
+        return str(self.workspace) in command_line(process)
 
 
 def status_of(process):
