@@ -67,19 +67,22 @@ class SupersededMarks:
             self._state.superseded = self._state.superseded[len(found) :]
 
     async def _mark(self) -> None:
-        """Mark superseded changes.
+        """Mark superseded changes, and at once those that are superseded meanwhile.
 
-        The wait ends as soon as no change is left to mark: otherwise the timer would cause a workflow task without
-        commands.
+        If the entity's loop began the next marks instead, their place among the commands would depend on whether the
+        SDK puts the task of the last mark's end, which has no commands, together with the next one
+        (https://github.com/temporalio/sdk-rust/issues/1146). For the same reason the wait ends as soon as no change is
+        left to mark: otherwise the timer would cause such a task.
         """
-        if self._marks >= policies.MARKS_SOON:
-            with suppress(asyncio.TimeoutError):
-                await workflow.wait_condition(
-                    lambda: not self._state.superseded,
-                    timeout=policies.MARK_EVERY,
-                    timeout_summary="collect what is superseded",
-                )
-        await self.record()
+        while self._state.superseded:
+            if self._marks >= policies.MARKS_SOON:
+                with suppress(asyncio.TimeoutError):
+                    await workflow.wait_condition(
+                        lambda: not self._state.superseded,
+                        timeout=policies.MARK_EVERY,
+                        timeout_summary="collect what is superseded",
+                    )
+            await self.record()
 
     async def _schedule_look(self) -> None:
         await workflow.sleep(policies.LOOK_AGAIN, summary="look again at what could not be recorded")
