@@ -63,8 +63,8 @@ class Gateways:
         restored names no such place. Routers forget a generation last of all, and not before every gateway that names
         it has moved; routers in regions of `keeping` forget nothing. Unreachable regions do not keep the others from
         following. Gateways in `waiting` stay as they are, because their new targets are not ready. Those of `apart`
-        need not be reached if their shares stay as stored. A gateway that is ahead of a stored table with fewer answers
-        gets its new shares at once.
+        need not be reached if their shares stay as stored. A gateway that has applied another table than the stored
+        one, with fewer answers, gets its new shares at once.
 
         Raises:
             RegionUnreachable: a region could not be reached; raised at the end, for the first of them.
@@ -126,13 +126,14 @@ class Gateways:
         return share.generation in {served.generation for served in self._served_now(share.to)}
 
     def _regains(self, region: str, shares: Shares) -> bool:
-        """Check whether a gateway is ahead of a stored table that answers fewer of its users than `shares` do.
+        """Check whether a gateway applied another table than the stored one, which answers fewer users than `shares` do.
 
-        It may answer them by now. The stored table would drop them until the gateway's turn comes.
+        It may answer them by now: by a table that was never stored, or by that of its return from a disaster if a run
+        stored one for the lost region meanwhile. The stored table would drop them until the gateway's turn comes.
         """
         known = self._tables[region].revision if region in self._tables else self._facts.pending.get(region, 0)
         lost = self._facts.lost
-        return self._followed[region] > known and _answered(self._shares_now(region), lost) < _answered(shares, lost)
+        return self._followed[region] not in {0, known} and _answered(self._shares_now(region), lost) < _answered(shares, lost)
 
     def _are_known(self, region: str, shares: Shares) -> bool:
         """Check whether routers know the generations that a region is sent to; its own learns with the table."""

@@ -272,17 +272,24 @@ def test_no_table_is_put_in_force_by_a_worker_that_stood_still(follow):
     assert regions.tables == {}
 
 
+@pytest.mark.parametrize("revision", [1, 3], ids=["never stored", "older than the stored one"])
 @pytest.mark.parametrize(
     ("stored", "lost", "told"),
     [((), (), ["eu"]), ((share("gone", 1),), ("gone",), ["eu"]), ((share("us", 1),), (), ["us", "eu"])],
     ids=["nothing answers", "a lost region answers", "a region answers"],
 )
-def test_users_whom_only_a_table_that_was_never_stored_answers_keep_their_answers(monkeypatch, stored, lost, told):
-    """An attempt ended before it stored the table of `us`. The stored one would drop these users for a moment."""
+def test_users_whom_only_a_table_that_is_not_stored_answers_keep_their_answers(
+    monkeypatch, revision, stored, lost, told
+):
+    """The stored one would drop the users of `us` for a moment.
+
+    An attempt ended before it stored the table that the gateway has, or another run stored one for the region while it
+    returned from a disaster.
+    """
     monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
     tables = {
         "eu": RouteTable(model=M, region="eu", revision=1, shares=(share("eu", 1),), served=served(1)),
-        "us": RouteTable(model=M, region="us", revision=1, shares=stored, served=served(1)),
+        "us": RouteTable(model=M, region="us", revision=revision, shares=stored, served=served(1)),
     }
     regions = Regions(ahead=("us",))
     store = NoStore(*(lost_region(name) for name in lost))
