@@ -5,6 +5,7 @@ a router that never read one answers nobody. A list of revision 0 says that the 
 cannot write the file sends the list itself, and withdraws one that is out of date for too long.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -44,10 +45,12 @@ class Caller:
     Compared by identity, so that look-ups are fast.
     """
 
-    __slots__ = ("decisions", "limits", "principal")
+    __slots__ = ("decisions", "ends", "limits", "principal")
 
-    def __init__(self, principal: Principal) -> None:
+    def __init__(self, principal: Principal, ends: float) -> None:
         self.principal = principal
+        self.ends = ends
+        """Unix time from which on the credential proves nobody; infinity: never."""
         self.decisions: dict[str, Decision] = {}
         """By model, like the limits below."""
         self.limits: dict[str, tuple[tuple[Hashable, Rate], ...]] = {}
@@ -65,8 +68,7 @@ class Callers:
         self.models: Mapping[str, ModelAccess] = {one.model: one for one in access.models}
         self._clock = clock
         self._keys = {key.id: key for key in access.keys}
-        self._callers = {key.id: Caller(_principal(key)) for key in access.keys}
-        self._ends = {key.id: key.expires_at.timestamp() for key in access.keys if key.expires_at is not None}
+        self._callers = {key.id: Caller(_principal(key), _end_of(key)) for key in access.keys}
         self._policies = Policies(access.policies)
         self._tokens = None if access.tokens is None else _Tokens(access.tokens, access.roles, clock)
 
@@ -88,6 +90,10 @@ class Callers:
             raise Unauthenticated(msg)
         return self._tokens.prove(credential)
 
+    def still_proves(self, caller: Caller) -> bool:
+        """Return whether the credential of a caller of this list has not expired."""
+        return self._clock() < caller.ends
+
     def decide(self, caller: Caller, model: ModelAccess) -> Decision:
         """Decide whether a caller may call a model of this list."""
         found = caller.decisions.get(model.model)
@@ -108,10 +114,11 @@ class Callers:
                 "or may ask no model that needs a credential here"
             )
             raise Unauthenticated(msg)
-        if self._clock() >= self._ends.get(key.id, float("inf")):
+        caller = self._callers[key.id]
+        if not self.still_proves(caller):
             msg = "the API key has expired; ask an administrator for another one"
             raise Unauthenticated(msg)
-        return self._callers[key.id]
+        return caller
 
 
 _NO_DIGEST: Final = digest_of_secret("")
@@ -134,7 +141,7 @@ class _Tokens:
         self._roles: dict[str, list[Grant]] = {}
         for role in roles:
             self._roles.setdefault(role.subject, []).append(role.grant)
-        self._known: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+        self._known: OrderedDict[str, Caller] = OrderedDict()
 
     def prove(self, token: str) -> Caller:
         """Return the caller of a token; errors as `Callers.prove`."""
@@ -143,12 +150,11 @@ class _Tokens:
             raise Unauthenticated(msg)
         mark = digest_of_secret(token)
         found = self._known.get(mark)
-        if found is not None and self._clock() < found[1]:
-            return found[0]
+        if found is not None and self._clock() < found.ends:
+            return found
         identity = self._verifier.verify(token)
         principal = Principal(kind="user", id=identity.id, name=identity.name, grants=self._grants(identity))
-        caller = Caller(principal)
-        self._known[mark] = (caller, min(identity.expires_at, self._valid_until))
+        caller = self._known[mark] = Caller(principal, min(identity.expires_at, self._valid_until))
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return caller
@@ -160,6 +166,10 @@ class _Tokens:
 
 def _principal(key: CallerKey) -> Principal:
     return Principal(kind="key", id=key.id, name=key.name, grants=key.grants)
+
+
+def _end_of(key: CallerKey) -> float:
+    return math.inf if key.expires_at is None else key.expires_at.timestamp()
 
 
 def callable_owners(principal: Principal) -> frozenset[str]:
