@@ -25,6 +25,10 @@ from tests.marked_parts import First, Second
 REGIONS = ("us-east", "eu-west")
 PARTS: Mapping[str, tuple[str, ...]] = {"pair": ("first", "second"), "solo": ("only",), "gated": ("scored",)}
 JUDGED = APPROVED = "gated"
+Brief = Literal["plain", "split", "optimized", "shadowed", "sourced"]
+"""What a brief model has: nothing more, a part that is cut, a step of optimization, a shadow before its transition, or
+a source."""
+BRIEFS: tuple[Brief, ...] = ("plain", "split", "optimized", "shadowed", "sourced")
 Bad = Literal["slow", "shifted"]
 """What a gate has to find: answers that take too long, or that predict otherwise."""
 DIPS: Mapping[str, float] = {"solo": 0.5}
@@ -101,16 +105,28 @@ apiVersion: ipnext/v1
 kind: Model
 metadata: {{name: {name}, owner: nemesis}}
 spec:
-  parts: [{{name: only, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}]
+  parts: [{{name: {part}, hardware: [{{kind: cpu, units: {units}, qps: 100}}]}}]
   demand: [{{region: us-east, qps: 10}}]
 """
 
-_SPLIT = (
-    _BRIEF
-    + """
+_BRIEF_MORE: Mapping[Brief, str] = {
+    "plain": "",
+    "split": """
   split: {{parts: [{{name: all, modules: ["*"]}}]}}
-"""
-)
+""",
+    "optimized": """
+  optimization: [{{quantize: {{embeddings: int8, maxError: 1.0}}}}]
+""",
+    "shadowed": """
+  lifecycle:
+    - stage: shadow
+      before: transition
+      settings: {{share: 1.0, minRequests: 1, seconds: 1, onTooFew: pass}}
+""",
+    "sourced": """
+  sources: [{{name: nightly, every: 1s, directory: {{path: {source}}}}}]
+""",
+}
 
 _FREEZE = """
 apiVersion: ipnext/v1
@@ -129,16 +145,21 @@ def manifest(
     *,
     refresh: str = "auto",
     few: str = "fail",
-    split: bool = False,
+    brief: Brief = "plain",
     units: int = 1,
+    source: Path | None = None,
+    part: str = "only",
 ) -> str:
     """The manifest of a model, with so many requests a second in each region.
 
     `refresh` is how `solo` gets new snapshots, `few` what the gate of `gated` says where nobody asks; before users do,
-    it does not wait for them. `split` has a brief model cut into parts. A replica takes `units` of supply.
+    it does not wait for them. `brief` is what a brief model has, `source` the directory of one that is sourced,
+    `part` its part. A replica takes `units` of supply.
     """
-    text = {"pair": _PAIR, "solo": _SOLO, "gated": _GATED}.get(model, _SPLIT if split else _BRIEF)
-    return text.format(name=model, qps=qps, units=units, refresh=refresh, few=few, patience=15 if few == "fail" else 0)
+    text = {"pair": _PAIR, "solo": _SOLO, "gated": _GATED}.get(model, _BRIEF + _BRIEF_MORE[brief])
+    patience = 15 if few == "fail" else 0
+    own = {"source": source or "", "part": part}
+    return text.format(name=model, qps=qps, units=units, refresh=refresh, few=few, patience=patience, **own)
 
 
 def freeze(name: str, model: str, *, since: datetime) -> str:
@@ -169,6 +190,19 @@ SHIFT = 100_000.0
 """What a bad generation adds to its mark: far beyond all that users ask with."""
 
 
+class Looking(nn.Module):
+    """As Only, with a table in which the same row is looked up."""
+
+    def __init__(self, mark: float) -> None:
+        super().__init__()
+        self.mark = nn.Parameter(torch.tensor([mark]))
+        self.table = nn.Embedding(64, 64)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        row = self.table((x[:, 0] * 0).long()).sum(dim=1)
+        return {"sum": (x + self.mark).sum(dim=1) + row * 0, "marks": self.mark + x * 0}
+
+
 class Slow(nn.Module):
     """As Only, behind some ten milliards of multiplications."""
 
@@ -192,11 +226,12 @@ class Published:
     mark: float
 
 
-_MODULES: Mapping[str, tuple[type[First | Second | Only | Slow], int]] = {
+_MODULES: Mapping[str, tuple[type[First | Second | Only | Looking | Slow], int]] = {
     "first": (First, 1),
     "second": (Second, 2),
     "only": (Only, 1),
     "scored": (Only, 1),
+    "looking": (Looking, 1),
 }
 """Part -> its module, and how wide its input is."""
 
@@ -216,6 +251,17 @@ class Forge:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._last = 0
+
+    def source_of(self, model: str) -> Path:
+        """The directory that a model's source watches."""
+        place = self._directory / "sources" / model
+        place.mkdir(parents=True)
+        return place
+
+    def bring(self, source: Path) -> None:
+        """A new snapshot of a part `only`, moved into a source's directory."""
+        made = self.make("only")
+        made.directory.rename(source / made.directory.name)
 
     def make(self, part: str, *, poisoned: bool = False, bad: Bad | None = None) -> Published:
         """A new snapshot of a part; a poisoned one holds NaN and has to be refused, a bad one has to go back."""

@@ -81,6 +81,7 @@ class Stack:
                     **os.environ,
                     "IPNEXT_REPLAN_DELAY_SECONDS": "1",
                     "IPNEXT_DEV_WORKERS": str(WORKERS),
+                    "IPNEXT_ARTIFACT_ROOTS": json.dumps([str(self.state.parent / "snapshots")]),  # of the sources
                     **TCP,
                     **(faults if self._pinned else {}),
                 },

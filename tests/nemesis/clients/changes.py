@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from tests.nemesis.clients.asking import Asking
 from tests.nemesis.models import BASE_DEMAND, JUDGED, Bad, Forge, Published, manifest
@@ -37,6 +38,15 @@ class Changes:
     def manifest(self, model: str, qps: float = BASE_DEMAND, *, units: int = 1) -> str:
         """The manifest of a model of this run; `units` of supply for each replica."""
         return manifest(model, qps, refresh=self._refresh, few="fail" if self.judged else "pass", units=units)
+
+    def source_of(self, model: str) -> Path:
+        """The directory of a model's source."""
+        return self._forge.source_of(model)
+
+    def bring(self, source: Path) -> None:
+        """Move a new snapshot into a source's directory: what becomes of it is not asked for."""
+        with self._forging:
+            self._forge.bring(source)
 
     def publish_often(self, model: str, draw: random.Random) -> None:
         """New snapshots of a model, one after the other, until nothing new is asked for."""

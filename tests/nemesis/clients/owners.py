@@ -19,6 +19,7 @@ from tests.nemesis.clients.changes import Changes
 from tests.nemesis.models import (
     APPROVED,
     BASE_DEMAND,
+    BRIEFS,
     MORE_DEMAND,
     REGIONS,
     TOO_MANY_UNITS,
@@ -95,13 +96,19 @@ class ModelOwner:
         self._asking.ask("apply", "owner", lambda: self._client.apply(usual), **told)
 
     def _come_and_go(self, draw: random.Random) -> None:
-        """A new model is published once and retired, perhaps before it serves."""
-        model = f"brief-{self._asking.recorder.op()}"
-        split = draw.random() < 0.3
-        text = manifest(model, split=split)
+        """A new model is published and retired, perhaps before it serves."""
+        model, brief = f"brief-{self._asking.recorder.op()}", draw.choice(BRIEFS)
+        source = self._changes.source_of(model) if brief == "sourced" else None
+        part = "looking" if brief == "optimized" else "only"
+        text = manifest(model, brief=brief, source=source, part=part)
         self._asking.ask("apply", "owner", lambda: self._client.apply(text), model=model, qps=0.0)
-        self._changes.publish("owner", model, ("only",))
-        self._asking.ending.wait(draw.choice((0.0, 1.0, 4.0, 15.0)) if split else draw.choice((0.0, 1.0, 4.0)))
+        if source is not None:
+            self._changes.bring(source)
+        else:
+            self._changes.publish("owner", model, (part,))
+        if brief == "shadowed":  # a first generation has nothing to be compared with
+            self._changes.publish("owner", model, (part,))
+        self._asking.ending.wait(draw.choice((0.0, 1.0, 4.0) if brief == "plain" else (0.0, 1.0, 4.0, 15.0)))
         self._asking.ask("retire", "owner", lambda: self._client.delete(model), model=model)
 
     def _steer(self, draw: random.Random) -> None:
