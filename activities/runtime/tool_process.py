@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from activities.runtime.child_process import ChildFiles, begin_child, child_environment, confine_child
-from activities.runtime.tool_server import run_forked
+from activities.runtime.tool_server import ONE_THREAD, run_forked
 from ipnext.errors import EXIT_OK
 from ipnext.model.echoes import cut_text
 from serving.confinement.landlock import Confinement
@@ -84,8 +84,8 @@ def run_tool(  # noqa: PLR0913 - the rights of the process are named one by one
     command = [sys.executable, "-m", module, *rights, *arguments]
     answer, errors = workspace.parent / "answer.json", workspace.parent / "errors.txt"
     own = {name: str(workspace) for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
-    # one thread for each operation, as in hosts: compared as it will be served
-    status = run_forked(command, ChildFiles(answer, errors), beat, environment=child_environment(own))
+    environment = child_environment({**ONE_THREAD, **own})  # compared as it will be served
+    status = run_forked(command, ChildFiles(answer, errors), beat, environment=environment)
     told = "" if status == EXIT_OK else read_bounded(errors).decode("utf-8", "replace").strip()
     return ToolRun(status, answer, told)
 

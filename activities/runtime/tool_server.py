@@ -31,6 +31,9 @@ ANSWER_SECONDS: Final = 60.0
 """Longest wait for a fork, with the imports of a server that has just been started."""
 IDLE_SECONDS: Final = 300.0
 """A server without a run for so long ends, and gives its memory back."""
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""One thread for each operation, as in hosts, whatever the worker has; and a process with several threads can't be
+forked."""
 _ROOM: Final = {"IPNEXT_COMMAND_LINE_ROOM": " " * 4096}
 """Forks write their command lines over that of the server and over its environment, which may be small."""
 
@@ -45,6 +48,7 @@ class ToolServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._environment: Mapping[str, str] = {}
+        atexit.register(self.stop)
 
     @property
     def pid(self) -> int | None:
@@ -93,18 +97,21 @@ class ToolServer:
 
     def _running(self) -> socket.socket:
         """Return the socket of the server, which is started if none runs in this environment."""
-        environment = child_environment({})
+        environment = child_environment(ONE_THREAD)
         if self.pid is None or self._control is None:
             self._end()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             command = [sys.executable, "-m", "activities.runtime.tool_server_process", str(self._idle_seconds)]
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own program
-                    command, stdin=theirs.fileno(), stdout=2, start_new_session=True, env={**environment, **_ROOM}
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env={**environment, **_ROOM},
                 )
             ours.settimeout(ANSWER_SECONDS)
             self._control, self._environment = ours, environment
-            atexit.register(self.stop)
         elif self._environment != environment:  # libraries read some variables when they are loaded
             msg = "the fork server has another environment"
             raise _NotForked(msg)
@@ -112,7 +119,7 @@ class ToolServer:
 
     def _await_fork(self, channel: socket.socket, beat: Callable[[], None]) -> int:
         until = time.monotonic() + ANSWER_SECONDS
-        while not select.select([channel], [], [], POLL_SECONDS)[0]:
+        while not _is_readable(channel.fileno(), POLL_SECONDS):
             beat()
             if time.monotonic() > until:
                 self.stop()
@@ -139,18 +146,27 @@ class _NotForked(Unavailable):
 def _watch(channel: socket.socket, pid: int, beat: Callable[[], None]) -> int:
     """Let the fork begin, and return its status. It and its group are gone when this returns or raises."""
     with _descriptor_of(pid) as fork:
-        ended = False
+        answer: Mapping[str, Any] | None = None
         try:
             with contextlib.suppress(OSError):  # it was killed: its status is next
                 channel.send(GO)
-            while not ended:
+            while answer is None:
                 beat()
-                ended = bool(select.select([channel], [], [], POLL_SECONDS)[0])
-            return int(_receive(channel).get("status", -signal.SIGKILL))
+                if _is_readable(channel.fileno(), POLL_SECONDS):
+                    answer = _receive(channel)
+            return int(answer.get("status", -signal.SIGKILL))
         finally:
-            with contextlib.suppress(ProcessLookupError):  # the server did so, if it runs
-                os.killpg(pid, signal.SIGKILL)
-            select.select([fork], [], [])
+            if answer is None or "status" not in answer:  # else the server has ended the group, and given up its id
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+            _is_readable(fork, None)
+
+
+def _is_readable(descriptor: int, seconds: float | None) -> bool:
+    """Wait so long until a descriptor is readable, for ever if None. Its number may be any, unlike with `select`."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 @contextlib.contextmanager

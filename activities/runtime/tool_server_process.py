@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -60,8 +60,13 @@ class _Forks:
         return len(self._runs)
 
     def add(self, pid: int, channel: socket.socket) -> None:
-        """Watch a fork, and whether the worker still wants it."""
-        watched = os.pidfd_open(pid)
+        """Watch a fork, and whether the worker still wants it. OSError: it can't be watched, and is killed."""
+        try:
+            watched = os.pidfd_open(pid)
+        except OSError:
+            _kill(pid)
+            os.waitpid(pid, 0)
+            raise
         self._runs[watched] = (watched, pid, channel)
         self._channels[channel.fileno()] = watched
         self.poll.register(watched, select.POLLIN)
@@ -98,6 +103,8 @@ def main() -> Program | None:
     with collect_after_imports():  # a garbage collection in a fork neither reads nor writes the shared objects
         for name in (*MODULES, *PRELOADED):
             import_module(name)
+            if _has_ended(control):
+                return None
     forks = _Forks(control)
     while True:
         events = forks.poll.poll(None if forks else idle_seconds * 1000)
@@ -111,20 +118,39 @@ def main() -> Program | None:
             if not message:
                 forks.end()
                 return None
-            asked = json.loads(message)
-            channel, answer, errors = socket.socket(fileno=descriptors[0]), *descriptors[1:]
-            if reason := _refusal(asked["module"]):
-                _send(channel, {"refused": reason})
-                channel.close()
-            elif (pid := _fork()) == 0:
-                _settle(channel, (answer, errors), asked)
-                program = import_module(asked["module"]).main
-                return partial(program, [str(server), *asked["arguments"]])
-            else:
+            if (program := _answer(forks, json.loads(message), descriptors)) is not None:
+                return partial(program, str(server))
+
+
+def _answer(forks: _Forks, asked: Mapping[str, Any], descriptors: Sequence[int]) -> Callable[[str], object] | None:
+    """Fork what is asked for, or refuse it. Return the program in the fork; it takes the process id of its parent."""
+    pid = None
+    try:
+        if (reason := _refusal(asked["module"], descriptors)) is None:
+            channel = socket.socket(fileno=os.dup(descriptors[0]))
+            if (pid := _fork()) != 0:
                 forks.add(pid, channel)
                 _send(channel, {"pid": pid})
-            os.close(answer)
-            os.close(errors)
+    except OSError as error:
+        reason = str(error)
+    if pid == 0:
+        _settle(channel, descriptors[1:], asked)
+        program = import_module(asked["module"]).main
+        return lambda server: program([server, *asked["arguments"]])
+    if reason is not None:
+        for descriptor in descriptors[:1]:
+            with suppress(OSError):  # the worker no longer wants it
+                os.write(descriptor, json.dumps({"refused": reason}).encode())
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return None
+
+
+def _has_ended(control: socket.socket) -> bool:
+    """Return whether the worker has."""
+    poll = select.poll()
+    poll.register(control, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _control() -> socket.socket:
@@ -136,7 +162,9 @@ def _control() -> socket.socket:
     return control
 
 
-def _refusal(module: str) -> str | None:
+def _refusal(module: str, descriptors: Sequence[int]) -> str | None:
+    if len(descriptors) < 3:  # the kernel has left some out
+        return "it may open no more files"
     if module not in MODULES:
         return f"{module} is not imported"
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are all that is wanted
@@ -157,12 +185,15 @@ def _fork() -> int:
     end_with_server = tether()
     pid = os.fork()
     if pid == 0:
-        os.setsid()
-        end_with_server()
+        try:
+            os.setsid()
+            end_with_server()
+        except OSError:
+            os._exit(EXIT_FAILURE)  # never a second server
     return pid
 
 
-def _settle(channel: socket.socket, streams: tuple[int, int], asked: Mapping[str, Any]) -> None:
+def _settle(channel: socket.socket, streams: Sequence[int], asked: Mapping[str, Any]) -> None:
     """Become a process like a fresh one, with its command line, output and environment, once it may begin."""
     setproctitle(asked["command"])  # before the environment is replaced, whose memory it takes
     try:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from activities.runtime.child_process import ChildFiles, child_environment
 from activities.runtime.tool_server import ToolServer
 from tests.processes import command_line, gone
 from tests.serving.confinement.test_landlock import needs_landlock
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
 
@@ -175,6 +176,53 @@ def test_another_environment_is_a_fresh_process(server, monkeypatch, tmp_path):
     with pytest.raises(Cancelled):
         run.carry_out(server, when_begun(run, [], lambda process: parents.append(process.ppid()) or cancel(0)))
     assert parents == [os.getpid()]
+
+
+def test_a_server_that_may_open_no_more_files_refuses_one_run_and_keeps_the_other(tmp_path):
+    server, first, second, parents = ToolServer(), Run(tmp_path / "one"), Run(tmp_path / "two"), []
+
+    def ask_again(process):
+        host = psutil.Process(server.pid)
+        host.rlimit(psutil.RLIMIT_NOFILE, (host.num_fds(), host.num_fds()))
+        with pytest.raises(Cancelled):
+            second.carry_out(server, when_begun(second, [], lambda fresh: parents.append(fresh.ppid()) or cancel(0)))
+        assert not gone([process])
+        cancel(0)
+
+    with pytest.raises(Cancelled):
+        first.carry_out(server, when_begun(first, [], ask_again))
+    server.stop()
+    assert parents == [os.getpid()]
+
+
+def test_a_worker_with_threads_for_its_operations_has_forks_with_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    server, run, parents = ToolServer(), Run(tmp_path), []
+    with pytest.raises(Cancelled):
+        run.carry_out(server, when_begun(run, [], lambda process: parents.append(process.ppid()) or cancel(0)))
+    assert parents == [server.pid]
+    server.stop()
+
+
+def test_a_worker_with_many_open_files_has_forks(server, tmp_path):
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    run = Run(tmp_path)
+    try:
+        with pytest.raises(Cancelled):
+            run.carry_out(server, when_begun(run, [], cancel))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def test_a_server_whose_worker_ends_while_it_imports_ends():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        words = [sys.executable, "-X", "importtime", "-m", "activities.runtime.tool_server_process", "300"]
+        server = subprocess.Popen(words, stdin=theirs.fileno(), stderr=subprocess.PIPE, text=True)
+    _, imported = server.communicate(timeout=PATIENCE_SECONDS)
+    assert server.returncode == 0
+    assert "serving.splitting.split" not in imported, "the last of its imports"
 
 
 def test_an_idle_server_ends(tmp_path):
