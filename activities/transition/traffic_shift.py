@@ -126,14 +126,25 @@ class Gateways:
         return share.generation in {served.generation for served in self._served_now(share.to)}
 
     def _regains(self, region: str, shares: Shares) -> bool:
-        """Check whether a gateway applied another table than the stored one, which answers fewer users than `shares` do.
+        """Check whether a gateway may answer users by `shares` whom the stored table of its region would drop.
 
-        It may answer them by now: by a table that was never stored, or by that of its return from a disaster if a run
-        stored one for the lost region meanwhile. The stored table would drop them until the gateway's turn comes.
+        That is so if the stored table answers fewer of them, and the gateway is ahead of it, by a table that was never
+        stored. Or it is behind, by the table of its return from a disaster, if a run stored one for the lost region
+        meanwhile; then only if its users are sent to their own region, and no others are: what answers them is not
+        shared, so that no order of the gateways is needed.
         """
         known = self._tables[region].revision if region in self._tables else self._facts.pending.get(region, 0)
-        lost = self._facts.lost
-        return self._followed[region] not in {0, known} and _answered(self._shares_now(region), lost) < _answered(shares, lost)
+        lost, followed = self._facts.lost, self._followed[region]
+        if _answered(self._shares_now(region), lost) >= _answered(shares, lost):
+            return False
+        return followed > known or (0 < followed < known and self._is_apart(region, shares))
+
+    def _is_apart(self, region: str, shares: Shares) -> bool:
+        """Check whether a region's users stay in it by `shares`, and those of other regions are not sent there."""
+        others = (share for name, table in self._tables.items() if name != region for share in table.shares)
+        return all(share.to == region for share in shares) and not any(
+            share.to == region and share.fraction > 0 for share in others
+        )
 
     def _are_known(self, region: str, shares: Shares) -> bool:
         """Check whether routers know the generations that a region is sent to; its own learns with the table."""
