@@ -148,8 +148,7 @@ class AccessGuard:
 
     def _mark(self, request: Request) -> bytes:
         """Return a mark of the request's credential, from which nobody can compute it."""
-        given = request.header("authorization") or ""
-        return hashlib.blake2b(given.encode(), digest_size=16, key=self._mark_key).digest()
+        return hashlib.blake2b(_credential(request).encode(), digest_size=16, key=self._mark_key).digest()
 
     def _admit(self, request: Request, model: str, *, predicts: bool, elsewhere: bool) -> None:
         callers = self._list()
