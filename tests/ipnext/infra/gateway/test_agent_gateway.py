@@ -26,7 +26,7 @@ def served(session_agent, builder):
 def test_requests_are_spread_by_weight(served):
     counts = Counter(served.infer("weighted").headers["x-ipnext-generation"] for _ in range(300))
     assert set(counts) == {"1", "2"}
-    assert 0.15 < counts["2"] / 300 < 0.35
+    assert 0.1 < counts["2"] / 300 < 0.4, "six standard deviations"
 
 
 def test_a_generation_named_by_header_is_kept(served):
