@@ -157,9 +157,16 @@ def _watch(channel: socket.socket, pid: int, beat: Callable[[], None]) -> int:
             return int(answer.get("status", -signal.SIGKILL))
         finally:
             if answer is None or "status" not in answer:  # else the server has ended the group, and given up its id
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                _kill(pid, fork)
             _is_readable(fork, None)
+
+
+def _kill(pid: int, fork: int) -> None:
+    """Kill a fork and its group, which it may not lead yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(fork, signal.SIGKILL)
 
 
 def _is_readable(descriptor: int, seconds: float | None) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, Final
 from setproctitle import setproctitle
 
 from ipnext.errors import EXIT_FAILURE
+from ipnext.infra.process.forking import explain_threads, leave_server, take_control_socket
 from ipnext.infra.process.parent_death import tether
 from ipnext.process.garbage_collection import collect_after_imports
 
@@ -99,7 +100,7 @@ class _Forks:
 def main() -> Program | None:
     """Serve until the worker has ended. In a fork: return the program to run."""
     idle_seconds, server = float(sys.argv[1]), os.getpid()
-    control = _control()
+    control = take_control_socket()
     with collect_after_imports():  # a garbage collection in a fork neither reads nor writes the shared objects
         for name in (*MODULES, *PRELOADED):
             import_module(name)
@@ -153,24 +154,12 @@ def _has_ended(control: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _control() -> socket.socket:
-    """Return the socket of standard input, and replace standard input by /dev/null."""
-    control = socket.socket(fileno=os.dup(0))
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    return control
-
-
 def _refusal(module: str, descriptors: Sequence[int]) -> str | None:
     if len(descriptors) < 3:  # the kernel has left some out
         return "it may open no more files"
     if module not in MODULES:
         return f"{module} is not imported"
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are all that is wanted
-    if threads > 1:  # a fork has only the thread that forks, and locks of other threads would stay locked for ever
-        return f"{threads} threads run"
-    return None
+    return explain_threads()
 
 
 def _send(channel: socket.socket, message: Mapping[str, Any]) -> None:
@@ -205,13 +194,10 @@ def _settle(channel: socket.socket, streams: Sequence[int], asked: Mapping[str, 
     channel.detach()
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)
-    os.closerange(3, _above_all())
+    leave_server()
     os.environ.clear()
     os.environ.update(asked["environment"])
     tempfile.tempdir = None  # found by the environment at its next use
-    numpy_random: Any = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()  # Python's own random state is reseeded by each fork; torch's is that of a fresh process
 
 
 def _kill(pid: int) -> None:
@@ -219,10 +205,6 @@ def _kill(pid: int) -> None:
     for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)
-
-
-def _above_all() -> int:
-    return max(int(name) for name in os.listdir("/proc/self/fd")) + 1  # noqa: PTH208 - names are all that is wanted
 
 
 if __name__ == "__main__":

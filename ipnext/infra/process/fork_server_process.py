@@ -23,6 +23,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
+from ipnext.infra.process.forking import explain_threads, leave_server, take_control_socket
 from ipnext.infra.process.parent_death import PR_SET_PDEATHSIG
 from ipnext.process.garbage_collection import collect_after_imports
 
@@ -34,7 +35,7 @@ Program = Callable[[], object]
 def main() -> Program | None:
     """Serve until the supervisor has ended. In a forked process: return the program to run, once it may run."""
     modules, supervisor = sys.argv[1:], os.getppid()
-    with _control() as control:
+    with take_control_socket() as control:
         with collect_after_imports():  # a garbage collection in a fork neither reads nor writes the shared objects
             for name in modules:
                 getattr(_program(name), "preload", lambda: None)()
@@ -60,22 +61,10 @@ def _program(name: str) -> Any:
     return import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
 
 
-def _control() -> socket.socket:
-    """Return the socket of standard input, and replace standard input by /dev/null."""
-    control = socket.socket(fileno=os.dup(0))
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    return control
-
-
 def _refusal(module: str, modules: Sequence[str]) -> str | None:
     if module not in modules:
         return f"{module} is not imported"
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are all that is wanted
-    if threads > 1:  # a fork has only the thread that forks, and locks of other threads would stay locked for ever
-        return f"{threads} threads run"
-    return None
+    return explain_threads()
 
 
 def _fork_child(control: socket.socket, number: int) -> bool:
@@ -119,15 +108,8 @@ def _settle(supervisor: int, log: int, command: str) -> None:
         os._exit(1)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.closerange(3, _above_all())
+    leave_server()
     setproctitle(command)
-    numpy_random: Any = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()  # Python's own random state is reseeded by each fork
-
-
-def _above_all() -> int:
-    return max(int(name) for name in os.listdir("/proc/self/fd")) + 1  # noqa: PTH208 - names are all that is wanted
 
 
 if __name__ == "__main__":
