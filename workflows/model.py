@@ -129,13 +129,17 @@ class ModelWorkflow:
     async def pause_changes(self, asked: ControlAsked) -> ControlAnswer:
         """Begin nothing further; the running change stops at its next step.
 
-        If paused again, the newer reason counts.
+        If paused again, the newer reason counts. An entity that has just begun answers once the run that an earlier one
+        started has been told.
         """
         self._state.updates += 1
         self._state.held, self._state.heard_of_hold = asked, True
         self._show()
         await self._runs.signal_holds()
         await self._note(f"paused {asked.text}", asked)
+        if self._takes_up:
+            await workflow.wait_condition(lambda: not self._takes_up)
+            await self._runs.signal_holds()
         return self._state.answer(ControlAction.PAUSE, f"paused {asked.text}")
 
     @workflow.update(name=names.RESUME_CHANGES)

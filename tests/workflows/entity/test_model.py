@@ -11,12 +11,12 @@ from temporalio.worker import Worker
 from ipnext import names
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState, QueuedChange
-from ipnext.model.lifecycle.changes.controls import ControlAnswer, ControlAsked
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput, ModelEntityState
 from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleInput, LifecycleResult
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
-from ipnext.temporal import submit_change
+from ipnext.temporal import control, submit_change
 from workflows.model import ModelWorkflow
 
 pytestmark = pytest.mark.usefixtures("workers")
@@ -95,6 +95,20 @@ async def test_a_terminated_run_is_recorded_and_the_entity_goes_on(house, model,
     assert (first.state, first.reason) == (ChangeState.ROLLED_BACK, Reason.INTERNAL_ERROR)
     assert (await ended(second)).state is ChangeState.DONE
     assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
+
+
+async def test_a_pause_is_answered_once_the_run_of_an_earlier_entity_was_told(house, model, client, held_up, ended):
+    run = client.get_workflow_handle(names.lifecycle_workflow_id(model, held_up.id))
+    await client.get_workflow_handle(names.model_workflow_id(model)).terminate("by hand")
+
+    answer = await control(client, model, ControlAction.PAUSE, ControlAsked(by="anna"))
+
+    history = await run.fetch_history()
+    signals = [event.workflow_execution_signaled_event_attributes.signal_name for event in history.events]
+    assert (answer.change_id, signals.count(names.HOLD_CHANGES)) == (held_up.id, 1)
+    house.infrastructure.release()
+    await control(client, model, ControlAction.RESUME, ControlAsked(by="anna"))
+    assert (await ended(held_up)).state is ChangeState.DONE
 
 
 async def test_a_change_that_can_never_run_is_refused_at_the_door(house, model, client):
