@@ -50,7 +50,7 @@ class Caller:
     def __init__(self, principal: Principal, ends: float) -> None:
         self.principal = principal
         self.ends = ends
-        """Unix time from which on the credential proves nobody; infinity: never."""
+        """Unix time at which the credential expires; infinity if it does not."""
         self.decisions: dict[str, Decision] = {}
         """By model, like the limits below."""
         self.limits: dict[str, tuple[tuple[Hashable, Rate], ...]] = {}

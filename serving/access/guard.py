@@ -21,7 +21,7 @@ from serving.metrics.refusals import Reason
 from serving.routing.table import Routes
 
 MOST_KNOWN: Final = 4096
-"""Admitted pairs of model and credential that are remembered; beyond that all are forgotten."""
+"""Most cached admissions; one more empties the cache."""
 _SCHEME: Final = "bearer"
 _NEEDED: Final = (
     "a model of this name is not open to everybody, or not here: give an API key or a token, "
@@ -55,7 +55,7 @@ class AccessGuard:
         self._basis: tuple[Routes, Callers | None, frozenset[str] | None] | None = None
         self._closed: frozenset[str] = frozenset()
         self._known: dict[tuple[str, bytes], Caller] = {}
-        """Model and mark of a credential -> the caller, if it was admitted by the same table and list."""
+        """Cached admissions by the table and list in force: model and mark of a credential -> the caller."""
         self._mark_key = os.urandom(16)
 
     @property
@@ -133,11 +133,13 @@ class AccessGuard:
         return Routes(routes.revision, {name: one for name, one in routes.models.items() if name not in hidden})
 
     def _admit_again(self, request: Request, model: str) -> bool:
-        """Return whether the same credential was admitted to the model by the same table and list. RateLimited.
+        """Return whether the admission of this credential to the model is cached. RateLimited.
 
-        Between two requests a router's processor forgets most of its code and data, so that the whole check takes ten
-        times as long as in a loop; this one touches little of them.
+        Between two requests most of the check's code and data leave the processor's caches, so that the whole check
+        takes ten times as long as in a loop; a cached admission touches little of them.
         """
+        if not self._known:
+            return False
         caller = self._known.get((model, self._mark(request)))
         if caller is None or not self._list().still_proves(caller) or request.header(NO_CAPACITY_HEADER) is not None:
             return False
@@ -147,7 +149,7 @@ class AccessGuard:
         return True
 
     def _mark(self, request: Request) -> bytes:
-        """Return a mark of the request's credential, from which nobody can compute it."""
+        """Return a keyed digest of the request's credential: the cache holds no secret."""
         return hashlib.blake2b(_credential(request).encode(), digest_size=16, key=self._mark_key).digest()
 
     def _admit(self, request: Request, model: str, *, predicts: bool, elsewhere: bool) -> None:

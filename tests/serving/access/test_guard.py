@@ -3,12 +3,8 @@
 Keys, tokens, roles, limits, and what a refusal gives away.
 """
 
-import base64
 import errno
-import hashlib
-import hmac
 import json
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +13,6 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from ipnext.access.keys import draw_key
-from ipnext.access.oidc import LEEWAY_SECONDS
 from ipnext.errors import InvalidInput
 from ipnext.model.access.predictions import (
     AccessList,
@@ -25,92 +20,14 @@ from ipnext.model.access.predictions import (
     AccessSpec,
     AccessWithdrawal,
     CallerKey,
-    CallerRole,
-    ModelAccess,
-    TokenIssuer,
 )
-from ipnext.model.access.rights import Grant, Role
-from ipnext.model.deployment.router_table import RoutedModel, RouterTable
-from serving.access import guard
-from serving.access.access_list import AccessFollower, Callers
-from serving.access.guard import AccessGuard, Refusal
-from serving.access.key_uses import EVERY_SECONDS, KeyUses
-from serving.access.rate_limits import RateLimiter
+from ipnext.model.access.rights import Role
+from serving.access.access_list import AccessFollower
+from serving.access.key_uses import EVERY_SECONDS
 from serving.http.messages import Request, error_response
 from serving.openai.errors import openai_error
 from serving.routing.metrics import RouterMetrics
-from serving.routing.table import compile_routes
-from tests.identity_provider import AUDIENCE, Signer, rsa_key
-
-KEY = rsa_key("first")
-OTHER = rsa_key("other")
-CLOSED = AccessSpec(predictions="authenticated")
-
-
-class Clock:
-    def __init__(self):
-        self.now = time.time()
-
-    def __call__(self):
-        return self.now
-
-
-class World:
-    """A router's table and list, and the guard over both."""
-
-    def __init__(self):
-        self.clock = Clock()
-        self.provider = Signer(KEY)
-        self.accesses = {"secret": ("ads", CLOSED), "free": ("ads", AccessSpec())}
-        self.routed = {"secret": "authenticated", "free": "open", "foreign": "open"}
-        self.accesses["foreign"] = ("search", CLOSED)
-        self.keys, self.roles, self.policies = [], [], ""
-        self.tokens = TokenIssuer(
-            issuer=self.provider.issuer,
-            audience=AUDIENCE,
-            keys=(KEY.as_dict(private=False),),
-            valid_until=self.clock.now + 3600,
-        )
-        self.callers = None
-        self.guard = AccessGuard(
-            lambda: self.routes,
-            lambda: self.callers,
-            limiter=RateLimiter(clock=self.clock),
-            uses=KeyUses(clock=self.clock),
-        )
-        self.publish()
-
-    def publish(self):
-        models = tuple(RoutedModel(model=m, served=(), access=a) for m, a in self.routed.items())
-        self.routes = compile_routes(RouterTable(revision=1, region="eu", models=models))
-        listed = tuple(ModelAccess(model=m, owner=o, access=a) for m, (o, a) in self.accesses.items())
-        given = {"models": listed, "keys": self.keys, "roles": self.roles, "tokens": self.tokens}
-        self.callers = Callers(AccessList(revision=1, **given, policies=self.policies), clock=self.clock)
-
-    def key(self, role=Role.CALLER, *, owner="ads", region="*", **more):
-        drawn = draw_key()
-        grants = (Grant(role=role, owner=owner, region=region),)
-        self.keys.append(CallerKey(id=drawn.id, name="app", digest=drawn.digest, grants=grants, **more))
-        self.publish()
-        return drawn.text
-
-    def ask(self, model="secret", credential=None, *, scheme="Bearer", **headers):
-        """None, or the refusal."""
-        given = {} if credential is None else {"authorization": f"{scheme} {credential}"}
-        try:
-            self.guard.admit(Request("POST", f"/v2/models/{model}/infer", given | headers), model)
-        except Refusal as refused:
-            return refused
-        return None
-
-    def status(self, *asked, **more):
-        refused = self.ask(*asked, **more)
-        return 200 if refused is None else refused.error.http_status
-
-
-@pytest.fixture
-def world():
-    return World()
+from tests.serving.access.world import CLOSED
 
 
 def test_everybody_may_ask_an_open_model_also_with_a_credential_that_is_none(world):
@@ -222,92 +139,6 @@ def test_a_revoked_key_is_one_that_the_next_list_does_not_have(world):
     world.keys.clear()
     world.publish()
     assert world.status("secret", key) == 401
-
-
-# tokens
-
-
-def test_a_person_may_ask_by_the_roles_of_name_and_groups(world):
-    token = world.provider.token()
-    assert world.status("secret", token) == 404, "proved, and without any role"
-    world.roles.append(CallerRole(subject="group:search-team", grant=Grant(role=Role.CALLER, owner="ads")))
-    world.publish()
-    assert [world.status("secret", token) for _ in range(2)] == [200, 200]
-    assert world.status("foreign", token) == 404
-
-
-def segment(value):
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
-
-
-def signed_by_public_key(claims):
-    """HMAC with the published key as its secret."""
-    text = f"{segment({'alg': 'HS256', 'kid': 'first'})}.{segment(claims)}"
-    digest = hmac.new(KEY.as_pem(private=False), text.encode(), hashlib.sha256).digest()
-    return f"{text}.{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
-
-
-def attacks(provider):
-    claims = {
-        "iss": provider.issuer,
-        "aud": AUDIENCE,
-        "sub": "1",
-        "iat": int(time.time()),
-        "exp": int(time.time()) + 600,
-    }
-    good = provider.token()
-    header, _, signature = good.split(".")
-    yield "expired", provider.token(exp=int(time.time()) - LEEWAY_SECONDS - 5)
-    yield "alg none", f"{segment({'alg': 'none'})}.{segment(claims)}."
-    yield "alg none with a signature", f"{segment({'alg': 'none', 'kid': 'first'})}.{segment(claims)}.{signature}"
-    yield "wrong audience", provider.token(aud="another-service")
-    yield "wrong issuer", provider.token(iss="http://127.0.0.1:2/realms/shop")
-    yield "not yet", provider.token(nbf=int(time.time()) + 600)
-    yield "no end", provider.token(exp=None)
-    yield "another key", provider.token(key=OTHER)
-    yield "another key by this name", provider.token(key=OTHER, header={"kid": "first"})
-    yield "key of the token's own", provider.token(key=OTHER, header={"jwk": OTHER.as_dict(private=False)})
-    yield "public key as a secret", signed_by_public_key(claims)
-    yield "changed claims", f"{header}.{segment(claims | {'preferred_username': 'root'})}.{signature}"
-    yield "cut off", good[:-8]
-    yield "logout token", provider.token(header={"typ": "logout+jwt"})
-    yield "huge", f"{header}.{'A' * 20_000}.{signature}"
-
-
-@pytest.mark.parametrize("name", [name for name, _ in attacks(Signer(KEY))])
-def test_a_token_that_proves_nobody_is_refused(world, name):
-    world.roles += [CallerRole(subject=f"user:{who}", grant=Grant(role=Role.ADMIN)) for who in ("ann", "root")]
-    world.publish()
-    assert world.status("secret", world.provider.token()) == 200
-    token = dict(attacks(world.provider))[name]
-    refused = world.ask("secret", token)
-    assert (refused.error.http_status, refused.reason) == (401, "unauthenticated"), refused.error.message
-    assert token not in refused.error.message
-
-
-def test_a_token_that_was_proved_ends_at_its_time(world):
-    world.roles.append(CallerRole(subject="user:ann", grant=Grant(role=Role.CALLER)))
-    world.publish()
-    token = world.provider.token(exp=int(world.clock.now) + 60)
-    assert world.status("secret", token) == 200
-    world.clock.now += 60 + LEEWAY_SECONDS + 1
-    assert world.status("secret", token) == 401
-
-
-def test_keys_of_the_provider_that_were_not_read_for_too_long_prove_nobody(world):
-    world.roles.append(CallerRole(subject="user:ann", grant=Grant(role=Role.CALLER)))
-    world.publish()
-    token = world.provider.token(exp=int(world.clock.now) + 100_000)
-    assert world.status("secret", token) == 200
-    world.clock.now += 3601
-    refused = world.ask("secret", token)
-    assert (refused.error.http_status, refused.reason) == (503, "unavailable")
-
-
-def test_a_platform_without_a_provider_takes_no_token(world):
-    world.tokens = None
-    world.publish()
-    assert world.status("secret", world.provider.token()) == 401
 
 
 # closed if in doubt
@@ -461,84 +292,6 @@ def test_a_model_that_is_served_elsewhere_only_has_no_generation_here(world):
     del world.routed["secret"]
     world.publish()
     assert (world.status("secret", key), world.status("secret")) == (404, 401)
-
-
-# what is remembered of an admission
-
-
-def test_a_credential_is_proved_once_for_each_model_table_and_list(world, monkeypatch):
-    world.accesses["foreign"] = ("ads", CLOSED)
-    key, proved = world.key(), []
-    prove = Callers.prove
-    monkeypatch.setattr(Callers, "prove", lambda self, text: proved.append(text) or prove(self, text))
-    assert [world.status(model, key) for model in ("secret", "secret", "foreign", "secret")] == [200] * 4
-    assert len(proved) == 2
-    world.publish()
-    assert [world.status("secret", key) for _ in range(2)] == [200] * 2
-    assert len(proved) == 3
-
-
-def test_an_admission_admits_nothing_but_the_same_credential_to_the_same_model(world):
-    key = world.key()
-    assert world.status("secret", key) == 200
-    assert world.status("foreign", key) == 404, "another owner's"
-    assert world.status("unknown", key) == 404
-    assert world.status("secret", key + "x") == 401
-    assert world.status("secret", key, scheme="Basic") == 401
-    assert world.status("secret") == 401
-    assert world.status("secret", key, **{"x-ipnext-no-capacity": "1"}) == 503
-    assert world.status("secret", key) == 200
-
-
-def test_few_admissions_are_remembered(world, monkeypatch):
-    monkeypatch.setattr(guard, "MOST_KNOWN", 2)
-    keys = [world.key() for _ in range(5)]
-    assert [world.status("secret", key) for key in (*keys, *keys)] == [200] * 10
-    assert len(world.guard._known) <= 2
-
-
-def test_no_credential_is_kept_in_clear(world):
-    key = world.key()
-    assert world.status("secret", key) == 200
-    assert len(world.guard._known) == 1
-    assert key not in repr(world.guard._known)
-
-
-# limits
-
-
-def limited(**limits):
-    return AccessSpec.model_validate({"predictions": "authenticated", "limits": limits})
-
-
-def test_a_key_that_asks_too_often_is_told_when_to_come_back(world):
-    world.accesses["secret"] = ("ads", limited(perKey={"requestsPerSecond": 0.5, "burst": 2}))
-    key, other = world.key(), world.key()
-    assert [world.status("secret", key) for _ in range(3)] == [200, 200, 429]
-    assert world.status("secret", other) == 200, "a bucket of its own"
-    refused = world.ask("secret", key)
-    assert refused.reason == "rate_limited"
-    for form in (error_response, openai_error):
-        assert form(refused.error).headers["retry-after"] == "2"
-    assert json.loads(openai_error(refused.error).body)["error"]["type"] == "RateLimitError"
-    world.clock.now += 2.01
-    assert [world.status("secret", key) for _ in range(2)] == [200, 429]
-
-
-def test_keys_of_one_owner_share_the_owners_limit_and_other_owners_have_their_own(world):
-    spec = limited(perOwner={"requestsPerSecond": 1, "burst": 2}).model_copy(update={"callers": ("search",)})
-    world.accesses["secret"] = ("ads", spec)
-    first, second, foreign = world.key(), world.key(), world.key(owner="search")
-    asked = [world.status("secret", key) for key in (first, second, first, foreign, foreign, foreign)]
-    assert asked == [200, 200, 429, 200, 200, 429]
-
-
-def test_a_new_list_does_not_fill_the_buckets(world):
-    world.accesses["secret"] = ("ads", limited(perKey={"requestsPerSecond": 0.1, "burst": 1}))
-    key = world.key()
-    assert world.status("secret", key) == 200
-    world.key()
-    assert world.status("secret", key) == 429
 
 
 def test_refused_requests_are_counted_by_reason_and_not_for_a_name_that_a_client_made_up(world):
