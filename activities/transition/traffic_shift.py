@@ -129,9 +129,9 @@ class Gateways:
         """Check whether a gateway may answer users by `shares` whom the stored table of its region would drop.
 
         That is so if the stored table answers fewer of them, and the gateway is ahead of it, by a table that was never
-        stored. Or it is behind, by the table of its return from a disaster, if a run stored one for the lost region
-        meanwhile; then only if its users are sent to their own region, and no others are: what answers them is not
-        shared, so that no order of the gateways is needed.
+        stored. Or it is behind: it has the table of its return from a disaster, and a run stored a later one for the
+        lost region. That counts only if its users stay in their region and no others are sent there: capacity that is
+        not shared needs no order of the gateways.
         """
         known = self._tables[region].revision if region in self._tables else self._facts.pending.get(region, 0)
         lost, followed = self._facts.lost, self._followed[region]

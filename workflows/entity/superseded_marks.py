@@ -67,10 +67,10 @@ class SupersededMarks:
             self._state.superseded = self._state.superseded[len(found) :]
 
     async def _mark(self) -> None:
-        """Mark superseded changes, and at once those that are superseded meanwhile.
+        """Mark superseded changes, also those that are superseded before the first ones are marked.
 
         If the entity's loop began the next marks instead, their place among the commands would depend on whether the
-        SDK puts the task of the last mark's end, which has no commands, together with the next one
+        SDK merges the workflow task of the last mark's end, which has no commands, with the next one
         (https://github.com/temporalio/sdk-rust/issues/1146). For the same reason the wait ends as soon as no change is
         left to mark: otherwise the timer would cause such a task.
         """

@@ -1,7 +1,7 @@
-"""Workflow tasks that the SDK puts together: an entity's commands have one order, whoever executes them first.
+"""Order of an entity's commands if the SDK merges two workflow tasks, or replays them separately.
 
-Temporal's core SDK takes a task that ended without a command for a heartbeat if the next task was scheduled at once. A
-worker that has not seen either executes both as one; if the next one brings updates, a replay executes them one by one
+Temporal's core SDK takes a workflow task without commands for a heartbeat if the next task was scheduled at once. A
+worker without the run in its cache merges both; if the second one has updates, a replay executes them separately
 (https://github.com/temporalio/sdk-rust/issues/1146).
 """
 
@@ -67,7 +67,7 @@ async def wait_for(is_so):
         await asyncio.sleep(0.05)
 
 
-async def test_marks_keep_their_place_where_a_task_without_commands_is_put_together_with_the_next_one(
+async def test_marks_keep_their_place_if_a_task_without_commands_is_merged_with_the_next_one(
     house, model, client, serving, submit, until, carried_out, task_is_scheduled, held_marks
 ):
     house.apply(model)
@@ -96,10 +96,10 @@ async def test_marks_keep_their_place_where_a_task_without_commands_is_put_toget
         EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED,
         EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED,
     ]
-    async with serving():  # executes both tasks as one
+    async with serving():  # merges both tasks
         await submitted
         await until(lambda: house.change(third.id).state.final)
-    async with serving():  # replays them one by one
+    async with serving():  # replays them separately
         await submit(house.publish(model, 5))
 
     assert (await run.describe()).status is WorkflowExecutionStatus.RUNNING
