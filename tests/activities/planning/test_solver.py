@@ -27,6 +27,7 @@ from ipnext.model.planning.plan import (
     RegionSupply,
 )
 from planner import kernel_cache
+from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
@@ -56,14 +57,8 @@ def program(tmp_path, monkeypatch):
 
 def children() -> list[psutil.Process]:
     """The solvers that this process has started; other tests of this process may have servers of their own."""
-    return [child for child in psutil.Process().children(recursive=True) if _solves(child)]
-
-
-def _solves(process: psutil.Process) -> bool:
-    try:
-        return "activities.planning.solver_process" in process.cmdline()
-    except psutil.Error:
-        return False
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "activities.planning.solver_process" in command_line(child)]
 
 
 def ended(pid: int) -> bool:

@@ -22,7 +22,7 @@ from ipnext.artifacts.checkpoints.tokenizer_files import LARGEST_TEMPLATE_BYTES,
 from ipnext.errors import Unavailable
 from serving.confinement.landlock import Confinement
 from tests.activities.validation.chat_templates import ALL_TRIPLES, CHATML, DOUBLED, ENDLESS, KNOWN
-from tests.processes import gone
+from tests.processes import command_line, gone
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -153,9 +153,8 @@ def test_a_fault_of_any_template_refuses_all():
 
 def children():
     """Children of this process that render; servers of other tests are children of it too."""
-    return [
-        each for each in psutil.Process().children() if "activities.validation.chat_templates.process" in each.cmdline()
-    ]
+    found = psutil.Process().children()
+    return [each for each in found if "activities.validation.chat_templates.process" in command_line(each)]
 
 
 @starts_processes

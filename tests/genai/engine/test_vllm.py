@@ -240,7 +240,7 @@ def test_a_generation_brings_its_adapter_into_the_engine_that_runs(host, url, ti
 
 
 def test_an_engine_core_that_is_killed_takes_its_generations_along_until_it_is_back(host, url, tiny):
-    core = next(process for process in host.family() if "EngineCore" in " ".join(process.cmdline()))
+    core = next(process for process in host.family() if "EngineCore" in command_line(process))
     core.kill()
     failure = until(lambda: host.state().failures)[0]
     assert not host.state().ready

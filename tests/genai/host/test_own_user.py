@@ -15,7 +15,7 @@ from serving.openai.engines.connection import EngineConnectionPool
 from tests.genai.host.test_sockets import ready
 from tests.genai.support.hosts import MOCK
 from tests.own_user import needs_root, nobody, open_directory, with_open_python
-from tests.processes import accepts, client_of
+from tests.processes import accepts, client_of, command_line
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = needs_root
@@ -58,7 +58,7 @@ async def test_host_and_engines_are_another_user_and_answer(host, shelf, place):
         holds = HostHolds(holds=(shelf.hold(1),))
         assert client.put("/control/holds", content=holds.model_dump_json()).status_code == 202
     (held,) = until(lambda: ready(host), why=lambda: (place / "log").read_text()[-2000:]).ready
-    engines = [one for one in host.children(recursive=True) if str(MOCK) in one.cmdline()]
+    engines = [one for one in host.children(recursive=True) if str(MOCK) in command_line(one)]
     assert len(engines) == 2  # keeper and engine
     for process in (host, *engines):
         assert ({*process.uids()}, {*process.gids()}) == ({nobody().uid}, {nobody().gid})

@@ -20,7 +20,7 @@ from ipnext.errors import InvalidInput
 from tests.genai.support.checkpoints import write_vllm_adapter
 from tests.genai.support.serving_benchmark import benchmarked
 from tests.genai.support.streaming_clients import STREAMS, StreamingClients, greedy_body
-from tests.processes import get_from, gone
+from tests.processes import command_line, get_from, gone
 from tests.waiting import until
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
@@ -105,7 +105,7 @@ def test_how_far_the_engine_is_was_explained_while_it_started(styled, explained,
 
 def server_pids(platform):
     found = platform.found("vllm.entrypoints", "--served-model-name chat")
-    return {p.pid for p in found if "process_reaper.py" not in " ".join(p.cmdline())}
+    return {p.pid for p in found if "process_reaper.py" not in command_line(p)}
 
 
 def said(client, model, generation, prompt):
@@ -357,7 +357,7 @@ def killed(platform, which):
     """Process ids of the keeper, or of the server, that was killed and of all beneath; they are gone."""
     until(lambda: len(keepers_and_servers(platform)) == 2)  # what the rollback left has ended
     found = keepers_and_servers(platform)
-    victim = next(p for p in found if ("process_reaper.py" in " ".join(p.cmdline())) == (which == "keeper"))
+    victim = next(p for p in found if ("process_reaper.py" in command_line(p)) == (which == "keeper"))
     beneath = [victim, *victim.children(recursive=True)]
     assert any(p.name().startswith("VLLM::Worker") for p in beneath)
     victim.send_signal(signal.SIGKILL)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from tests.genai.platform.test_platform import MANIFEST, REGION, START_SECONDS
 from tests.genai.support.hosts import stream
 from tests.genai.support.streaming_clients import STREAMS, StreamingClients
-from tests.processes import get_from
+from tests.processes import command_line, get_from
 
 MODEL = "going-over"
 SWAP = MANIFEST.replace("name: chat", f"name: {MODEL}")
@@ -37,7 +37,7 @@ class Bed:
 
     def engines(self):
         """Process ids of the engines, by their start."""
-        found = [p for p in self.running.found(*self.words) if "process_reaper.py" not in " ".join(p.cmdline())]
+        found = [p for p in self.running.found(*self.words) if "process_reaper.py" not in command_line(p)]
         return {(p.pid, p.create_time()) for p in found}
 
 

@@ -17,11 +17,11 @@ TABLE_BYTES = 1_000_000 * 16 * 4
 
 
 class Wide(nn.Module):
-    """64 MB of table."""
+    """64 MB of table, or a multiple of that."""
 
-    def __init__(self):
+    def __init__(self, times=1):
         super().__init__()
-        self.table = nn.Embedding(1_000_000, 16)
+        self.table = nn.Embedding.from_pretrained(torch.zeros(times * 1_000_000, 16), freeze=False)
 
     def forward(self, ids):
         return self.table(ids).sum(1)
@@ -51,6 +51,14 @@ def hold(published, directory, number):
 @pytest.fixture(scope="module")
 def wide(published, directory):
     """A hold of it."""
+    return hold(published, directory, 1)
+
+
+@pytest.fixture(scope="module")
+def wider(published, tmp_path_factory):
+    """A hold of a snapshot of 256 MB."""
+    directory = tmp_path_factory.mktemp("wider") / "snapshot"
+    export_model(Wide(times=4).eval(), {"ids": torch.tensor([0, 1])}, directory)
     return hold(published, directory, 1)
 
 
@@ -115,15 +123,15 @@ def test_memory_that_a_delta_shares_with_its_parent_is_told_once(machine, wide, 
     assert state.memory.used_bytes - before < 0.2 * TABLE_BYTES
 
 
-def test_a_snapshot_beyond_the_budget_is_refused_and_the_former_one_answers_on(machine, wide, published, toolbox):
+def test_a_snapshot_beyond_the_budget_is_refused_and_the_former_one_answers_on(machine, wider, published, toolbox):
     trial = machine.start_host("trial")
     trial.hold(published.hold("dense", 1))
-    limit = trial.settle().memory.used_bytes + TABLE_BYTES // 2  # two hosts don't use the same to the byte
+    limit = trial.settle().memory.used_bytes + 2 * TABLE_BYTES  # a fork and a fresh process use different amounts
     trial.end()
     host = machine.start_host("limited", "--memory-bytes", str(limit))
     host.hold(published.hold("dense", 1))
     host.settle()
-    host.hold(published.hold("dense", 1), wide)
+    host.hold(published.hold("dense", 1), wider)
     state = host.settle()
     (failure,) = state.failures
     assert (failure.model, failure.code) == ("wide", "MemoryExceeded")

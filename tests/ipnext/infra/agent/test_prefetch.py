@@ -12,6 +12,7 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.agent.prefetch import LANES, LINE_BYTES, MOST_WAITING, PrefetchProcess, PrefetchQueue
 from tests.ipnext.conftest import write_snapshot
+from tests.processes import command_line
 from tests.waiting import eventually, until
 
 
@@ -40,7 +41,7 @@ def agent(new_agent, store):
 def fetching(agent):
     """The process that fetches ahead: the agent's own child."""
     found = psutil.Process(agent.process.pid).children()
-    return next((child for child in found if "serving.snapshots.fetch_process" in child.cmdline()), None)
+    return next((child for child in found if "serving.snapshots.fetch_process" in command_line(child)), None)
 
 
 def test_what_is_asked_for_lies_in_the_cache_of_the_region(agent, stored):
