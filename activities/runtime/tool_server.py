@@ -110,12 +110,21 @@ class ToolServer:
                     start_new_session=True,
                     env={**environment, **_ROOM},
                 )
+            descriptor = os.pidfd_open(self._process.pid)
+            threading.Thread(target=self._reap, args=(self._process, descriptor), daemon=True).start()
             ours.settimeout(ANSWER_SECONDS)
             self._control, self._environment = ours, environment
         elif self._environment != environment:  # libraries read some variables when they are loaded
             msg = "the fork server has another environment"
             raise _NotForked(msg)
         return self._control
+
+    def _reap(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        """Take the status of a server that ends by itself, which would stay a zombie until the next run."""
+        _is_readable(descriptor, None)
+        os.close(descriptor)
+        with self._lock:
+            process.poll()
 
     def _await_fork(self, channel: socket.socket, beat: Callable[[], None]) -> int:
         until = time.monotonic() + ANSWER_SECONDS

@@ -225,11 +225,11 @@ def test_a_server_whose_worker_ends_while_it_imports_ends():
     assert "serving.splitting.split" not in imported, "the last of its imports"
 
 
-def test_an_idle_server_ends(tmp_path):
-    server, run = ToolServer(idle_seconds=0.0), Run(tmp_path)
+def test_an_idle_server_ends_and_nothing_of_it_is_left(tmp_path):
+    server, run, pids = ToolServer(idle_seconds=0.0), Run(tmp_path), []
     with pytest.raises(Cancelled):
-        run.carry_out(server, lambda _: server.pid and cancel(0))
-    until(lambda: server.pid is None, why=lambda: "the idle server runs on")
+        run.carry_out(server, lambda _: pids.append(server.pid) or cancel(0))
+    until(lambda: not psutil.pid_exists(pids[0]), why=lambda: f"process {pids[0]} is there")
 
 
 WORKER = """
