@@ -50,12 +50,16 @@ class MetadataActivities:
     def begin_change(self, progress: ProgressInput) -> ChangeBegun:
         """Mark the change as running, and return its generation and manifest revision.
 
-        A change that has ended is not begun again. A move to a placement that a newer plan has changed is superseded.
+        A change that has ended is not begun again. A move to a placement that a newer plan has changed is superseded,
+        and so is any change of a model that is retired.
         """
         with self._store.begin(progress.model) as repository:
             change, record = repository.change(progress.change_id), repository.model(progress.model)
             if change.state.final:
                 return ChangeBegun(generation=change.generation, revision=record.generation, final=change.state)
+            if record.retired and change.kind is not ChangeKind.RETIRE:
+                _supersede(repository, change, "the model is retired")
+                return ChangeBegun(revision=record.generation, final=ChangeState.SUPERSEDED)
             placed = repository.placement(progress.model)
             if change.kind is ChangeKind.MOVE and (placed is None or placed.plan_id != change.plan_id):
                 message = "a newer plan places it otherwise"
@@ -135,14 +139,7 @@ class MetadataActivities:
                 change = repository.change(found.change_id)
                 if change.state.final:
                     continue
-                message = f"change {found.by} is newer"
-                state = ChangeState.SUPERSEDED
-                repository.update_change(change.id, state=state, reason=Reason.SUPERSEDED, message=message)
-                if change.kind is ChangeKind.PUBLISH and change.generation is not None:
-                    repository.set_generation_state(
-                        superseded.model, change.generation, GenerationState.SUPERSEDED, message=message
-                    )
-                repository.add_event(superseded.model, "Superseded", f"{change.kind} {change.id}: {message}")
+                _supersede(repository, change, f"change {found.by} is newer")
             judge_again(repository, superseded.model)
         return Done(note=f"{len(superseded.superseded)} superseded")
 
@@ -175,6 +172,14 @@ class MetadataActivities:
             cause = Cause(change=stage.change_id, reason=reason, message=message, place=place) if part else None
             detail = cause.detail if cause is not None else None
             repository.add_event(stage.model, ConditionType.RESOLVED.value, text, detail=detail)
+
+
+def _supersede(repository: Repository, change: Change, message: str) -> None:
+    """End a change that moves nothing, and the generation that it would bring."""
+    repository.update_change(change.id, state=ChangeState.SUPERSEDED, reason=Reason.SUPERSEDED, message=message)
+    if change.kind is ChangeKind.PUBLISH and change.generation is not None:
+        repository.set_generation_state(change.model, change.generation, GenerationState.SUPERSEDED, message=message)
+    repository.add_event(change.model, "Superseded", f"{change.kind} {change.id}: {message}")
 
 
 def _skipped_by(kind: ChangeKind) -> tuple[str, ...]:

@@ -118,13 +118,11 @@ class SourcePickUpActivities:
             record = unit.model(asked.model)
             sources = {source.name: source for source in unit.sources(asked.model)}
             pending = unit.pending_versions(asked.model)
-            over = record.retired or asked.model in unit.retiring_models()
-            waits = None if over else _find_waiting(unit, asked.model)
-        if over or not pending:
+            waits = _find_waiting(unit, asked.model)
+        if record.retired or not pending:
             return PickUpResult()
         if waits is not None:
-            message = f"publish {waits.id} waits for its turn; the newest version is published once it has begun"
-            return PickUpResult(pending=len(pending), next_seconds=WAITS_SECONDS, message=message)
+            return PickUpResult(pending=len(pending), next_seconds=WAITS_SECONDS, message=waits)
         owner = record.manifest.metadata.owner
         rules = _Rules(owner, sources, record.manifest.spec.validation.signers)
         try:
@@ -289,6 +287,8 @@ class SourcePickUpActivities:
             chosen = {read.version.ordinal for read in found.values()}
             if not chosen <= {version.ordinal for version in pending}:
                 return None, {}, _Later("a source was changed or paused", WAITS_SECONDS)
+            if unit.model(model).retired or unit.open_retirement(model) is not None:
+                return None, {}, _Later("the model is to be retired", WAITS_SECONDS)
             lacking = _find_lacking(unit, model, contents)
             if lacking:
                 return None, {}, _Later(f"waits for a snapshot of {', '.join(lacking)}", LACKS_SECONDS)
@@ -346,11 +346,19 @@ def check_version(unit: Repository, version: VersionRecord, content: SnapshotSou
         check_denial(unit, content.manifest, named)
 
 
-def _find_waiting(unit: Repository, model: str) -> Change | None:
-    """Return the publish of a model that waits for its turn: it is newer than one that runs."""
+def _find_waiting(unit: Repository, model: str) -> str | None:
+    """Return what versions of a model wait for, if anything.
+
+    The end of a retirement, which may be taken back, or the turn of a publish that is newer than one that runs.
+    """
+    retirement = unit.open_retirement(model)
+    if retirement is not None:
+        return f"retirement {retirement.id} is open; versions are published if it is taken back"
     newest = unit.open_kinds(model).get(ChangeKind.PUBLISH)
     change = None if newest is None else unit.change(newest)
-    return change if change is not None and change.state in _WAITING else None
+    if change is None or change.state not in _WAITING:
+        return None
+    return f"publish {change.id} waits for its turn; the newest version is published once it has begun"
 
 
 def _find_lacking(unit: Repository, model: str, contents: Mapping[str, SnapshotSource]) -> list[str]:

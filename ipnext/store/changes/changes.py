@@ -106,6 +106,11 @@ class Changes(Generations):
         found = self._session.exec(query.order_by(col(ChangeRow.ordinal)))
         return {ChangeKind(kind): change_id for kind, change_id in found}
 
+    def open_retirement(self, model: str) -> Change | None:
+        """Return the retirement of a model that has not ended, or None. It may wait for a freeze."""
+        found = self.open_kinds(model).get(ChangeKind.RETIRE)
+        return None if found is None else self.change(found)
+
     def changes_named(self, ids: Collection[str]) -> Mapping[str, Change]:
         """Return the known ones of these changes, by id."""
         query = select(ChangeRow)

@@ -44,7 +44,7 @@ class Publications(Servings, Denials, Changes):
         generation takes the newest snapshot that no validation has refused.
 
         NotFound if the model is unknown; InvalidInput for no part, an unknown part, or a part without any snapshot;
-        Conflict if the model is retired or the id belongs to another change.
+        Conflict if the model is retired or to be retired, or if the id belongs to another change.
         """
         row = self._writing_model(model)
         recorded = self._find_recorded(model, ChangeKind.PUBLISH, change_id)
@@ -54,6 +54,7 @@ class Publications(Servings, Denials, Changes):
         spec = decode(ModelManifest, row.manifest).spec
         wanted = [part.name for part in spec.parts]
         newest = self._newest_snapshots(model)
+        _check_in_service(row, self.open_retirement(model))
         _check_publishable(row, parts, wanted, newest)
         if self._newest_stands(model, spec):
             _check_new(row, parts, newest)
@@ -184,12 +185,18 @@ def _check_whole(parts: Mapping[str, SnapshotSource]) -> None:
             raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.digest)
 
 
-def _check_publishable(
-    row: ModelRow, parts: Mapping[str, SnapshotSource], wanted: list[str], newest: Mapping[str, SnapshotRow]
-) -> None:
+def _check_in_service(row: ModelRow, retirement: Change | None) -> None:
     if row.retired:
         msg = f"model {row.name!r} is retired; apply its manifest again, then publish"
         raise Conflict(msg)
+    if retirement is not None:
+        msg = f"model {row.name!r} is to be retired by change {retirement.id}; a publish would bring it back"
+        raise Conflict(msg)
+
+
+def _check_publishable(
+    row: ModelRow, parts: Mapping[str, SnapshotSource], wanted: list[str], newest: Mapping[str, SnapshotRow]
+) -> None:
     if not parts:
         msg = f"parts: a publish brings at least one part of {wanted}"
         raise InvalidInput(msg, field="parts", allowed=wanted)

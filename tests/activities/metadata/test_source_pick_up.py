@@ -93,6 +93,10 @@ class Feeds:
             for change in unit.unsubmitted_changes():
                 unit.update_change(change.id, state=ChangeState.RUNNING)
 
+    def retire(self) -> None:
+        with self.house.store.begin("ranker") as unit:
+            unit.add_change("ranker", ChangeKind.RETIRE, change_id="r")
+
     def snapshots(self):
         with self.house.store.read() as unit:
             return [each.digest for each in reversed(unit.snapshots("ranker"))]
@@ -379,6 +383,29 @@ def test_a_retired_model_publishes_nothing(feeds):
         unit.update_model("ranker", retired=True)
     assert feeds.pick_up().pending == 0
     assert feeds.states("in") == {"a": "found"}
+
+
+def test_a_version_waits_for_the_end_of_a_retirement_that_may_be_taken_back(feeds):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    feeds.retire()
+    found = feeds.pick_up()
+    assert (found.pending, found.next_seconds, found.change_id) == (1, source_pick_up.WAITS_SECONDS, None)
+    assert found.message == "retirement r is open; versions are published if it is taken back"
+    with feeds.house.store.begin("ranker") as unit:
+        unit.update_change("r", state=ChangeState.ROLLED_BACK)
+    assert feeds.pick_up().published
+
+
+def test_a_model_that_is_retired_while_a_version_is_read_publishes_nothing(feeds, monkeypatch):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    monkeypatch.setattr(Publisher, "check_there", lambda *_: feeds.retire())
+    found = feeds.pick_up()
+    assert (found.pending, found.message, found.change_id) == (1, "the model is to be retired", None)
+    assert (feeds.states("in"), feeds.snapshots()) == ({"a": "found"}, [])
 
 
 def test_a_source_that_may_not_be_read_any_more_is_an_error(feeds):

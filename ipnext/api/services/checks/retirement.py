@@ -1,7 +1,7 @@
 """Checks of requests to a model that is retired or being retired."""
 
 from ipnext.errors import Conflict
-from ipnext.model.lifecycle.changes.change import Change, ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.change import Change, ChangeState
 from ipnext.model.lifecycle.status import ConditionType, Reason
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
@@ -20,9 +20,9 @@ def check_in_service(unit: Repository, record: ModelRecord) -> ModelRecord:
 
 def check_not_retiring(unit: Repository, record: ModelRecord | None) -> None:
     """Raise Conflict while a retirement is open: the requested change would end with it."""
-    retiring = None if record is None else unit.open_kinds(record.name).get(ChangeKind.RETIRE)
-    if record is not None and retiring is not None:
-        raise Conflict(_explain(record.name, unit.change(retiring)))
+    retirement = None if record is None else unit.open_retirement(record.name)
+    if record is not None and retirement is not None:
+        raise Conflict(_explain(record.name, retirement))
 
 
 def _explain(model: str, change: Change) -> str:

@@ -5,6 +5,7 @@ import pytest
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput, NotFound
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.checks import CheckOutcome, CheckResult, ValidationReport
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.value import canonical_json
 
@@ -118,6 +119,21 @@ def test_an_unknown_or_retired_model_takes_no_publish(applied, publish, make):
         repository.update_model("ctr", retired=True)
     with pytest.raises(Conflict, match="retired"):
         publish("c1", dense="d", sparse="s")
+
+
+@pytest.mark.parametrize("state", [ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING])
+def test_a_model_with_an_open_retirement_takes_no_publish(applied, publish, state):
+    earlier = publish("c1", dense="d", sparse="s")
+    with applied.begin() as repository:
+        repository.add_change("ctr", ChangeKind.RETIRE, change_id="r")
+        repository.update_change("r", state=state, reason=Reason.FROZEN)
+    with pytest.raises(Conflict, match="is to be retired by change r"):
+        publish("c2", dense="d2", sparse="s2")
+    assert publish("c1", dense="d", sparse="s") == earlier
+    with applied.begin() as repository:
+        assert len(repository.generations("ctr")) == 1
+        repository.update_change("r", state=ChangeState.ROLLED_BACK)
+    assert publish("c2", dense="d2", sparse="s2").generation == 2
 
 
 def test_a_part_that_the_manifest_dropped_leaves_the_generation(applied, publish, make):
