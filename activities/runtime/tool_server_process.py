@@ -40,8 +40,10 @@ PRELOADED: Final = (
     "serving.checking.process",
     "serving.optimizing.process",
     "serving.splitting.split",
+    "sympy.tensor.tensor",
+    "torch.export._trace",
 )
-"""The imports that these make once they are confined."""
+"""The imports that these make once they are confined, with those that torch makes at its first export."""
 MESSAGE_BYTES: Final = 2**16
 GO: Final = b"1"
 
