@@ -51,14 +51,14 @@ class MetadataActivities:
         """Mark the change as running, and return its generation and manifest revision.
 
         A change that has ended is not begun again. A move to a placement that a newer plan has changed is superseded,
-        and so is any change of a model that is retired.
+        and so is any change of a model that is retired, or was after the change had been requested.
         """
         with self._store.begin(progress.model) as repository:
             change, record = repository.change(progress.change_id), repository.model(progress.model)
             if change.state.final:
                 return ChangeBegun(generation=change.generation, revision=record.generation, final=change.state)
-            if record.retired and change.kind is not ChangeKind.RETIRE:
-                _supersede(repository, change, "the model is retired")
+            if (why := _explain_retired(repository, change, record)) is not None:
+                _supersede(repository, change, why)
                 return ChangeBegun(revision=record.generation, final=ChangeState.SUPERSEDED)
             placed = repository.placement(progress.model)
             if change.kind is ChangeKind.MOVE and (placed is None or placed.plan_id != change.plan_id):
@@ -172,6 +172,14 @@ class MetadataActivities:
             cause = Cause(change=stage.change_id, reason=reason, message=message, place=place) if part else None
             detail = cause.detail if cause is not None else None
             repository.add_event(stage.model, ConditionType.RESOLVED.value, text, detail=detail)
+
+
+def _explain_retired(repository: Repository, change: Change, record: ModelRecord) -> str | None:
+    """Explain which retirement a change would undo, if any."""
+    if record.retired and change.kind is not ChangeKind.RETIRE:
+        return "the model is retired"
+    later = repository.retirement_since(change)
+    return None if later is None else f"change {later} is newer"
 
 
 def _supersede(repository: Repository, change: Change, message: str) -> None:

@@ -55,6 +55,8 @@ LONGEST_PAUSE_SECONDS: Final = 600.0
 """Between two attempts to read a version."""
 WAITS_SECONDS: Final = 2.0
 """Until the next look at a model whose last publish waits for its turn."""
+RETIRES_SECONDS: Final = 30.0
+"""The same, of a model with an open retirement, which may wait for weeks of a freeze."""
 LACKS_SECONDS: Final = 15.0
 """The same, of a model that lacks another part."""
 MISSED_ATTEMPTS: Final = 10
@@ -122,7 +124,7 @@ class SourcePickUpActivities:
         if record.retired or not pending:
             return PickUpResult()
         if waits is not None:
-            return PickUpResult(pending=len(pending), next_seconds=WAITS_SECONDS, message=waits)
+            return PickUpResult(pending=len(pending), next_seconds=waits.seconds, message=waits.message)
         owner = record.manifest.metadata.owner
         rules = _Rules(owner, sources, record.manifest.spec.validation.signers)
         try:
@@ -288,14 +290,14 @@ class SourcePickUpActivities:
             if not chosen <= {version.ordinal for version in pending}:
                 return None, {}, _Later("a source was changed or paused", WAITS_SECONDS)
             if unit.model(model).retired or unit.open_retirement(model) is not None:
-                return None, {}, _Later("the model is to be retired", WAITS_SECONDS)
+                return None, {}, _Later("the model is to be retired", RETIRES_SECONDS)
             lacking = _find_lacking(unit, model, contents)
             if lacking:
                 return None, {}, _Later(f"waits for a snapshot of {', '.join(lacking)}", LACKS_SECONDS)
             keys = sorted(
                 (read.version.source, read.version.version.key, read.version.ordinal) for read in found.values()
             )
-            change_id = f"{SOURCE_PREFIX}{digest_of([model, *map(list, keys)])[:ID_DIGITS]}"
+            change_id = _unused_id(unit, f"{SOURCE_PREFIX}{digest_of([model, *map(list, keys)])[:ID_DIGITS]}")
             for part, read in found.items():
                 check_version(unit, read.version, contents[part])
             change = self._publisher.record(unit, model, owner, contents, change_id=change_id)
@@ -346,19 +348,30 @@ def check_version(unit: Repository, version: VersionRecord, content: SnapshotSou
         check_denial(unit, content.manifest, named)
 
 
-def _find_waiting(unit: Repository, model: str) -> str | None:
-    """Return what versions of a model wait for, if anything.
+def _unused_id(unit: Repository, first: str) -> str:
+    """Return an id for the publish of some versions: another one if their last publish was superseded."""
+    change_id, attempt = first, 1
+    while (former := unit.find_change(change_id)) is not None and former.state is ChangeState.SUPERSEDED:
+        attempt += 1
+        change_id = f"{first}.{attempt}"
+    return change_id
+
+
+def _find_waiting(unit: Repository, model: str) -> _Later | None:
+    """Return what versions of a model wait for, if anything, and how long.
 
     The end of a retirement, which may be taken back, or the turn of a publish that is newer than one that runs.
     """
     retirement = unit.open_retirement(model)
     if retirement is not None:
-        return f"retirement {retirement.id} is open; versions are published if it is taken back"
+        message = f"retirement {retirement.id} is open; versions are published if it is taken back"
+        return _Later(message, RETIRES_SECONDS)
     newest = unit.open_kinds(model).get(ChangeKind.PUBLISH)
     change = None if newest is None else unit.change(newest)
     if change is None or change.state not in _WAITING:
         return None
-    return f"publish {change.id} waits for its turn; the newest version is published once it has begun"
+    message = f"publish {change.id} waits for its turn; the newest version is published once it has begun"
+    return _Later(message, WAITS_SECONDS)
 
 
 def _find_lacking(unit: Repository, model: str, contents: Mapping[str, SnapshotSource]) -> list[str]:

@@ -87,10 +87,11 @@ class TakeoverActivities:
 
     @activity.defn(name="may_pass", no_thread_cancel_exception=True)
     def may_pass(self, asked: ChangeAsked) -> MayPass:
-        """Decide whether a waiting change may run now, before older ones: a repair, or a move away from a lost region.
+        """Decide whether a waiting change may run now, before older ones.
 
-        Not while another change moves the model: the store would refuse it until that has ended. A repair waits behind
-        such a move and behind a rollback, as both may do what it would.
+        A repair may, and a move away from a lost region; a rollback if it meets only a retirement that waits for a
+        freeze. None may while another change moves the model: the store would refuse it until that has ended. A repair
+        waits behind such a move and behind a rollback, as both may do what it would.
         """
         with self._store.read() as repository:
             change = repository.change(asked.change_id)
@@ -100,6 +101,9 @@ class TakeoverActivities:
                 return MayPass(
                     passes=not any(_goes_before(repository, other) for other in _list_running(repository, change))
                 )
+            if change.kind is ChangeKind.ROLLBACK:
+                found = _list_running(repository, change)
+                return MayPass(passes=all(map(_is_frozen_retirement, found)))
             return MayPass(passes=leaves_loss(repository, change))
 
     @activity.defn(name="take_over", no_thread_cancel_exception=True)
@@ -139,6 +143,10 @@ def _list_running(repository: Repository, change: Change) -> Sequence[Change]:
     """Return the other changes of the model that run."""
     found = repository.open_changes(change.model)
     return [other for other in found if other.id != change.id and other.state is ChangeState.RUNNING]
+
+
+def _is_frozen_retirement(change: Change) -> bool:
+    return change.kind is ChangeKind.RETIRE and change.reason is Reason.FROZEN
 
 
 def _goes_before(repository: Repository, change: Change) -> bool:

@@ -59,6 +59,10 @@ def enqueue(
 CAN_PASS = frozenset({ChangeKind.REPAIR, ChangeKind.MOVE})
 """Kinds that may run before older changes: repairs, and moves away from a lost region (failovers)."""
 
+PASSES_RETIREMENT = CAN_PASS | {ChangeKind.ROLLBACK}
+"""Kinds that may run while a retirement waits for a freeze: a rollback leaves a denied snapshot. Other runs that wait
+are stopped by a rollback."""
+
 WAITS = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE, ChangeKind.RETIRE})
 """Kinds whose run may wait for something before it moves anything, also while repairs are carried out."""
 
@@ -88,6 +92,8 @@ def _rank(change: QueuedChange, passing: Collection[str]) -> int | None:
 
 def can_pass(running: ChangeKind) -> frozenset[ChangeKind]:
     """Return the kinds that may pass a run of this kind while it waits. The store decides which changes of them do."""
+    if running is ChangeKind.RETIRE:
+        return PASSES_RETIREMENT
     if running in WAITS:
         return CAN_PASS
     return CAN_PASS - EMERGENCIES if running in EMERGENCIES else frozenset()

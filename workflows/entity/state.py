@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.entity.change_queue import (
         CAN_PASS,
         PASSES_PAUSE,
+        PASSES_RETIREMENT,
         URGENT,
         SupersededEntry,
         can_pass,
@@ -169,6 +170,8 @@ class EntityState:
         if result.state is ChangeState.DONE:
             self.serving = result.generation or self.serving
             self.retired = change.kind is ChangeKind.RETIRE
+            if self.retired and self.held is not None:  # its pause has ended in the store, which may have a new one
+                self.held, self.heard_of_hold, self.looks_again = None, False, True
 
     def note_newer(self, change: QueuedChange) -> None:
         """Remember a newer change that may supersede the running one, to signal it to the run."""
@@ -242,6 +245,8 @@ class EntityState:
         for item in lost:
             if not item.begun:
                 self.enqueue(item.change)
+        if not self.heard_of_hold:
+            self.held = found.held
         return tuple(_in_order(lost))
 
     def _take_up(self, changes: tuple[OpenChange, ...]) -> None:
@@ -330,7 +335,7 @@ def of_generation(generation: int | None) -> str:
 
 def _in_order(changes: Iterable[OpenChange]) -> list[OpenChange]:
     """Order changes that have begun: first the one that moves the model, then those that may pass others."""
-    return sorted(changes, key=lambda item: (not item.moves, item.change.kind not in CAN_PASS))
+    return sorted(changes, key=lambda item: (not item.moves, item.change.kind not in PASSES_RETIREMENT))
 
 
 def _pair(found: SupersededEntry) -> SupersededChange:

@@ -111,6 +111,16 @@ class Changes(Generations):
         found = self.open_kinds(model).get(ChangeKind.RETIRE)
         return None if found is None else self.change(found)
 
+    def retirement_since(self, change: Change) -> str | None:
+        """Return the id of a newer retirement of the model that is done, None if there is none."""
+        query = select(ChangeRow.id).where(
+            ChangeRow.model == change.model,
+            ChangeRow.kind == ChangeKind.RETIRE.value,
+            ChangeRow.state == ChangeState.DONE.value,
+            col(ChangeRow.sequence) > change.sequence,
+        )
+        return self._session.exec(query.limit(1)).first()
+
     def changes_named(self, ids: Collection[str]) -> Mapping[str, Change]:
         """Return the known ones of these changes, by id."""
         query = select(ChangeRow)

@@ -4,11 +4,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from sqlalchemy import or_
 from sqlalchemy import select as sa_select
 from sqlmodel import tuple_
 
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.registry.denials import Denial
+from ipnext.store.changes.retirements import NOT_FROZEN
 from ipnext.store.registry.denials import DENIALS, DENIED, IN_FORCE, Denials, read_denial
 from ipnext.store.registry.generations import GENERATIONS, read_generation
 from ipnext.store.tables.changes import ChangeRow
@@ -20,7 +22,7 @@ _OPEN: Final = tuple(state.value for state in ChangeState if not state.final)
 _SERVING = sa_select(MODELS.c.name, MODELS.c.serving_generation).where(MODELS.c.retired.is_(False))
 _UNDER_WAY = (
     sa_select(_CHANGES.c.model, _CHANGES.c.kind, _CHANGES.c.state, _CHANGES.c.generation)
-    .where(_CHANGES.c.state.in_(_OPEN))
+    .where(_CHANGES.c.state.in_(_OPEN), or_(_CHANGES.c.kind != ChangeKind.RETIRE.value, NOT_FROZEN))
     .order_by(_CHANGES.c.ordinal)
 )
 _DENIED_IN_FORCE = (
@@ -53,7 +55,7 @@ class DeniedUse(NamedTuple):
     denial: Denial | None
     """The oldest one that covers a snapshot of the serving generation."""
     changes: tuple[OpenChange, ...]
-    """The newest one of each kind."""
+    """The newest one of each kind, without a retirement that waits for a freeze: the model serves on meanwhile."""
 
 
 class DeniedUses(Denials):

@@ -19,8 +19,11 @@ from ipnext.store.tables.changes import ChangeRow
 from ipnext.store.tables.registry import GenerationRow, ModelRow, SnapshotRow
 from ipnext.store.unit_of_work import bytes_of, document, plain
 
-_OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED})
-"""Generations whose snapshots may be published again: the cause of their failure may be gone."""
+_OVER: Final = frozenset(
+    {GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED, GenerationState.SUPERSEDED}
+)
+"""Generations whose snapshots may be published again: the cause of their failure may be gone. The newest one is
+superseded by a retirement or a rollback."""
 
 
 NAMED: Final = 3

@@ -261,6 +261,8 @@ def _keep_parts(repository: Repository, known: ModelRecord, number: int) -> None
 
 def _write_failure(repository: Repository, change: Change, record: RecordInput) -> None:
     model, number, result = record.model, record.generation, record.result
+    if change.kind is ChangeKind.RETIRE:
+        repository.reopen_versions(model)
     if number is None:
         return
     generation = repository.generation(model, number)

@@ -5,13 +5,16 @@ from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import func, update
+from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
+from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.model.registry.sources import FoundVersion, Listing, VersionState, shrink
 from ipnext.model.wire import decode
 from ipnext.store.paging import Page, clamp_limit, ordinal_of, page_of
 from ipnext.store.records import SourceRecord, VersionRecord
 from ipnext.store.sources.sources import LONGEST_MESSAGE, OPEN, Sources
+from ipnext.store.tables.changes import ChangeRow
 from ipnext.store.tables.registry import SourceRow, SourceVersionRow
 from ipnext.store.unit_of_work import batches, document, read_fields
 
@@ -137,6 +140,22 @@ class SourceVersions(Sources):
         self._writing_any()
         given = {"state": state.value, "message": message[:LONGEST_MESSAGE], "change_id": change_id}
         self._update_version(ordinal, **given, ended_at=self._now(), due_at=None)
+
+    def reopen_versions(self, model: str) -> None:
+        """Have the newest published version of each source published again if its publish was superseded."""
+        self._writing(model)
+        of, newer = SourceVersionRow, aliased(SourceVersionRow)
+        published = VersionState.PUBLISHED.value
+        is_newer = (newer.source == of.source, newer.stream == of.stream, newer.state == published)
+        newest = select(func.max(newer.ordinal)).where(newer.model == model, *is_newer).correlate(of).scalar_subquery()
+        change = select(ChangeRow.id).where(ChangeRow.id == of.change_id)
+        self._session.execute(
+            update(of)
+            .where(col(of.model) == model, col(of.state) == published, col(of.ordinal) == newest)
+            .where(change.where(ChangeRow.state == ChangeState.SUPERSEDED.value).exists())
+            .values(state=VersionState.FOUND.value, change_id=None, ended_at=None, message="")
+            .execution_options(synchronize_session=False)
+        )
 
     def supersede_versions(self, newer: VersionRecord, *, but: Collection[int] = ()) -> None:
         """End the versions of a part that were found before one of it, held ones too: they are newest no more.

@@ -11,12 +11,15 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.metadata import source_pick_up
+from activities.metadata.activities import MetadataActivities
 from activities.metadata.source_pick_up import SourcePickUpActivities
 from activities.metadata.source_poll import AT_ONCE, SourcePollActivities
 from activities.runtime.owner_turns import OWNERS, ShareTaken
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.access.owner import OwnerManifest
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.entity import SupersededChange, SupersededInput
+from ipnext.model.lifecycle.changes.lifecycle_run import LifecycleResult, RecordInput
 from ipnext.model.lifecycle.sources import PickUpInput, WatchInput
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.manifest.sources import SourceSpec
@@ -26,6 +29,7 @@ from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.sources import directory
 from ipnext.sources.kinds import SourceKinds
+from ipnext.store.operations.change_end import end_change
 from ipnext.store.sources.sources import WatchedSource
 from ipnext.store.unit_of_work import utc_now
 from tests.waiting import until
@@ -93,9 +97,22 @@ class Feeds:
             for change in unit.unsubmitted_changes():
                 unit.update_change(change.id, state=ChangeState.RUNNING)
 
-    def retire(self) -> None:
+    def retire(self, change_id: str = "r") -> None:
         with self.house.store.begin("ranker") as unit:
-            unit.add_change("ranker", ChangeKind.RETIRE, change_id="r")
+            unit.add_change("ranker", ChangeKind.RETIRE, change_id=change_id)
+
+    def supersede(self, change_id: str, *, by: str) -> None:
+        superseded = (SupersededChange(change_id=change_id, by=by),)
+        activities = MetadataActivities(self.house.store, self.house.artifacts)
+        activities.mark_superseded(SupersededInput(model="ranker", superseded=superseded))
+
+    def end(self, change_id: str, kind: ChangeKind, state: ChangeState) -> None:
+        result = LifecycleResult(state=state)
+        record = RecordInput(
+            model="ranker", change_id=change_id, kind=kind, generation=None, result=result, run_id="", plan_id=None
+        )
+        with self.house.store.begin("ranker") as unit:
+            end_change(unit, record)
 
     def snapshots(self):
         with self.house.store.read() as unit:
@@ -391,11 +408,36 @@ def test_a_version_waits_for_the_end_of_a_retirement_that_may_be_taken_back(feed
     feeds.poll("in")
     feeds.retire()
     found = feeds.pick_up()
-    assert (found.pending, found.next_seconds, found.change_id) == (1, source_pick_up.WAITS_SECONDS, None)
+    assert (found.pending, found.next_seconds, found.change_id) == (1, source_pick_up.RETIRES_SECONDS, None)
     assert found.message == "retirement r is open; versions are published if it is taken back"
     with feeds.house.store.begin("ranker") as unit:
         unit.update_change("r", state=ChangeState.ROLLED_BACK)
     assert feeds.pick_up().published
+
+
+@pytest.mark.parametrize("end", [ChangeState.REFUSED, ChangeState.DONE])
+def test_a_version_whose_publish_a_retirement_superseded_is_published_if_that_is_taken_back(feeds, end):
+    feeds.watch("in")
+    feeds.put("in", "a", 1)
+    feeds.poll("in")
+    change = feeds.pick_up().change_id
+    feeds.put("in", "b", 2)
+    feeds.poll("in")
+    feeds.retire()
+    feeds.supersede(change, by="r")
+    feeds.end("r", ChangeKind.RETIRE, end)
+    if end is ChangeState.DONE:
+        assert feeds.states("in") == {"a": "published", "b": "found"}
+        return
+    assert feeds.states("in") == {"a": "found", "b": "found"}
+    found = feeds.pick_up()
+    assert feeds.states("in") == {"a": "superseded", "b": "published"}
+    feeds.retire("again")
+    feeds.supersede(found.change_id, by="again")
+    feeds.end("again", ChangeKind.RETIRE, end)
+    assert feeds.states("in") == {"a": "superseded", "b": "found"}
+    assert feeds.pick_up().change_id != found.change_id
+    assert feeds.states("in") == {"a": "superseded", "b": "published"}
 
 
 def test_a_model_that_is_retired_while_a_version_is_read_publishes_nothing(feeds, monkeypatch):

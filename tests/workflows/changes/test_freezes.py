@@ -353,6 +353,24 @@ async def test_a_retirement_that_waits_for_a_freeze_is_aborted_and_the_model_ser
     assert house.condition(ice.model).status == "True"
 
 
+async def test_a_rollback_passes_a_retirement_that_waits_for_a_freeze(ice, house, workers, carried_out, ended):
+    """As one from a denied snapshot: users would ask for a retirement to be taken back first."""
+    await carried_out(house.publish(ice.model, 1))
+    await carried_out(house.publish(ice.model, 2))
+    ice.freeze(kinds=["retire"], models=[ice.model])
+    retirement = house.ask(ice.model, ChangeKind.RETIRE, f"{ice.model}-retire")
+    await ice.frozen(retirement)
+
+    back = await carried_out(house.ask(ice.model, ChangeKind.ROLLBACK, f"{ice.model}-back", generation=1))
+
+    assert back.state is ChangeState.DONE, back.message
+    assert [set(shares) for shares in house.shares(ice.model).values()] == [{1}, {1}]
+    assert house.change(retirement.id).reason is Reason.FROZEN
+    await ice.lift()
+    assert (await ended(retirement)).state is ChangeState.DONE
+    assert not house.shares(ice.model)
+
+
 async def test_a_worker_that_is_gone_while_a_change_is_frozen_loses_nothing(ice, house, serving, ended):
     change = house.publish(ice.model, 1)
     ice.freeze(SHORT)

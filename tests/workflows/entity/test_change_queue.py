@@ -96,4 +96,9 @@ def test_a_failover_runs_before_an_older_repair_and_after_a_rollback():
 
 def test_waits_of_emergencies_are_passed_by_failovers_only():
     assert can_pass(ROLLBACK) == can_pass(REPAIR) == {MOVE}
-    assert can_pass(PUBLISH) == can_pass(APPLY) == can_pass(MOVE) == can_pass(RETIRE) == {MOVE, REPAIR}
+    assert can_pass(PUBLISH) == can_pass(APPLY) == can_pass(MOVE) == {MOVE, REPAIR}
+
+
+def test_a_rollback_may_pass_a_retirement_which_it_does_not_stop():
+    assert can_pass(RETIRE) == {MOVE, REPAIR, ROLLBACK}
+    assert not stops(change(ROLLBACK, 2), change(RETIRE, 1))

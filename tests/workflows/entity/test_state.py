@@ -59,6 +59,18 @@ def test_only_a_retirement_that_is_done_retires_a_model():
     assert not found.retired
 
 
+@pytest.mark.parametrize("pause", [None, ControlAsked(by="bob", reason="again")])
+def test_a_pause_ends_with_the_retirement_and_the_store_has_whether_there_is_a_new_one(pause):
+    state = entity(running=change(ChangeKind.RETIRE, 2), held=ControlAsked(by="ann", reason="audit"))
+    publish = change(ChangeKind.PUBLISH, 3)
+    state.enqueue(publish)
+    state.retired = False  # the store has the end, and the model was applied and published again
+    state.end(state.running, LifecycleResult(state=ChangeState.DONE))
+    assert (state.is_open, state.held, state.is_look_due) == (True, None, True)
+    state.recover(OpenChanges(held=pause), frozenset())
+    assert state.next() == (publish if pause is None else None)
+
+
 def test_the_running_change_comes_before_those_that_have_begun():
     found = entity(running=OTHER, begun=(PUBLISH, OTHER))
     assert found.at_work == (OTHER, PUBLISH)

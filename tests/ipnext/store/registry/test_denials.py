@@ -7,6 +7,7 @@ import pytest
 from ipnext.errors import Conflict, InvalidInput, NotFound, SnapshotDenied
 from ipnext.model.deployment.deployment import AssignedSnapshot, Deployment, DeploymentKey
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.registry import GenerationState
 from ipnext.model.registry.sources import FoundVersion, Listing, Reach
@@ -374,6 +375,15 @@ def test_a_rollback_of_a_user_to_a_clean_generation_is_enough(served):
         unit.add_change("ctr", ChangeKind.ROLLBACK, change_id="mine", generation=1)
     deny(served, digest("b"))
     assert rollbacks(served) == [(1, "recorded")]
+
+
+@pytest.mark.parametrize(("reason", "leaves"), [(Reason.FROZEN, True), (None, False)])
+def test_a_retirement_leaves_a_denied_snapshot_unless_it_waits_for_a_freeze(served, reason, leaves):
+    with served.begin("ctr") as unit:
+        unit.add_change("ctr", ChangeKind.RETIRE, change_id="gone")
+        unit.update_change("gone", state=ChangeState.RUNNING, reason=reason)
+    deny(served, digest("b"))
+    assert [to for to, _ in rollbacks(served)] == ([1] if leaves else [])
 
 
 def test_a_retired_model_is_left_alone(served):
