@@ -162,10 +162,11 @@ class AccessGuard:
             if self._routes().knows(model) and access is None:
                 msg = f"this region does not know yet who may ask model {model[:80]!r}; try again"
                 raise Unavailable(msg)
+            callers.decide_unknown(caller, model)
             raise _unknown(model)
         decision = callers.decide(caller, access)
         if not decision.allowed:
-            if not _is_of(principal, access):
+            if not caller.knows(access):
                 raise _unknown(model)
             msg = (
                 f"{principal.text} may not ask model {model} for predictions (models.predict): "
@@ -225,8 +226,7 @@ class AccessGuard:
             caller = self._prove(callers, _credential(request))
         except (Unauthenticated, Unavailable):
             return frozenset()
-        listed = (callers.models[model] for model in closed if model in callers.models)
-        return frozenset(one.model for one in listed if callers.decide(caller, one).allowed)
+        return callers.list_callable(caller) & closed
 
     def _no_entry(self, model: str) -> bool:
         callers = self._callers()
@@ -271,13 +271,6 @@ def _credential(request: Request) -> str:
     if given is None or scheme.lower() != _SCHEME or not credential.strip():
         raise Unauthenticated(_NEEDED)
     return credential.strip()
-
-
-def _is_of(principal: Principal, access: ModelAccess) -> bool:
-    """Whether a principal has any role that makes the model known to it."""
-    owners = callable_owners(principal)
-    shared = owners.intersection(access.access.callers) or (ANY in access.access.callers and owners)
-    return bool(owners & {ANY, access.owner} or shared)
 
 
 def _unknown(model: str) -> NotFound:

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from serving.access.guard import AccessGuard
 from serving.http.messages import Request
 
@@ -49,9 +51,25 @@ class OpenStreams:
 
     def _check(self) -> None:
         self._timer = None
-        for cut, (request, model) in tuple(self._open.items()):
-            if not self._guard.is_still_admitted(request, model):
-                self._open.pop(cut, None)
-                cut()
-        if self._open:
-            self._wait()
+        try:
+            for cut, (request, model) in tuple(self._open.items()):
+                if not self._is_admitted(request, model):
+                    self._open.pop(cut, None)
+                    _cut(cut)
+        finally:
+            if self._open:
+                self._wait()
+
+    def _is_admitted(self, request: Request, model: str) -> bool:
+        try:
+            return self._guard.is_still_admitted(request, model)
+        except Exception:  # noqa: BLE001 - whatever it is, the other streams are checked, and this one fails closed
+            structlog.get_logger().exception("a stream could not be checked, and is cut", model=model)
+            return False
+
+
+def _cut(cut: Callable[[], None]) -> None:
+    try:
+        cut()
+    except Exception:  # noqa: BLE001 - as above
+        structlog.get_logger().exception("a stream could not be cut")

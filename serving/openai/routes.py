@@ -286,6 +286,7 @@ class OpenAIEdge:
                 seconds=seconds,
                 under_way=lambda: self._metrics.under_way(model.model),
             )
+            self._check(request, model.model, predicts=False)  # another access list may be in force by now
         except BaseException:
             admitted.__exit__(None, None, None)
             raise

