@@ -384,6 +384,8 @@ def test_nothing_passes_that_a_waiting_rollback_would_stop_at_once(state):
 
     found.queue += (change(ChangeKind.ROLLBACK, 4),)
 
+    assert found.unweighed == found.queue[1], "it passes a retirement that waits for a freeze"
+    found.weighed.add((found.queue[1].id, found.running.id))
     assert found.unweighed is None
 
 
