@@ -222,6 +222,8 @@ class AccessFollower:
         """`path`: None if the router has no access list file; then tables alone tell which models are open."""
         self._path, self._clock = path, clock
         self._seen: tuple[int, int, int] | None = None
+        self._least = 0
+        """Lists of an older revision are withdrawn, and do not come back."""
         self.callers: Callers | None = Callers(AccessList(revision=0), clock=clock) if path is None else None
 
     def look(self) -> None:
@@ -263,12 +265,14 @@ class AccessFollower:
         except ValidationError as error:
             msg = f"body: not a withdrawal of an access list: {error.error_count()} faults"
             raise InvalidInput(msg, field="body") from None
-        callers = self.callers = self.callers or Callers(AccessList(revision=0), clock=self._clock)
+        self._least = max(self._least, withdrawal.below)
+        callers = self.callers or Callers(AccessList(revision=0), clock=self._clock)
         if callers.revision.revision >= withdrawal.below:
             return
         if callers.withdrawn is None:
             structlog.get_logger().error("access list withdrawn", revision=callers.revision.revision)
         callers.withdrawn = frozenset(withdrawal.open)
+        self.callers = callers
 
     def _take_over(self, path: Path) -> bool:
         """Return whether the file was read, so that it need not be read again until it changes."""
@@ -283,7 +287,7 @@ class AccessFollower:
 
     def _use(self, access: AccessList) -> None:
         former = self.callers
-        if former is not None and access.revision < former.revision.revision:
+        if access.revision < max(self._least, 0 if former is None else former.revision.revision):
             return
         self.callers = Callers(access, clock=self._clock)
         structlog.get_logger().info("access list in use", revision=access.revision, models=len(access.models))

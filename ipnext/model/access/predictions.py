@@ -151,7 +151,7 @@ class AccessRevision(Value):
 class AccessWithdrawal(Value):
     """Ends the lists of a router below a revision: it goes by none of them until it gets a later one."""
 
-    below: int = Field(ge=0, lt=LIST_REVISIONS)
+    below: int = Field(ge=1, lt=LIST_REVISIONS)
     open: tuple[Name, ...] = ()
     """Models that the later list names as open. All others answer nobody."""
 

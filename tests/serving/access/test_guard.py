@@ -246,6 +246,18 @@ def test_only_an_older_list_is_withdrawn_and_until_another_one_comes(tmp_path):
     assert follower.in_force.revision == 6
 
 
+def test_a_withdrawn_list_does_not_come_back(tmp_path):
+    follower = AccessFollower(tmp_path / "access.json")
+
+    def put(revision):
+        follower.put(AccessList(revision=revision).model_dump_json().encode())
+        return follower.in_force.revision
+
+    assert put(5) == 5
+    follower.withdraw(withdrawal(7))
+    assert [put(5), put(6), put(7)] == [0, 0, 7]
+
+
 def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path, monkeypatch):
     file = tmp_path / "access.json"
     file.write_text(AccessList(revision=4).model_dump_json())
