@@ -43,6 +43,9 @@ NAMED = 3
 MANY = 8
 """If this many tables of a region fail as unavailable and none of it succeeds, the region is not called any more."""
 
+WRITTEN = "a change stored another route table at the same time"
+"""Error of a model that is processed once more."""
+
 
 @dataclass(frozen=True)
 class SentAround:
@@ -123,7 +126,7 @@ class RegionFailover:
         done.note_pushed(pushed, list(pool.map(self._push_table, pushed)))
         done.unreachable |= silent & {table.region for table in tables}
         kept = [table for table in tables if not done.has_failed(table)]
-        sent = _Sent(kept, pushed, astray=_find_astray(found, kept))
+        sent = _Sent(kept, pushed, read=_revisions(found), astray=_find_astray(found, kept))
         self._keep_batch(sent, done)
 
     def _compute_tables(
@@ -186,12 +189,12 @@ class RegionFailover:
         return states, frozenset(regions - states.keys())
 
     def _forget(self, sent: "_Sent") -> None:
-        """Remove retiring models from gateways again.
+        """Remove tables from gateways again that were removed from the store, or are about to be.
 
-        If one fails, the retirement of the model retries until it does not.
+        If one fails, the retirement of the model retries until it does not, or the reconciler removes it.
         """
         for table in sent.pushed:
-            if table.model in sent.retiring:
+            if table.model in sent.retiring or _key(table) in sent.removed:
                 with suppress(IPnextError):
                     self._infrastructure.unroute(table.model, table.region)
 
@@ -210,23 +213,45 @@ class _Sent:
 
     kept: Sequence[RouteTable]
     pushed: Sequence[RouteTable]
+    read: Mapping[tuple[str, str], int]
+    """(Model, region) -> revision of the stored table that these were computed from."""
     retiring: frozenset[str] = frozenset()
     """Models that were being retired when the tables were stored."""
+    removed: frozenset[tuple[str, str]] = frozenset()
+    """(Model, region) of tables that the store had no more by then: a retirement began and ended in between."""
+    outdated: frozenset[str] = frozenset()
+    """Models of which a change had stored another table by then: that one stays."""
     astray: frozenset[str] = frozenset()
     """Models with users who were sent, or are now, to a generation that does not serve."""
 
     def of(self, models: Collection[str]) -> "_Sent":
         """Return the tables of these models."""
         kept, pushed = ([table for table in found if table.model in models] for found in (self.kept, self.pushed))
-        return _Sent(kept, pushed, astray=self.astray.intersection(models))
+        return _Sent(kept, pushed, self.read, astray=self.astray.intersection(models))
 
 
 def _keep(repository: Repository, sent: _Sent) -> None:
-    """Store the tables of models that are not being retired, and whether the models are ready by them."""
+    """Store the tables that replace the ones read, and whether their models are ready by them.
+
+    None of a model that is being retired, or was: a table of it would send users to replicas that have ended.
+    """
     sent.retiring = repository.retiring_models()
-    repository.put_routes([table for table in sent.kept if table.model not in sent.retiring])
-    for model in sorted(sent.astray - sent.retiring):
+    now = repository.revisions_of({table.model for table in sent.kept})
+    sent.removed = frozenset(map(_key, sent.kept)) - now.keys()
+    staying = [table for table in sent.kept if table.model not in sent.retiring and _key(table) not in sent.removed]
+    sent.kept = [table for table in staying if now[_key(table)] == sent.read[_key(table)]]
+    sent.outdated = frozenset(table.model for table in staying if now[_key(table)] != sent.read[_key(table)])
+    repository.put_routes(sent.kept)
+    for model in sorted(sent.astray.intersection(table.model for table in sent.kept)):
         judge_again(repository, model)
+
+
+def _key(table: RouteTable) -> tuple[str, str]:
+    return table.model, table.region
+
+
+def _revisions(found: Iterable[DesiredFacts]) -> Mapping[tuple[str, str], int]:
+    return {_key(table): table.revision for facts in found for table in facts.tables.values()}
 
 
 def _find_astray(found: Sequence[DesiredFacts], new: Sequence[RouteTable]) -> frozenset[str]:
@@ -272,7 +297,8 @@ class _Progress:
         self.unreachable |= {region for region, count in self._away.items() if count >= MANY} - self._works
 
     def note_kept(self, sent: _Sent) -> None:
-        """Count stored tables."""
+        """Count stored tables, and note the models that a change wrote."""
+        self.failed.update({(model, ""): StaleWrite(WRITTEN) for model in sent.outdated})
         self.tables += len(sent.kept)
         self.models |= {table.model for table in sent.kept}
         emptied = (table for table in sent.kept if not table.shares)

@@ -34,18 +34,27 @@ class Regions:
 
 
 class Written:
-    """A store in which these models are being retired when it is read, and when it is written."""
+    """A store in which these models are being retired when it is read, and when it is written.
 
-    def __init__(self, read: set[str], write: set[str], models=("a", "b"), busy=frozenset()) -> None:
+    `stored` has the revisions of the tables that changes wrote in between; None: removed.
+    """
+
+    def __init__(self, read: set[str], write: set[str], models=("a", "b"), busy=frozenset(), stored=None) -> None:
         self.retiring, self.put, self.models, self.busy = {"read": read, "write": write}, [], models, busy
+        self.stored = stored or {}
 
     def _repository(self, when, scope=None):
         return SimpleNamespace(
             scope=scope,
             models_routed_to=lambda _: self.models,
             retiring_models=lambda: frozenset(self.retiring[when]),
+            revisions_of=self._revisions,
             put_routes=lambda found: self.put.extend(table.model for table in found),
         )
+
+    def _revisions(self, models):
+        now = {model: self.stored.get(model, 2) for model in models}
+        return {(model, "eu"): revision for model, revision in now.items() if revision is not None}
 
     @contextmanager
     def read(self):
@@ -68,8 +77,8 @@ def sent(monkeypatch):
     monkeypatch.setattr(surviving, "read_routed", facts)
     monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
 
-    def run(*, read=(), write=(), busy=()):
-        regions, written = Regions(), Written(set(read), set(write), busy=frozenset(busy))
+    def run(*, read=(), write=(), busy=(), stored=None):
+        regions, written = Regions(), Written(set(read), set(write), busy=frozenset(busy), stored=stored)
         RegionFailover(written, regions).send_around("us")
         return sorted(regions.told), written.put
 
@@ -95,6 +104,19 @@ def test_a_model_that_another_unit_writes_is_kept_after_all_others(sent):
 def test_a_busy_model_whose_retirement_began_is_forgotten_again(sent):
     told = [("route", "a"), ("route", "b"), ("unroute", "a", "eu")]
     assert sent(write={"a"}, busy={"a"}) == (told, ["b"])
+
+
+@pytest.mark.parametrize("busy", [(), ("a",)])
+def test_one_whose_retirement_began_and_ended_meanwhile_is_forgotten_again(sent, busy):
+    told = [("route", "a"), ("route", "b"), ("unroute", "a", "eu")]
+    assert sent(stored={"a": None}, busy=busy) == (told, ["b"])
+
+
+def test_a_table_that_a_change_wrote_meanwhile_stays_and_its_model_is_sent_once_more(sent):
+    told, put = sent(stored={"a": 3})
+    assert put == ["b"]
+    assert told.count(("route", "a")) == 2
+    assert told.count(("route", "b")) == 1
 
 
 def test_tables_of_the_first_models_are_pushed_and_kept_before_later_ones_are_read(monkeypatch):
