@@ -43,7 +43,7 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
     failed = result.state in {ChangeState.ROLLED_BACK, ChangeState.REFUSED}
     if change.kind not in REPEATED or not failed or result.reason not in BY_A_LOSS or result.unanswered:
         return None
-    if repository.model(change.model).retired or is_replaced(repository.changes(change.model), change):
+    if repository.model(change.model).retired or is_replaced(repository, change):
         return None
     if not repository.was_lost_since(change.id, regions_of(repository, change)):
         return None

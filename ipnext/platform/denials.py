@@ -98,6 +98,7 @@ class _Noted(NamedTuple):
     new: frozenset[str]
     """Those whose snapshots were noted now."""
     is_whole: bool
+    """Whether nothing was left to note, so that no snapshot can be published that is made from one not noted yet."""
 
 
 def _note_covered(store: Store, denial: Denial, most: int) -> _Noted:
@@ -112,7 +113,7 @@ def _note_covered(store: Store, denial: Denial, most: int) -> _Noted:
             with store.begin(model) as unit:
                 unit.mark_denied(model, denial, some)
                 unit.tell_denials(model)
-    return _Noted(frozenset(lacking), frozenset(models[:most]), len(models) <= most)
+    return _Noted(frozenset(lacking), frozenset(models[:most]), not models)
 
 
 def _by_model(covered: Iterable[CoveredSnapshot]) -> Iterator[tuple[str, Iterator[CoveredSnapshot]]]:

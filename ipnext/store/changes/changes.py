@@ -145,6 +145,22 @@ class Changes(Generations):
         query = query.where(or_(col(ChangeRow.id) == base, col(ChangeRow.id).startswith(f"{base}.", autoescape=True)))
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence).desc())))
 
+    def marked_apply(self, model: str, mark: str) -> Change | None:
+        """Return the newest apply that a request with this mark recorded, of any revision."""
+        query = select(ChangeRow).where(ChangeRow.model == model, ChangeRow.kind == ChangeKind.APPLY.value)
+        query = query.where(col(ChangeRow.id).endswith(f".{mark}", autoescape=True))
+        row = self._session.exec(query.order_by(col(ChangeRow.sequence).desc()).limit(1)).first()
+        return _decode_row(row)
+
+    def has_newer(self, change: Change, kinds: Collection[ChangeKind]) -> bool:
+        """Return whether a change of one of these kinds was recorded after a change of the same model."""
+        query = select(ChangeRow.id).where(
+            ChangeRow.model == change.model,
+            col(ChangeRow.sequence) > change.sequence,
+            col(ChangeRow.kind).in_([kind.value for kind in kinds]),
+        )
+        return self._session.exec(query.limit(1)).first() is not None
+
     def ended_changes(self, ids: Collection[str]) -> frozenset[str]:
         """Return those of the changes that have ended."""
         final = tuple(state.value for state in ChangeState if state.final)

@@ -1,6 +1,5 @@
 """Changes that are carried out once more: after a lost region, or past a check that refused them."""
 
-from collections.abc import Iterable
 from typing import Final
 
 from ipnext import names
@@ -34,10 +33,9 @@ def record_repetition(repository: Repository, change: Change) -> Change:
     return again
 
 
-def is_replaced(changes: Iterable[Change], change: Change) -> bool:
-    """Check whether a newer change of the model replaces this one. `changes`: the model's newest."""
-    replaces = _REPLACES | {ChangeKind.APPLY} if change.kind is ChangeKind.APPLY else _REPLACES
-    return any(other.sequence > change.sequence and other.kind in replaces for other in changes)
+def is_replaced(repository: Repository, change: Change) -> bool:
+    """Check whether a newer change of the model replaces this one."""
+    return repository.has_newer(change, _REPLACES | ({ChangeKind.APPLY} & {change.kind}))
 
 
 def pend_again(repository: Repository, again: Change) -> None:
@@ -82,7 +80,7 @@ def _check_refused(repository: Repository, change: Change, check: str) -> None:
         why = f"is {change.state} already; there is nothing to override"
     elif again is not None:
         why = f"is carried out again as {again.id}: override the check for that one"
-    elif is_replaced(repository.changes(change.model), change):
+    elif is_replaced(repository, change):
         why = "has a newer publish, rollback or retirement after it; publish the snapshots again"
     elif check not in refusals:
         why = f"was not refused by the check {check!r}; checks that refused it: {', '.join(refusals) or 'none'}"

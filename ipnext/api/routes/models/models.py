@@ -130,6 +130,11 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
         check_against_fleet(manifest, _fleet(unit))
         check_readable(unit, manifest, sources, rooms.source_kinds, rooms.settings)
         before = unit.find_model(name)
+        repeated = None if dry_run or before is None else _find_repeated(unit, before, key)
+        if before is not None and repeated is not None:
+            recorded = change_view(repeated, rooms.lifecycle)
+            found = _view_applied(before, before, before.manifest, change=recorded)
+            return found.model_copy(update={"restored": False})
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         claims = admit(
@@ -225,12 +230,28 @@ def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRec
     """
     if before is None or before.retired:
         return None
-    mark = digest_of(key)[:MARK_LENGTH] if key else ""
+    mark = _mark_of(key)
     if before.generation == record.generation:
         return _apply_again(unit, record, mark)
     if record.serving_generation is None and not unit.open_kinds(record.name):
         return None
     return _record_apply(unit, record, mark)
+
+
+def _mark_of(key: str) -> str:
+    return digest_of(key)[:MARK_LENGTH] if key else ""
+
+
+def _find_repeated(unit: Repository, record: ModelRecord, key: str) -> Change | None:
+    """Return the change that a request with this key has recorded, if the model was changed or retired since.
+
+    None while the manifest in the store is of the same revision.
+    """
+    change = unit.marked_apply(record.name, _mark_of(key)) if key else None
+    if change is None:
+        return None
+    is_newest = change.id == names.marked_apply_id(record.name, record.generation, _mark_of(key))
+    return None if is_newest and not record.retired else change
 
 
 def _apply_again(unit: Repository, record: ModelRecord, mark: str) -> Change | None:

@@ -5,6 +5,7 @@ import pytest
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.status import Reason
+from ipnext.store.operations.repetition import is_replaced
 
 
 @pytest.fixture
@@ -115,3 +116,19 @@ def test_a_model_retires_from_when_that_change_runs_until_it_has_ended(published
         repository.update_change("c2", state=ChangeState.ROLLED_BACK)
         repository.update_change("c1", state=ChangeState.RUNNING)
         assert repository.retiring_models() == frozenset()
+
+
+@pytest.mark.parametrize("between", [0, 60])
+def test_a_newer_publish_replaces_a_change_however_many_came_after(applied, publish, between):
+    refused = publish("c1", dense="a", sparse="x")
+    assert not replaced(applied, refused)
+    publish("c2", dense="b")
+    with applied.begin("ctr") as unit:
+        for number in range(between):
+            unit.add_change("ctr", ChangeKind.APPLY, change_id=f"a{number}")
+    assert replaced(applied, refused)
+
+
+def replaced(store, change):
+    with store.read() as unit:
+        return is_replaced(unit, change)

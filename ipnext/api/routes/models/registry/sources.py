@@ -147,6 +147,7 @@ def push_version(
         lineage=version.lineage,
     )
     with rooms.store.begin(name) as unit:
+        check_in_service(unit, unit.model(name))  # again: a retirement may have been recorded while the store was read
         _check_pushed(unit.source(name, source))
         recorded = unit.add_version(name, source, found, parent=parent)
         _check_same(recorded, found)

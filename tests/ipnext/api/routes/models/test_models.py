@@ -161,6 +161,39 @@ async def test_the_same_manifest_is_tried_again_after_its_change_has_failed(appl
     assert await put() == await put("three") == third, "it is in force"
 
 
+@pytest.mark.parametrize("since", ["retired", "changed"])
+async def test_a_repeated_apply_undoes_nothing_that_came_after_it(applied, since):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    document, headers = applied.rooms.model_document(qps=70), {"Idempotency-Key": "one"}
+
+    async def put(body, **more):
+        answer = await applied.http.put("/v1/models/ranker", json=body, **more)
+        answer.raise_for_status()
+        return answer.json()
+
+    first = await put(document, headers=headers)
+    with applied.rooms.store.begin("ranker") as unit:
+        unit.update_change(first["change"]["id"], state=ChangeState.DONE)
+    if since == "retired":
+        with applied.rooms.store.begin("ranker") as unit:
+            unit.add_change("ranker", ChangeKind.RETIRE, change_id="gone")
+            unit.update_change("gone", state=ChangeState.DONE)
+            unit.update_model("ranker", serving_generation=None, target_generation=None, retired=True)
+    else:
+        await put(applied.rooms.model_document(qps=80))
+    with applied.rooms.store.read() as unit:
+        before = unit.model("ranker")
+
+    again = await put(document, headers=headers)
+
+    assert (again["change"]["id"], again["change"]["state"]) == (first["change"]["id"], "done")
+    assert (again["changed"], again["restored"]) == (False, False)
+    with applied.rooms.store.read() as unit:
+        assert unit.model("ranker") == before
+    assert (await put(document, headers={"Idempotency-Key": "two"}))["restored"] is (since == "retired")
+
+
 async def test_a_manifest_changed_before_anything_serves_waits_for_the_publish(applied):
     answer = (await applied.http.put("/v1/models/ranker", json=applied.rooms.model_document(qps=11))).json()
     assert (answer["changed"], answer["change"]) == (True, None)

@@ -12,6 +12,7 @@ import pytest
 
 from ipnext.api.workflow_engine.source_wakes import SourceWakes
 from ipnext.model.access.rights import Role
+from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.manifest.sources import SourceSpec
 from ipnext.model.registry.sources import Reach
 from ipnext.store.sources.sources import WatchedSource
@@ -122,6 +123,28 @@ async def test_a_pushed_version_is_recorded_once_for_each_key(applied, apply):
     other = await applied.upload(b"y")
     taken = await applied.http.post(f"{PATH}/versions", json={"digest": other, "key": "run-1"})
     assert (taken.status_code, taken.json()["code"]) == (409, "Conflict")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_push_during_which_the_model_is_retired_is_refused(applied, apply, monkeypatch, ended):
+    (await apply(FEED)).raise_for_status()
+    digest, read = await applied.upload(b"x"), applied.rooms.artifacts.manifest
+
+    def retire(uri):
+        with applied.rooms.store.begin("ranker") as unit:
+            unit.add_change("ranker", ChangeKind.RETIRE, change_id="gone")
+            if ended:
+                unit.update_change("gone", state=ChangeState.DONE)
+                unit.update_model("ranker", retired=True)
+        return read(uri)
+
+    monkeypatch.setattr(applied.rooms.artifacts, "manifest", retire)
+    refused = await applied.http.post(f"{PATH}/versions", json={"digest": digest})
+
+    told = "is retired; apply its manifest" if ended else "is being retired by change gone"
+    assert (refused.status_code, told in refused.json()["message"]) == (409, True), refused.text
+    with applied.rooms.store.read() as unit:
+        assert unit.version_page("ranker", "feed").items == ()
 
 
 @pytest.mark.parametrize(
