@@ -3,12 +3,15 @@
 One limiter counts for one process. Any hashable value names a bucket, such as a key and a model, or an owner.
 """
 
+import heapq
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final, NamedTuple
 
 MOST_BUCKETS: Final = 65_536
-"""Buckets that are kept; full ones are forgotten first, which changes nothing, then the least recently used."""
+"""Buckets that are kept; full ones are forgotten first, which changes nothing, then those that lack least."""
+FORGOTTEN_AT_ONCE: Final = 16
+"""At least one bucket in so many is forgotten at once: each time looks at all of them."""
 
 
 class Rate(NamedTuple):
@@ -32,8 +35,9 @@ class _Bucket:
         self.tokens = min(rate.burst, self.tokens + max(0.0, now - self.at) * rate.per_second)
         self.rate, self.at = rate, now
 
-    def is_full(self, now: float) -> bool:
-        return self.tokens + (now - self.at) * self.rate.per_second >= self.rate.burst
+    def lacks(self, now: float) -> float:
+        """Return the fraction of the burst that is taken; 0 or less if the bucket is full."""
+        return 1.0 - (self.tokens + (now - self.at) * self.rate.per_second) / self.rate.burst
 
 
 class RateLimiter:
@@ -64,17 +68,18 @@ class RateLimiter:
         return len(self._buckets)
 
     def _bucket(self, name: Hashable, rate: Rate, now: float) -> _Bucket:
-        found = self._buckets.pop(name, None)
+        found = self._buckets.get(name)
         if found is None:
             if len(self._buckets) >= self._most:
                 self._forget(now)
             found = _Bucket(rate, now)
-        self._buckets[name] = found  # behind all others: the first ones were used least recently
+        self._buckets[name] = found
         found.fill(rate, now)
         return found
 
     def _forget(self, now: float) -> None:
-        for name in [name for name, bucket in self._buckets.items() if bucket.is_full(now)]:
-            del self._buckets[name]
-        for name in list(self._buckets)[: len(self._buckets) - self._most + 1]:
+        lack = {name: bucket.lacks(now) for name, bucket in self._buckets.items()}
+        full = [name for name, lacking in lack.items() if lacking <= 0.0]
+        least = max(1, self._most // FORGOTTEN_AT_ONCE)
+        for name in full if len(full) >= least else heapq.nsmallest(least, lack, key=lack.__getitem__):
             del self._buckets[name]

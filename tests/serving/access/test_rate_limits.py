@@ -69,6 +69,25 @@ def test_buckets_that_are_full_are_forgotten_first_and_an_empty_one_is_not(clock
     assert limiter.take([("empty", rate)]) > 0.0
 
 
+def test_a_bucket_that_lacks_most_is_kept_the_longest(clock):
+    limiter, rate = RateLimiter(clock=clock, most=100), Rate(0.001, 4.0)
+    for _ in range(4):
+        limiter.take([("empty", rate)])
+    for number in range(1000):
+        limiter.take([(number, rate)])
+    assert limiter.take([("empty", rate)]) > 0.0, "it would start full again"
+
+
+def test_all_buckets_are_looked_at_seldom(clock, monkeypatch):
+    limiter, looks = RateLimiter(clock=clock, most=160), []
+    forget = RateLimiter._forget
+    monkeypatch.setattr(RateLimiter, "_forget", lambda *given: looks.append(1) or forget(*given))
+    for number in range(1160):
+        limiter.take([(number, Rate(0.001, 1.0))])
+    assert len(limiter) <= 160
+    assert len(looks) == 1000 / 10
+
+
 def test_there_are_never_more_buckets_than_the_limit(clock):
     limiter = RateLimiter(clock=clock, most=10)
     for number in range(1000):
