@@ -4,7 +4,7 @@ Repairs, regions that are told again, entities that are missing. What differs, a
 by the real functions.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -273,6 +273,10 @@ class _Repository:
 
     def placement(self, model: str) -> Any:
         return self.journal.records[model].placement
+
+    def has_newer(self, change: Any, kinds: Collection[ChangeKind]) -> bool:
+        changes = self.journal.records[change.model].changes
+        return any(other.sequence > change.sequence and other.kind in kinds for other in changes)
 
     def record_again(self, change: Any, *, change_id: str) -> Any:
         return self.world.requests.record(change.model, change.kind, id=change_id, generation=change.generation)
