@@ -4,7 +4,7 @@ Called by the API after a denial and by the reconciler, in its passes: whatever 
 """
 
 import random
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import timedelta
 from enum import Enum, auto
 from itertools import count, groupby, islice
@@ -103,9 +103,7 @@ class _Noted(NamedTuple):
 
 def _note_covered(store: Store, denial: Denial, most: int) -> _Noted:
     """Note the snapshots that a denial covers, of at most so many models, few snapshots in each unit of work."""
-    with store.read() as unit:
-        covered, known = unit.find_covered(denial), unit.noted_snapshots(denial)
-    lacking = {model: [each for each in of if each[:3] not in known] for model, of in _by_model(covered)}
+    lacking = _find_lacking(store, denial)
     models = [model for model, snapshots in lacking.items() if snapshots]
     for model in models[:most]:
         snapshots = iter(lacking[model])
@@ -113,7 +111,15 @@ def _note_covered(store: Store, denial: Denial, most: int) -> _Noted:
             with store.begin(model) as unit:
                 unit.mark_denied(model, denial, some)
                 unit.tell_denials(model)
-    return _Noted(frozenset(lacking), frozenset(models[:most]), not models)
+    is_whole = not models or not any(_find_lacking(store, denial).values())
+    return _Noted(frozenset(lacking), frozenset(models[:most]), is_whole)
+
+
+def _find_lacking(store: Store, denial: Denial) -> Mapping[str, list[CoveredSnapshot]]:
+    """Map each model that a denial covers snapshots of to those that are not noted."""
+    with store.read() as unit:
+        covered, known = unit.find_covered(denial), unit.noted_snapshots(denial)
+    return {model: [each for each in of if each[:3] not in known] for model, of in _by_model(covered)}
 
 
 def _by_model(covered: Iterable[CoveredSnapshot]) -> Iterator[tuple[str, Iterator[CoveredSnapshot]]]:
