@@ -146,9 +146,9 @@ class Changes(Generations):
         return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence).desc())))
 
     def marked_apply(self, model: str, mark: str) -> Change | None:
-        """Return the newest apply that a request with this mark recorded, of any revision."""
+        """Return the newest apply, of any revision, that a request recorded whose mark begins so."""
         query = select(ChangeRow).where(ChangeRow.model == model, ChangeRow.kind == ChangeKind.APPLY.value)
-        query = query.where(col(ChangeRow.id).endswith(f".{mark}", autoescape=True))
+        query = query.where(col(ChangeRow.id).contains(f".{mark}", autoescape=True))
         row = self._session.exec(query.order_by(col(ChangeRow.sequence).desc()).limit(1)).first()
         return _decode_row(row)
 

@@ -127,14 +127,14 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
     reach = reach_of(asker, rooms.settings)
     sources = watch_sources(manifest, rooms.source_kinds, reach)
     with rooms.store.begin(name) as unit:
-        check_against_fleet(manifest, _fleet(unit))
-        check_readable(unit, manifest, sources, rooms.source_kinds, rooms.settings)
-        before = unit.find_model(name)
-        repeated = None if dry_run or before is None else _find_repeated(unit, before, key)
+        before, mark = unit.find_model(name), _mark_request(key, manifest)
+        repeated = _find_repeated(unit, name, mark) if mark and not dry_run else None
         if before is not None and repeated is not None:
             recorded = change_view(repeated, rooms.lifecycle)
             found = _view_applied(before, before, before.manifest, change=recorded)
             return found.model_copy(update={"restored": False})
+        check_against_fleet(manifest, _fleet(unit))
+        check_readable(unit, manifest, sources, rooms.source_kinds, rooms.settings)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         claims = admit(
@@ -156,7 +156,7 @@ def apply_model(  # noqa: PLR0913, PLR0917 - the parameters of the request
         )
         unit.put_sources(name, sources, grants_end=grants_end)
         unit.claim(name, claims)
-        change = _apply_change(unit, before, record, key=key)
+        change = _apply_change(unit, before, record, mark)
         if before is not None and before.retired:
             note_restored(unit, name)
         unit.note_audit(
@@ -223,14 +223,13 @@ def _check_version(record: ModelRecord | None, expected: int | None) -> None:
         raise StaleWrite(msg)
 
 
-def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord, *, key: str = "") -> Change | None:
+def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord, mark: str) -> Change | None:
     """Return the change that moves a model to its spec.
 
     A new one, unless one for this revision is open or has succeeded.
     """
     if before is None or before.retired:
         return None
-    mark = _mark_of(key)
     if before.generation == record.generation:
         return _apply_again(unit, record, mark)
     if record.serving_generation is None and not unit.open_kinds(record.name):
@@ -238,34 +237,39 @@ def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRec
     return _record_apply(unit, record, mark)
 
 
-def _mark_of(key: str) -> str:
-    return digest_of(key)[:MARK_LENGTH] if key else ""
+def _mark_request(key: str, manifest: ModelManifest) -> str:
+    """Return the mark of a request with an `Idempotency-Key`: of the key, and of the manifest. Empty without a key."""
+    return f"{_shorten(key)}-{_shorten(document(manifest))}" if key else ""
 
 
-def _find_repeated(unit: Repository, record: ModelRecord, key: str) -> Change | None:
-    """Return the change that a request with this key has recorded, if the model was changed or retired since.
+def _shorten(value: object) -> str:
+    return digest_of(value)[:MARK_LENGTH]
 
-    None while the manifest in the store is of the same revision.
+
+def _find_repeated(unit: Repository, name: str, mark: str) -> Change | None:
+    """Return the change that a request with this mark has recorded, however that ended.
+
+    Nothing that came after it is undone: not a retirement, nor another manifest. Conflict if the key came with another
+    manifest.
     """
-    change = unit.marked_apply(record.name, _mark_of(key)) if key else None
-    if change is None:
-        return None
-    is_newest = change.id == names.marked_apply_id(record.name, record.generation, _mark_of(key))
-    return None if is_newest and not record.retired else change
+    key, _, _ = mark.partition("-")
+    change = unit.marked_apply(name, f"{key}-")
+    if change is not None and not change.id.endswith(f".{mark}"):
+        msg = f"Idempotency-Key: change {change.id!r} has this key with another manifest; choose another key"
+        raise Conflict(msg)
+    return change
 
 
 def _apply_again(unit: Repository, record: ModelRecord, mark: str) -> Change | None:
     """Return the change of the revision in the store.
 
-    Another one if that ended without success and the model is behind. A repeated request gets the change that it
-    recorded, however that ended.
+    Another one if that ended without success and the model is behind.
     """
     known = unit.applies(record.name, revision=record.generation)
-    own = next((change for change in known if mark and change.id.endswith(f".{mark}")), None)
-    newest = own or next(iter(known), None)
+    newest = next(iter(known), None)
     is_behind = record.serving_generation is not None and record.observed_generation < record.generation
     has_failed = newest is None or (newest.state.final and newest.state is not ChangeState.DONE)
-    if own is not None or not (is_behind and has_failed):
+    if not (is_behind and has_failed):
         return newest
     return _record_apply(unit, record, mark or (str(_next_sequence(unit, record)) if known else ""))
 

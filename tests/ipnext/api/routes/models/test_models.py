@@ -194,6 +194,24 @@ async def test_a_repeated_apply_undoes_nothing_that_came_after_it(applied, since
     assert (await put(document, headers={"Idempotency-Key": "two"}))["restored"] is (since == "retired")
 
 
+async def test_a_key_that_comes_with_another_manifest_is_refused_and_changes_nothing(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    headers = {"Idempotency-Key": "one"}
+
+    async def put(qps):
+        return await applied.http.put("/v1/models/ranker", json=applied.rooms.model_document(qps=qps), headers=headers)
+
+    first = (await put(70)).json()
+    refused = await put(80)
+    assert (refused.status_code, refused.json()["code"]) == (409, "Conflict")
+    told = f"Idempotency-Key: change {first['change']['id']!r} has this key with another manifest"
+    assert refused.json()["message"].startswith(told)
+    with applied.rooms.store.read() as unit:
+        assert unit.model("ranker").manifest.spec.demand[0].qps == 70
+    assert (await put(70)).json()["change"]["id"] == first["change"]["id"]
+
+
 async def test_a_manifest_changed_before_anything_serves_waits_for_the_publish(applied):
     answer = (await applied.http.put("/v1/models/ranker", json=applied.rooms.model_document(qps=11))).json()
     assert (answer["changed"], answer["change"]) == (True, None)
