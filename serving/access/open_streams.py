@@ -7,8 +7,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
 from serving.access.guard import AccessGuard
 from serving.http.messages import Request
 
@@ -50,26 +48,19 @@ class OpenStreams:
             self._stop()
 
     def _check(self) -> None:
-        self._timer = None
+        """Check each stream in a callback of its own: the event loop reports an error, and the others are checked."""
+        loop = asyncio.get_running_loop()
+        for cut in self._open:
+            loop.call_soon(self._check_one, cut)
+        self._wait()
+
+    def _check_one(self, cut: Callable[[], None]) -> None:
+        if cut not in self._open:
+            return
+        is_admitted = False  # also if it can't be told
         try:
-            for cut, (request, model) in tuple(self._open.items()):
-                if not self._is_admitted(request, model):
-                    self._open.pop(cut, None)
-                    _cut(cut)
+            is_admitted = self._guard.is_still_admitted(*self._open[cut])
         finally:
-            if self._open:
-                self._wait()
-
-    def _is_admitted(self, request: Request, model: str) -> bool:
-        try:
-            return self._guard.is_still_admitted(request, model)
-        except Exception:  # noqa: BLE001 - whatever it is, the other streams are checked, and this one fails closed
-            structlog.get_logger().exception("a stream could not be checked, and is cut", model=model)
-            return False
-
-
-def _cut(cut: Callable[[], None]) -> None:
-    try:
-        cut()
-    except Exception:  # noqa: BLE001 - as above
-        structlog.get_logger().exception("a stream could not be cut")
+            if not is_admitted:
+                self._remove(cut)
+                cut()

@@ -16,7 +16,7 @@ from ipnext.model.registry.signing import SignerPolicy
 from ipnext.model.registry.sources import Reach
 from ipnext.model.value import canonical_json
 from ipnext.store.sources.sources import WatchedSource
-from tests.activities.metadata.test_source_pick_up import Feeds
+from tests.activities.metadata.feeds import Feeds
 from tests.ipnext.sources.oci.registry_server import Cosign, running_registry
 
 pytestmark = pytest.mark.trust

@@ -184,6 +184,20 @@ def test_a_router_that_users_come_to_learns_again_what_a_release_took_from_it(ho
     assert stored["eu-west"] == west
 
 
+def test_no_table_is_stored_of_a_model_that_is_retired_while_its_tables_are_pushed(house, spare):
+    def retire(found):
+        house.infrastructure.route(found)
+        with house.store.begin("ranker") as unit:
+            unit.delete_routes("ranker")
+            unit.update_model("ranker", serving_generation=None, target_generation=None, retired=True)
+
+    gateways = SimpleNamespace(observe=house.infrastructure.observe, route=retire, unroute=house.infrastructure.unroute)
+    assert RegionFailover(house.store, gateways).send_around("us-east").tables == 0
+    with house.store.read() as unit:
+        assert unit.routes("ranker") == ()
+    assert house.infrastructure.table("ranker", spare.region) is None, "its gateway was told again"
+
+
 def test_users_keep_the_serving_generation_while_the_last_processes_are_to_swap_from_it(house, kit):
     """A wave has told all processes of the remaining region to swap; they still fetch the new generation."""
     serve(house, kit, BASE)

@@ -193,6 +193,20 @@ async def test_a_stream_ends_with_the_access_of_its_caller(edge, client, ask, ke
     assert edge.counts(model="secret").answers.keys() == {CANCELLED}
 
 
+async def test_who_waits_for_a_hot_swap_is_asked_again_what_it_may_when_the_wait_ends(edge, client, ask, engine, keys):
+    waits = {"model": "secret", "served": (served(1), served(2)), "access": "authenticated", "swap": True}
+    edge.table(RoutedModel(**waits, coming=(2,)))
+    waiting = asyncio.create_task(ask(key=keys["ads"], **{"x-ipnext-generation": "1", "x-ipnext-chosen-by": "weight"}))
+    await eventually(edge.has_requests)
+    revoked = AccessList(
+        revision=2, models=(ModelAccess(model="secret", owner="ads", access=CLOSED),), keys=(), roles=()
+    )
+    edge.allow(revoked)
+    edge.table(RoutedModel(**waits, endpoints=(endpoint(engine.url, 1, 2),)))
+    assert (await waiting).status_code == 401
+    assert not edge.has_requests()
+
+
 @pytest.mark.parametrize("free", ["open", "authenticated"])
 async def test_a_large_body_is_read_only_if_a_model_is_open_or_the_caller_known(edge, client, engine, ask, keys, free):
     await ask("secret")  # puts the table in force

@@ -1,6 +1,5 @@
 """The deny-list, what it covers, and the rollbacks that it starts; on both engines."""
 
-from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -411,45 +410,3 @@ def test_what_a_crash_left_undone_is_done_in_the_next_pass(served, monkeypatch):
     assert rollbacks(served) == [(1, "recorded")]
     with served.read() as unit:
         assert unit.denial(digest("b")).is_carried_out
-
-
-class Between:
-    """A store in which something happens once, before the first unit of a model."""
-
-    def __init__(self, store, happens):
-        self._store, self._happens = store, happens
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
-
-    @contextmanager
-    def begin(self, model=None):
-        if model is not None:
-            happens, self._happens = self._happens, lambda: None
-            happens()
-        with self._store.begin(model) as unit:
-            yield unit
-
-
-def test_a_delta_that_is_published_while_a_denial_is_carried_out_is_covered(served):
-    first = delta_source("c", parent=digest("b"))
-    with served.begin("ctr") as unit:
-        unit.publish("ctr", {"dense": first}, change_id="c3")
-    second = delta_source("d", parent=first.manifest.digest)
-    third = delta_source("e", parent=second.manifest.digest)
-
-    def publish_second():
-        with served.begin("ctr") as unit:
-            check_denial(unit, second.manifest, "parts.dense")
-            unit.publish("ctr", {"dense": second}, change_id="c4")
-
-    with served.begin() as unit:
-        unit.put_denial(digest("b"), reason="poisoned", denied_by="ann")
-    carry_out_denials(Between(served, publish_second))
-    carry_out_denials(served)
-    assert covered(served) == dict.fromkeys([("dense", 2), ("dense", 3), ("dense", 4)], digest("b"))
-    with served.read() as unit, pytest.raises(SnapshotDenied):
-        check_denial(unit, third.manifest, "parts.dense")
-    carry_out_denials(served)
-    with served.read() as unit:
-        assert not unit.denials_to_carry_out()
