@@ -43,9 +43,9 @@ class ChildFiles:
 def run_child(
     command: Sequence[str], files: ChildFiles, beat: Callable[[float], None], *, environment: Mapping[str, str]
 ) -> int:
-    """Run a process and return its exit status. It and all its children are gone when this returns or raises.
+    """Run a process and return its exit status. It has ended when this returns or raises, and its children are killed.
 
-    They are ended by their process group, which a confined child can't leave.
+    They are killed by their process group, which a confined child can't leave.
 
     `beat` is called with the seconds since the start; an error that it raises ends the process.
     """

@@ -153,7 +153,7 @@ class _NotForked(Unavailable):
 
 
 def _watch(channel: socket.socket, pid: int, beat: Callable[[], None]) -> int:
-    """Let the fork begin, and return its status. It and its group are gone when this returns or raises."""
+    """Let the fork begin, and return its status. It has ended when this returns or raises, and its group is killed."""
     with _descriptor_of(pid) as fork:
         answer: Mapping[str, Any] | None = None
         try:

@@ -28,6 +28,7 @@ from ipnext.errors import EXIT_FAILURE
 from ipnext.infra.process.forking import explain_threads, leave_server, take_control_socket
 from ipnext.infra.process.parent_death import tether
 from ipnext.process.garbage_collection import collect_after_imports
+from serving.confinement.landlock import prepare
 
 MODULES: Final = (
     "activities.optimization.split_process",
@@ -108,6 +109,7 @@ def main() -> Program | None:
             import_module(name)
             if _has_ended(control):
                 return None
+        prepare()
     forks = _Forks(control)
     while True:
         events = forks.poll.poll(None if forks else idle_seconds * 1000)
