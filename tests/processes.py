@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ def runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def stopped(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Stop them, so that none ends unless it is killed, and return those that had not ended by then."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+            found.append(process)
+    return found
 
 
 def gone(processes: Iterable[psutil.Process]) -> bool:

@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from tests.processes import gone, runs
+from tests.processes import gone, runs, stopped
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
@@ -33,3 +33,15 @@ def test_one_that_ends_between_the_two_looks_has_ended(monkeypatch):
         child.wait(PATIENCE_SECONDS)
         monkeypatch.setattr(process, "is_running", lambda: True)
         assert not runs(process)
+
+
+def test_one_that_is_stopped_ends_only_if_it_is_killed():
+    with started() as child, started() as ended:
+        processes = [psutil.Process(child.pid), psutil.Process(ended.pid)]
+        ended.kill()
+        ended.wait(PATIENCE_SECONDS)
+        assert stopped(processes) == processes[:1]
+        until(lambda: processes[0].status() == psutil.STATUS_STOPPED)  # SIGTERM would be delivered before SIGSTOP
+        child.terminate()
+        assert runs(processes[0])
+        child.kill()

@@ -20,7 +20,7 @@ from ipnext.model.manifest.split import SplitPolicy
 from ipnext.model.registry.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.confinement.landlock import Confinement
 from serving.export import export_model
-from tests.processes import command_line, gone
+from tests.processes import command_line, gone, stopped
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -108,13 +108,13 @@ def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
 
     def cancelled(_):
         until(cutters, why=lambda: "the process has not begun its program yet")
-        seen.extend(cutters())
+        seen.extend(stopped(cutters()))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cut_in_process(whole, policy("table"), tmp_path / "parts", cancelled)
     assert seen
-    until(lambda: gone(seen))
+    until(lambda: gone(seen), why=lambda: f"they run on: {seen}")
 
 
 PROBE = """

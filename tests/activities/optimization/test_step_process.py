@@ -16,7 +16,7 @@ from serving.confinement.landlock import Confinement
 from serving.engines.torch.compiled import CompiledProgram
 from serving.engines.torch.engine import TorchEngine
 from serving.snapshots.directory import verify_manifest
-from tests.processes import command_line, gone
+from tests.processes import command_line, gone, stopped
 from tests.serving.confinement.test_landlock import needs_landlock
 from tests.serving.optimizing.models import export, load, step, write_replay
 from tests.waiting import until
@@ -118,11 +118,22 @@ def test_too_much_memory_is_no_refusal_and_ends_the_process(whole, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
-def test_a_step_that_takes_too_long_is_ended_and_refused(whole, tmp_path):
-    seen = []
+def test_a_step_that_takes_too_long_is_ended_and_refused(whole, tmp_path, monkeypatch):
+    seen, run_forked = [], tool_process.run_forked
+
+    def late(command, files, beat, *, environment):
+        def tell(_):
+            until(processes, why=lambda: "the process has not begun its program yet")
+            seen.extend(stopped(processes()))
+            beat(0.1)
+
+        return run_forked(command, files, tell, environment=environment)
+
+    monkeypatch.setattr(tool_process, "run_forked", late)
     with pytest.raises(StepRefused, match="it took more than 0 s"):
-        derive_in_process(StepSource(whole), step(), tmp_path / "out", lambda _: seen.extend(processes()), seconds=0.0)
-    until(lambda: gone(processes()))
+        derive_in_process(StepSource(whole), step(), tmp_path / "out", lambda _: None, seconds=0.0)
+    assert seen
+    until(lambda: gone(seen), why=lambda: f"they run on: {seen}")
 
 
 def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
@@ -130,10 +141,10 @@ def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
 
     def cancelled(_):
         until(processes, why=lambda: "the process has not begun its program yet")
-        seen.extend(processes())
+        seen.extend(stopped(processes()))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         derive_in_process(StepSource(whole), step(), tmp_path / "out", cancelled)
     assert seen
-    until(lambda: gone(seen))
+    until(lambda: gone(seen), why=lambda: f"they run on: {seen}")

@@ -65,6 +65,11 @@ def status_of(process):
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def faults_of_children(process):
+    """Page faults of its children that have ended (`cminflt` in proc_pid_stat(5)): any program has some."""
+    return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[8])
+
+
 class Cancelled(Exception):
     pass
 
@@ -97,6 +102,7 @@ def test_a_fork_is_confined_and_has_no_credential_of_its_worker(server, tmp_path
             nice=process.nice() - psutil.Process().nice(),
             adjusted=Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip(),
             memory=psutil.Process(process.pid).rlimit(psutil.RLIMIT_DATA),
+            faults=faults_of_children(process),
         )
         cancel(process)
 
@@ -107,6 +113,7 @@ def test_a_fork_is_confined_and_has_no_credential_of_its_worker(server, tmp_path
     assert len(found["descriptors"]) <= 4, "no more than the job that it waits for"
     assert (found["parent"], found["group"], found["nice"], found["adjusted"]) == (server.pid, True, 5, "1000")
     assert found["memory"] == (8 << 30, 8 << 30)
+    assert found["faults"] == 0, "it started a program before it was confined"
     assert found["status"]["Seccomp"] == "2"
     assert found["status"]["Threads"] == "1"
 
