@@ -20,6 +20,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.value import canonical_json
 from serving.engines.torch.program import PROGRAM_FILE, WEIGHTS_FILE
 from serving.optimizing.tables import LOOKUP, Table, arguments_of, tables_of
+from serving.splitting.assign.op_assignment import SMALL_BYTES
 from serving.splitting.ir.nodes import rename_values, tensor_argument
 from serving.splitting.ir.program import Operation, Program
 from serving.splitting.split import read_split_program
@@ -76,6 +77,8 @@ def quantize_snapshot(source: Path, form: str, patterns: tuple[str, ...], draft:
 
 def _fitting(table: Table, packed: PackedForm) -> Table:
     after, kept = packed.row_bytes(table.width), table.kept
+    if not kept and not table.is_parameter and table.size_bytes <= SMALL_BYTES:
+        kept = f"it is a buffer of {SMALL_BYTES:,} bytes or less, which a split copies into each part that uses it"
     if not kept and table.width * packed.bits % 8:
         kept = f"its {table.width} columns do not fill whole bytes"
     if not kept and after >= table.width * 4:

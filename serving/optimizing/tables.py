@@ -38,6 +38,11 @@ class Table:
         """Stored bytes."""
         return self.weights[0].size_bytes
 
+    @property
+    def is_parameter(self) -> bool:
+        """Whether all its names are those of parameters, not of buffers or constants."""
+        return all(weight.kind == "parameter" for weight in self.weights)
+
 
 def tables_of(program: Program, patterns: Sequence[str]) -> tuple[Table, ...]:
     """Return the matrices that any operation looks up in, by path, with the reason why one stays as it is."""

@@ -9,9 +9,10 @@ from ipnext.model.manifest.split import SplitHardware
 from ipnext.model.registry.registry import Datatype, PartGraph
 from ipnext.model.value import Name, Sha256, Value
 
-FORM: Final = 3
+FORM: Final = 4
 """Version of the split's output for a program and a policy; it changes with that output. 1: each value is sent
-alone. 2: a lookup in a quantized table and the unpacking of its rows are placed one by one."""
+alone. 2: a lookup in a quantized table and the unpacking of its rows are placed one by one. 3: a bag over unpacked rows
+is placed apart from them."""
 
 
 class PartReport(Value):

@@ -11,7 +11,7 @@ REPORT_FILE: Final = "optimization.json"
 """Of a derived snapshot: the report of the step that made it."""
 REPLAY_FILE: Final = "replay.safetensors"
 """Of a published snapshot: requests to replay, a tensor for each input, and labels as `labels:OUTPUT`."""
-FORM_OF_QUANTIZED: Final = 1
+FORM_OF_QUANTIZED: Final = 2
 """Version of what `quantize` writes for the same snapshot and settings."""
 REPLAY_LABELS: Final = "labels:"
 """Prefix of labels in a replay set; the name of an output follows. 1 for a positive row, 0 for a negative one."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.nn import functional
 
 from ipnext.errors import InvalidInput
 from serving.engines.torch.fx import packed_lookup
@@ -100,15 +101,16 @@ def test_a_snapshot_of_quantized_tables_can_be_split(derived, tmp_path):
 
 
 class Tied(nn.Module):
-    """ids [B] -> score [B]: one table is also multiplied, one is looked up with a padding index in a bag."""
+    """ids [B] -> score [B]: one table is also multiplied, one has a padding index in a bag, one is a small buffer."""
 
     def __init__(self):
         super().__init__()
         self.tied, self.plain = nn.Embedding(90, 8), nn.Embedding(90, 8)
         self.padded, self.odd = nn.EmbeddingBag(90, 8, padding_idx=0), nn.Embedding(90, 7)
+        self.register_buffer("still", torch.randn(90, 8))
 
     def forward(self, ids):
-        x = self.plain(ids) + self.tied(ids) + self.padded(ids.unsqueeze(1))
+        x = self.plain(ids) + self.tied(ids) + self.padded(ids.unsqueeze(1)) + functional.embedding(ids, self.still)
         return (x @ self.tied.weight.T).sum(1) + self.odd(ids).sum(1)
 
 
@@ -118,6 +120,7 @@ def test_tables_that_are_used_otherwise_stay_with_the_reason(tmp_path):
     kept = {table["path"]: table.get("kept", "") for table in found.report.details["tables"]}
     assert kept.pop("plain.weight") == ""
     assert "uses it whole" in kept.pop("tied.weight")
+    assert "a buffer of 65,536 bytes or less" in kept.pop("still")
     assert "padding index" in kept.pop("padded.weight")
     assert kept == {"odd.weight": "its 7 columns do not fill whole bytes"}
     assert found.report.replaced_bytes.before == 90 * 8 * 4

@@ -41,6 +41,22 @@ class Listed(nn.Module):
         return {"score": self.top(torch.cat(rows, 1)).squeeze(1)}
 
 
+class Buffers(nn.Module):
+    """user [B], item [B], history [B, 4] -> score [B]; the model itself looks up in buffers and bags of parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.Parameter(torch.randn(150, WIDTH))
+        self.register_buffer("small", torch.randn(150, WIDTH))
+        self.register_buffer("large", torch.randn(300, WIDTH))
+        self.left, self.right = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 8)
+
+    def forward(self, user, item, history):
+        small, large = functional.embedding(user, self.small), functional.embedding(item, self.large)
+        bag = functional.embedding_bag(history, self.bag, mode="mean")
+        return {"score": (self.left(small + large) * self.right(small + bag)).sum(1)}
+
+
 def part(name, *modules, **more):
     return {"name": name, "modules": list(modules), **more}
 
@@ -49,6 +65,7 @@ CASES = {
     "rows of the rest go to other parts": (Tower, [part("left", "left"), part("right", "right", "wide")]),
     "a table has the name of a Python function": (Tower, [part("sparse", "id")]),
     "the model looks parameters up": (Listed, [part("sparse", "tables.*", shard={"by": "count", "count": 2})]),
+    "bags and buffers": (Buffers, [part("sparse", "bag"), part("left", "left"), part("right", "right")]),
     "shards by bytes": (
         Ranker,
         [part("sparse", "tables.*", "bag", shard={"by": "bytes", "max_bytes": 60_000})],
@@ -65,9 +82,9 @@ def of(report):
 @pytest.mark.parametrize("case", CASES)
 def test_a_quantized_snapshot_is_cut_into_the_parts_of_the_original(case, form, tmp_path):
     module, parts = CASES[case]
-    given = {"user": inputs(4)["user"]} if module is Listed else inputs(4) if module is Ranker else None
+    names = {Listed: ("user",), Tower: ("user", "item")}.get(module, ("user", "item", "history"))
     torch.manual_seed(0)
-    export(tmp_path / "whole", module(), given or {name: inputs(4)[name] for name in ("user", "item")})
+    export(tmp_path / "whole", module(), {name: inputs(4)[name] for name in names})
     derive_snapshot(tmp_path / "whole", step(form), tmp_path / "derived", replay=None)
     policy = parse_policy({"parts": parts, "default": "dense"})
     whole = split_snapshot(tmp_path / "whole", policy)
