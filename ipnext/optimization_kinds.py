@@ -60,6 +60,11 @@ class OptimizationKinds:
             raise InvalidInput(msg, field="plugin.kind", value=name, allowed=known)
         return kind
 
+    def versions_of(self, name: str) -> Mapping[str, str]:
+        """Return the tools of a kind with their versions. Raises InvalidInput."""
+        with contain_faults(name, "versions"):
+            return dict(self.get(name).versions())
+
     def check(self, steps: Iterable[OptimizationStep]) -> None:
         """Check the steps of other distributions. Raises InvalidInput with the place in the manifest."""
         for index, step in enumerate(steps):

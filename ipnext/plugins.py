@@ -138,8 +138,8 @@ def load_kind(point: EntryPoint, *, taken: Iterable[str], methods: Iterable[str]
 
 
 @contextmanager
-def contain_faults(name: str) -> Iterator[None]:
-    """Turn whatever a plug-in's check of settings raises into InvalidInput. Errors of IPnext pass.
+def contain_faults(name: str, method: str = "check") -> Iterator[None]:
+    """Turn whatever a method of a plug-in raises into InvalidInput. Errors of IPnext pass.
 
     The text of a ValueError says why the settings are wrong; any other error is a fault of the plug-in `name`.
     """
@@ -152,5 +152,5 @@ def contain_faults(name: str) -> Iterator[None]:
     except ValueError as error:
         raise InvalidInput(cut_text(str(error))) from error
     except (Exception, SystemExit) as error:
-        msg = f"the check of {name!r} ended with {type(error).__name__}: {error}"
+        msg = f"the {method} of {name!r} ended with {type(error).__name__}: {error}"
         raise InvalidInput(cut_text(msg)) from error

@@ -21,7 +21,7 @@ from ipnext import __version__
 from ipnext.artifacts.native_code import SIGNING_SETTING, LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.errors import Unavailable
+from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
 from ipnext.model.manifest.manifest import ModelSpec
@@ -140,11 +140,16 @@ class Pipeline:
         return made
 
     def _recipe(self, step: OptimizationStep) -> str:
-        """Return the digest of all that determines what a step derives. NotDerivable if no key signs a library."""
-        parts: dict[str, Any] = {
-            "step": step.bare.model_dump(mode="json", by_alias=True),
-            "tools": self._tools(step.kind),
-        }
+        """Return the digest of all that determines what a step derives.
+
+        NotDerivable if no key signs a library, or if this worker lacks the kind's package.
+        """
+        try:
+            tools = self._tools(step.kind)
+        except InvalidInput as error:
+            msg = f"{step.kind}: {error.message}"
+            raise NotDerivable(msg) from error
+        parts: dict[str, Any] = {"step": step.bare.model_dump(mode="json", by_alias=True), "tools": tools}
         if step.compile is not None:
             if self._signer is None:
                 msg = f"compile: hosts run signed libraries only, and workers have no key: {SIGNING_SETTING} is not set"
@@ -208,4 +213,4 @@ def tools_of_kind(name: str) -> Mapping[str, str]:
         return {"ipnext": __version__, "quantize": str(FORM_OF_QUANTIZED), **torch}
     if name == "compile":
         return {"ipnext": __version__, "compiler": compiler_version(), **torch}
-    return {"ipnext": __version__, **torch, **OptimizationKinds().get(name).versions()}
+    return {"ipnext": __version__, **torch, **OptimizationKinds().versions_of(name)}
