@@ -6,7 +6,6 @@ bytes is not repeated, neither by another attempt at the activity nor for anothe
 Called by the optimization activities.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from activities.optimization.branches import Ends, derive_branches, read_ends
 from activities.optimization.step_process import Deriver, StepRefused, StepSource
 from activities.runtime.deadline import beat
+from activities.runtime.scratch import scratch_directory
 from ipnext import __version__
 from ipnext.artifacts.native_code import SIGNING_SETTING, LibrarySigner
 from ipnext.artifacts.port import ArtifactStore
@@ -181,15 +181,15 @@ class Pipeline:
     @contextmanager
     def _fetched(self, place: StepPlace, source: Snapshot) -> Iterator[tuple[StepSource, Path]]:
         """Fetch a step's source, and the published snapshot if its replay set is not there."""
-        with tempfile.TemporaryDirectory(prefix="ipnext-step-", ignore_cleanup_errors=True) as scratch:
+        with scratch_directory("step") as scratch:
             beat(f"{place.name}: fetching the snapshot")
-            snapshot = self._artifacts.fetch(source.uri, Path(scratch) / "source")
+            snapshot = self._artifacts.fetch(source.uri, scratch / "source")
             whole = snapshot
             if source.derived_from is not None:
                 published = self._snapshot(source.model, source.part, source.derived_from)
-                whole = self._artifacts.fetch(published.uri, Path(scratch) / "published")
+                whole = self._artifacts.fetch(published.uri, scratch / "published")
             replay = whole / REPLAY_FILE
-            yield StepSource(snapshot, replay if replay.is_file() else None), Path(scratch)
+            yield StepSource(snapshot, replay if replay.is_file() else None), scratch
 
     def _snapshot(self, model: str, part: str, number: int) -> Snapshot:
         with self._store.read() as repository:

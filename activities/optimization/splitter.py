@@ -6,7 +6,6 @@ single hardware kinds go: each of these is cut into the same parts, segments and
 Called by the optimization activities.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from activities.optimization.kind_cuts import CutSources, KnownCuts, check_parts, find_others
 from activities.optimization.split_process import CutRefused, Cutter
 from activities.runtime.deadline import beat
+from activities.runtime.scratch import scratch_directory
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.fleet import HardwareOption
@@ -103,10 +103,10 @@ class Splitter:
     @contextmanager
     def _cut(self, source: Snapshot, policy: SplitPolicy) -> Iterator[tuple[SplitReport, Path]]:
         """Yield the report of a cut, and the directory with its segments, until the context ends."""
-        with tempfile.TemporaryDirectory(prefix="ipnext-cut-", ignore_cleanup_errors=True) as scratch:
+        with scratch_directory("cut") as scratch:
             beat("fetching the snapshot")
-            whole = self._artifacts.fetch(source.uri, Path(scratch) / "whole")
-            out = Path(scratch) / "parts"
+            whole = self._artifacts.fetch(source.uri, scratch / "whole")
+            out = scratch / "parts"
             yield self._cutter(whole, policy, out, beat), out
 
     def _ingest(self, directory: Path) -> SnapshotSource:

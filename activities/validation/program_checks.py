@@ -1,12 +1,12 @@
 """Validators that run programs of snapshots, in a confined process: figures on a replay set, and golden requests."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from activities.runtime.scratch import scratch_directory
 from activities.validation.check_process import CheckFiles, CheckTooLong, CheckUnfit
 from activities.validation.validator import Candidate, fail_check, pass_check, skip_check
 from ipnext.model.lifecycle.checks import CheckResult
@@ -163,11 +163,11 @@ def _bearer(candidate: Candidate, snapshot: Snapshot, file: str) -> Snapshot | N
 @contextmanager
 def _fetched(candidate: Candidate, *snapshots: Snapshot) -> Iterator[tuple[CheckFiles, Sequence[Sequence[str]]]]:
     """Fetch snapshots with those that they are deltas of; yield their directories, each as `Candidate.chain`."""
-    with tempfile.TemporaryDirectory(prefix="ipnext-check-", ignore_cleanup_errors=True) as scratch:
+    with scratch_directory("check") as scratch:
         chains: list[list[str]] = []
         for snapshot in snapshots:
             chains.append([])
             for each in candidate.chain(snapshot):
                 candidate.beat(f"fetching snapshot {each.number} of {each.part}")
-                chains[-1].append(str(candidate.artifacts.fetch(each.uri, Path(scratch) / "snapshots")))
-        yield CheckFiles([Path(scratch) / "snapshots"], Path(scratch)), chains
+                chains[-1].append(str(candidate.artifacts.fetch(each.uri, scratch / "snapshots")))
+        yield CheckFiles([scratch / "snapshots"], scratch), chains

@@ -1,7 +1,7 @@
 """Packed rows of quantized tables: a lookup reads them, and the operation behind it unpacks them.
 
-Both count as one lookup in the table as it was before, with the bag that adds unpacked rows up. So a quantized program is
-cut as the one that it was made of. The forms are those of `serving.optimizing.quantize`.
+Both count as one lookup in the table as it was before, with the bag that adds unpacked rows up. So a quantized program
+is cut as the one that it was made of. The forms are those of `serving.optimizing.quantize`.
 """
 
 from collections.abc import Mapping

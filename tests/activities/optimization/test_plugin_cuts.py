@@ -4,25 +4,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from temporalio.testing import ActivityEnvironment
-from torch import nn
 
 from activities.optimization.activities import OptimizationActivities
-from activities.optimization.split_process import CutRefused
-from activities.optimization.step_process import StepRefused
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle.changes.change import ChangeKind
 from ipnext.model.lifecycle.changes.lifecycle_run import StageInput
 from ipnext.model.lifecycle.status import Reason
-from serving.optimizing.derive import derive_snapshot
-from serving.splitting.split import split_snapshot
+from tests.activities.optimization.in_process import SPLIT, WHOLE, cut, derive, export_ranker
 from tests.plugin_packages import write_distribution
-from tests.serving.optimizing.models import export
 
 MODEL = "ranker"
-KINDS = ("cpu", "small")
-WHOLE = {"name": "whole", "engine": "torch", "hardware": [{"kind": kind, "units": 1, "qps": 100} for kind in KINDS]}
-SPLIT = {"parts": [{"name": "sparse", "modules": ["tables.*"]}], "default": "dense"}
 USER = "state:tables.user.weight"
 
 PACKAGE = """
@@ -62,24 +53,9 @@ class Broken(Prune):
 """
 
 
-class Ranker(nn.Module):
-    """user [B], item [B] -> score [B]."""
-
-    def __init__(self):
-        super().__init__()
-        self.tables = nn.ModuleDict({name: nn.Embedding(40, 8) for name in ("user", "item")})
-        self.top = nn.Linear(8, 1)
-
-    def forward(self, user, item):
-        return {"score": self.top(self.tables["user"](user) * self.tables["item"](item)).squeeze(1)}
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("plugin") / "whole"
-    ids = torch.arange(4)
-    export(directory, Ranker(), {"user": ids, "item": ids})
-    return directory
+    return export_ranker(tmp_path_factory.mktemp("plugin") / "whole")
 
 
 @pytest.fixture
@@ -87,22 +63,6 @@ def installed(tmp_path, monkeypatch):
     points = {name.lower(): f"prunes:{name}" for name in ("Prune", "Rewire", "Broken")}
     write_distribution(tmp_path / "dist", "prunes", PACKAGE, {"ipnext.optimizations": points})
     monkeypatch.syspath_prepend(str(tmp_path / "dist"))
-
-
-def derive(source, step, out, beat):
-    """Derive as the process of a step does."""
-    try:
-        return derive_snapshot(source.snapshot, step, out, replay=source.replay).report
-    except InvalidInput as error:
-        raise StepRefused(error.message) from error
-
-
-def cut(snapshot, policy, out, beat):
-    """Split as the process that cuts does."""
-    try:
-        return split_snapshot(snapshot, policy, out=out, verify=True)
-    except InvalidInput as error:
-        raise CutRefused(Reason.SPLIT_REFUSED, error.message) from error
 
 
 @pytest.fixture
