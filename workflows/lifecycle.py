@@ -111,7 +111,9 @@ class LifecycleWorkflow(TransitionRun):
         self._enter("begin", None)
         begun = await self._begin()
         if isinstance(begun, ChangeBegun) and begun.final is not None:
-            return LifecycleResult(state=begun.final, generation=begun.generation, message="ended before")
+            return LifecycleResult(
+                state=begun.final, generation=begun.generation, message="ended before", retired=begun.retired
+            )
         if isinstance(begun, LifecycleResult):
             result, begun = begun, ChangeBegun()
         else:

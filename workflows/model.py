@@ -67,7 +67,7 @@ class ModelWorkflow:
         if not self._state.rebuilt:
             self._state.rebuild(await self._open_changes())
             self._show()
-        while self._state.is_open:
+        while self._state.is_open or not workflow.all_handlers_finished():
             await self._work()
             await workflow.wait_condition(workflow.all_handlers_finished)
 

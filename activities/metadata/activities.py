@@ -56,10 +56,15 @@ class MetadataActivities:
         with self._store.begin(progress.model) as repository:
             change, record = repository.change(progress.change_id), repository.model(progress.model)
             if change.state.final:
-                return ChangeBegun(generation=change.generation, revision=record.generation, final=change.state)
+                return ChangeBegun(
+                    generation=change.generation,
+                    revision=record.generation,
+                    final=change.state,
+                    retired=record.retired,
+                )
             if (why := _explain_retired(repository, change, record)) is not None:
                 _supersede(repository, change, why)
-                return ChangeBegun(revision=record.generation, final=ChangeState.SUPERSEDED)
+                return ChangeBegun(revision=record.generation, final=ChangeState.SUPERSEDED, retired=record.retired)
             placed = repository.placement(progress.model)
             if change.kind is ChangeKind.MOVE and (placed is None or placed.plan_id != change.plan_id):
                 message = "a newer plan places it otherwise"

@@ -66,7 +66,9 @@ class TakeoverActivities:
             )
             for change in changes
         )
-        return OpenChanges(changes=found, held=held, serving_generation=record.serving_generation)
+        return OpenChanges(
+            changes=found, held=held, serving_generation=record.serving_generation, retired=record.retired
+        )
 
     @activity.defn(name="look_at_change", no_thread_cancel_exception=True)
     def look_at_change(self, asked: ChangeAsked) -> ChangeSeen:

@@ -172,6 +172,8 @@ class EntityState:
             self.retired = change.kind is ChangeKind.RETIRE
             if self.retired and self.held is not None:  # its pause has ended in the store, which may have a new one
                 self.held, self.heard_of_hold, self.looks_again = None, False, True
+        elif result.retired:
+            self._note_retired()
 
     def note_newer(self, change: QueuedChange) -> None:
         """Remember a newer change that may supersede the running one, to signal it to the run."""
@@ -232,6 +234,8 @@ class EntityState:
             self.held = found.held
         self.serving = found.serving_generation
         self.rebuilt = True
+        if found.retired:
+            self._note_retired()
 
     def recover(self, found: OpenChanges, known: frozenset[str]) -> tuple[OpenChange, ...]:
         """Take up the open changes that this entity lost, and return them: first the one that moves the model.
@@ -247,7 +251,13 @@ class EntityState:
                 self.enqueue(item.change)
         if not self.heard_of_hold:
             self.held = found.held
+        if found.retired:
+            self._note_retired()
         return tuple(_in_order(lost))
+
+    def _note_retired(self) -> None:
+        """Take the model as retired, as the store has it, unless a change is left that may undo that."""
+        self.retired = self.retired or not self.tracked_ids
 
     def _take_up(self, changes: tuple[OpenChange, ...]) -> None:
         """Await, or settle, the changes that have begun."""

@@ -28,7 +28,7 @@ def test_a_change_of_a_retired_model_moves_nothing(house, published, kind):
     with house.store.begin("ranker") as unit:
         unit.update_model("ranker", retired=True)
     begun = begin(house, change)
-    assert (begun.final, begun.generation) == (ChangeState.SUPERSEDED, None)
+    assert (begun.final, begun.generation, begun.retired) == (ChangeState.SUPERSEDED, None, True)
     ended = house.change(change.id)
     assert (ended.state, ended.reason, ended.message) == (
         ChangeState.SUPERSEDED,
@@ -39,7 +39,8 @@ def test_a_change_of_a_retired_model_moves_nothing(house, published, kind):
         state = unit.generation("ranker", published.generation).state
         assert (state is GenerationState.SUPERSEDED) is (kind is ChangeKind.PUBLISH)
         assert unit.model("ranker").target_generation is None
-    assert begin(house, change).final is ChangeState.SUPERSEDED
+    again = begin(house, change)
+    assert (again.final, again.retired) == (ChangeState.SUPERSEDED, True)
 
 
 @pytest.mark.parametrize("kind", [ChangeKind.PUBLISH, ChangeKind.RETIRE])
@@ -49,7 +50,8 @@ def test_a_change_from_before_a_retirement_moves_nothing_although_the_model_is_b
     with house.store.begin("ranker") as unit:
         unit.update_change("gone", state=ChangeState.DONE)
     house.apply("ranker")
-    assert begin(house, change).final is ChangeState.SUPERSEDED
+    begun = begin(house, change)
+    assert (begun.final, begun.retired) == (ChangeState.SUPERSEDED, False)
     assert house.change(change.id).message == "change gone is newer"
     assert begin(house, house.ask("ranker", ChangeKind.APPLY, "later")).final is None
 

@@ -161,6 +161,13 @@ def test_an_entity_that_begins_finds_the_move_that_goes_on_in_a_pause(house, ask
     }
 
 
+def test_the_open_changes_say_whether_the_model_is_retired(house, asked):
+    assert not asked("open_changes", ModelAsked(model=M)).retired
+    with house.store.begin(M) as repository:
+        repository.update_model(M, retired=True)
+    assert asked("open_changes", ModelAsked(model=M)).retired
+
+
 def test_of_a_model_that_was_never_applied_nothing_is_open(asked):
     assert asked("open_changes", ModelAsked(model="unknown")) == OpenChanges()
 

@@ -10,6 +10,8 @@ from ipnext import names
 from ipnext.errors import RegionUnreachable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
 from ipnext.model.lifecycle.changes.lifecycle_run import Done, StageInput
+from ipnext.temporal import begin_entity, is_open
+from tests.waiting import PATIENCE_SECONDS
 from tests.workflows.activity_errors import failed_activity
 from workflows import policies
 from workflows.stages import retirement
@@ -60,6 +62,24 @@ async def test_a_retirement_whose_run_is_ended_from_outside_completes(
     with house.store.read() as unit:
         record = unit.model(model)
     assert (record.retired, record.serving_generation) == (True, None)
+
+
+@pytest.mark.usefixtures("workers")
+async def test_entities_that_begin_after_the_retirement_end_once_nothing_is_left(house, model, client, carried_out):
+    async def over():
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await is_open(client, names.model_workflow_id(model)):  # noqa: ASYNC110 - it is asked
+                await asyncio.sleep(0.05)
+
+    house.apply(model)
+    retirement = house.ask(model, ChangeKind.RETIRE, f"{model}-retire")
+    assert (await carried_out(retirement)).state is ChangeState.DONE
+    await over()
+    late = await carried_out(house.ask(model, ChangeKind.REPAIR, f"{model}-late"))
+    assert (late.state, late.message) == (ChangeState.SUPERSEDED, "the model is retired")
+    await over()
+    await begin_entity(client, model)
+    await over()
 
 
 def test_a_release_is_tried_again_after_errors_that_no_retry_heals(monkeypatch):

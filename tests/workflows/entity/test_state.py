@@ -59,6 +59,26 @@ def test_only_a_retirement_that_is_done_retires_a_model():
     assert not found.retired
 
 
+def test_an_entity_ends_after_a_change_that_came_too_late_for_its_retired_model_unless_another_one_waits():
+    late = LifecycleResult(state=ChangeState.SUPERSEDED, retired=True)
+    for waiting in ((), (OTHER,)):
+        found = entity(running=PUBLISH, queue=waiting)
+        found.end(PUBLISH, late)
+        assert found.is_open is bool(waiting)
+    found = entity(running=PUBLISH)
+    found.end(PUBLISH, SUPERSEDED)
+    assert found.is_open
+
+
+@pytest.mark.parametrize("reads", ["rebuild", "recover"])
+def test_an_entity_that_finds_its_model_retired_and_nothing_open_ends(reads):
+    for retired, waiting, is_open in ((True, (), False), (True, (OTHER,), True), (False, (), True)):
+        found = entity(queue=waiting)
+        read = found.rebuild if reads == "rebuild" else lambda answer, state=found: state.recover(answer, frozenset())
+        read(OpenChanges(retired=retired))
+        assert found.is_open is is_open
+
+
 @pytest.mark.parametrize("pause", [None, ControlAsked(by="bob", reason="again")])
 def test_a_pause_ends_with_the_retirement_and_the_store_has_whether_there_is_a_new_one(pause):
     state = entity(running=change(ChangeKind.RETIRE, 2), held=ControlAsked(by="ann", reason="audit"))

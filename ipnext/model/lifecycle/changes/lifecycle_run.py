@@ -28,6 +28,8 @@ class LifecycleResult(Value):
     """Whether it waited longer for a person than `rollout.manualDeadlineSeconds`."""
     stopped_by: str | None = None
     """The change that preempted it; None if it is done, or ended otherwise."""
+    retired: bool = False
+    """Whether it did not begin since the model is retired."""
 
 
 class ChangeBegun(Value):
@@ -50,7 +52,9 @@ class ChangeBegun(Value):
     misfit: str = ""
     """Why the entries that change the order do not fit each other: the change is refused."""
     final: ChangeState | None = None
-    """Set if an earlier run has already ended this change: nothing is left to do."""
+    """Set if the change has ended already: nothing is left to do."""
+    retired: bool = False
+    """Whether the model is retired, if the change has ended already."""
 
 
 class StageInput(Value):

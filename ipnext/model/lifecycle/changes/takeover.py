@@ -32,6 +32,8 @@ class OpenChanges(Value):
     held: ControlAsked | None = None
     """The author of the pause of the model's changes, and the reason."""
     serving_generation: int | None = None
+    retired: bool = False
+    """Whether the model is retired."""
 
 
 class ChangeAsked(Value):
