@@ -124,8 +124,10 @@ def _describe_part(modules: Sequence[str], segments: Sequence[tuple[str, int]]) 
 
 
 def _describe_difference(known: Signature, found: Signature) -> str:
-    before, after = (
-        {f"{tensor.name} {tensor.datatype} {list(tensor.shape)}" for tensor in (*one.inputs, *one.outputs)}
-        for one in (known, found)
-    )
-    return f"{', '.join(sorted(after - before))} in place of {', '.join(sorted(before - after))}"
+    before, after = (set(_describe_tensors(one)) for one in (known, found))
+    return f"{', '.join(sorted(after - before)) or 'none'} in place of {', '.join(sorted(before - after)) or 'none'}"
+
+
+def _describe_tensors(signature: Signature) -> Iterator[str]:
+    for role, tensors in (("input", signature.inputs), ("output", signature.outputs)):
+        yield from (f"{role} {tensor.name} {tensor.datatype} {list(tensor.shape)}" for tensor in tensors)

@@ -91,8 +91,15 @@ class CarriedOut:
             told = result.message
         return told
 
-    def end(self, change: Change, generation: int, state: ChangeState, reason: Reason = Reason.SUCCEEDED) -> None:
-        result = LifecycleResult(state=state, generation=generation, reason=reason, message="told")
+    def end(
+        self,
+        change: Change,
+        generation: int,
+        state: ChangeState,
+        reason: Reason = Reason.SUCCEEDED,
+        message: str = "told",
+    ) -> None:
+        result = LifecycleResult(state=state, generation=generation, reason=reason, message=message)
         with self.house.store.read() as unit:
             revision = unit.model(self.model).generation
         record = RecordInput(

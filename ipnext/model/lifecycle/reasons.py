@@ -38,7 +38,8 @@ ADVICE: Mapping[Reason, str] = {
     ),
     Reason.NON_FINITE_WEIGHTS: "The weights hold NaN or infinity: publish a snapshot from a healthy training step.",
     Reason.SPLIT_REFUSED: (
-        "The policy in spec.split does not fit the model: change what the message names, apply, publish again."
+        "The policy in spec.split does not fit the model, or a step in spec.optimization what it cuts: change what the "
+        "message names, apply, publish again."
     ),
     Reason.SPLIT_DIFFERS: (
         "Cut like this the model answers otherwise: keep the modules that the message's output comes from in one part."

@@ -162,7 +162,9 @@ def test_a_derivative_with_other_tensors_between_its_parts_is_refused_by_name(ho
     found = publish(1, 1)
     assert (found.refused, found.reason) == (True, Reason.SPLIT_REFUSED)
     told = "split: snapshot 2 of whole, derived for small: it can't be cut like that of other hardware kinds: "
-    assert found.summary.startswith(f"{told}segment sparse takes or gives other tensors: features UINT8 [-1, 4] in")
+    assert found.summary.startswith(
+        f"{told}segment sparse takes or gives other tensors: output features UINT8 [-1, 4] in"
+    )
     assert generation(house, 1).layout is None
 
 
