@@ -27,7 +27,7 @@ class Step:
         pass
 
     def versions(self):
-        return {"prunes": "7"}
+        return {"cut_steps": "7"}
 
 class Prune(Step):
     def derive(self, source, settings, draft):
@@ -60,8 +60,8 @@ def exported(tmp_path_factory):
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    points = {name.lower(): f"prunes:{name}" for name in ("Prune", "Rewire", "Broken")}
-    write_distribution(tmp_path / "dist", "prunes", PACKAGE, {"ipnext.optimizations": points})
+    points = {name.lower(): f"cut_steps:{name}" for name in ("Prune", "Rewire", "Broken")}
+    write_distribution(tmp_path / "dist", "cut_steps", PACKAGE, {"ipnext.optimizations": points})
     monkeypatch.syspath_prepend(str(tmp_path / "dist"))
 
 
@@ -93,7 +93,7 @@ def test_hosts_of_the_kind_load_their_cut_of_what_the_plugin_derived(house, opti
     assert generation(house).by_hardware == {"small": {"sparse": 2}}
     with house.store.read() as unit:
         whole, sparse = unit.snapshot(MODEL, "whole", 2), unit.snapshot(MODEL, "sparse", 2)
-    assert whole.manifest.producer.items() >= {"step": "prune", "prunes": "7"}.items()
+    assert whole.manifest.producer.items() >= {"step": "prune", "cut_steps": "7"}.items()
     assert (sparse.manifest.parent, sparse.hardware) == (whole.digest, ("small",))
     published = load_file(exported / "weights.safetensors")[USER]
     loaded = load_file(house.artifacts.fetch(sparse.uri, tmp_path / "sparse") / "weights.safetensors")

@@ -4,13 +4,17 @@ import asyncio
 import logging
 
 import pytest
+from temporalio.api.enums.v1 import EventType
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from ipnext import names
-from ipnext.errors import RegionUnreachable
+from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.model.lifecycle.changes.change import ChangeKind, ChangeState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.lifecycle_run import Done, StageInput
-from ipnext.temporal import begin_entity, is_open
+from ipnext.model.lifecycle.status import Reason
+from ipnext.store.repository import Repository
+from ipnext.temporal import begin_entity, control, is_open
 from tests.waiting import PATIENCE_SECONDS
 from tests.workflows.activity_errors import failed_activity
 from workflows import policies
@@ -80,6 +84,31 @@ async def test_entities_that_begin_after_the_retirement_end_once_nothing_is_left
     await over()
     await begin_entity(client, model)
     await over()
+
+
+@pytest.mark.usefixtures("workers")
+async def test_a_pause_that_begins_the_entity_of_a_retired_model_is_answered_before_it_ends(
+    house, model, client, carried_out, monkeypatch
+):
+    house.apply(model)
+    retirement = house.ask(model, ChangeKind.RETIRE, f"{model}-retire")
+    assert (await carried_out(retirement)).state is ChangeState.DONE
+    write, failures = Repository.set_condition, [True]
+
+    def fails_once(self, name, condition, status, reason, message=""):
+        if reason is Reason.PAUSED and failures:
+            failures.clear()
+            raise Unavailable("the store is away")
+        write(self, name, condition, status, reason, message)
+
+    monkeypatch.setattr(Repository, "set_condition", fails_once)
+    while await is_open(client, names.model_workflow_id(model)):  # noqa: ASYNC110 - it is asked
+        await asyncio.sleep(0.05)
+    answer = await control(client, model, ControlAction.PAUSE, ControlAsked(by="ann"))
+    assert (answer.message, failures) == ("paused by ann", [])
+    entity = client.get_workflow_handle(names.model_workflow_id(model))
+    kinds = {event.event_type async for event in entity.fetch_history_events()}
+    assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED not in kinds, "it ended before its handler"
 
 
 def test_a_release_is_tried_again_after_errors_that_no_retry_heals(monkeypatch):
