@@ -57,7 +57,7 @@ SCRUBBED = {"identity": "worker", "stackTrace": "", "binaryChecksum": "", "build
 
 
 async def record(client: Client, house: Any) -> None:
-    """Publish, publish, a failing publish, a rollback, a replan, a retirement.
+    """Publish, publish, a failing publish, a rollback, a replan, a retirement, a repair that comes after it.
 
     Then a model that is cut, one that is frozen, and one with a stage of another package.
     """
@@ -88,6 +88,9 @@ async def record(client: Client, house: Any) -> None:
     moved = await history_of(client, names.REPLAN_ID)
     drained = await drains(client, house)
     await carry_out(house.ask(MODEL, ChangeKind.RETIRE, "retire"))
+    entity = await ended_history_of(client, names.model_workflow_id(MODEL))
+    await carry_out(house.ask(MODEL, ChangeKind.REPAIR, "late"))
+    retired = await ended_history_of(client, names.model_workflow_id(MODEL))
     for number, split in enumerate((load_house().BY_TABLE, load_house().IN_THE_MIDDLE), 1):
         house.apply_split(CUT_MODEL, split, demand=[{"region": "us-east", "qps": 50}], rollout=ROLLOUT)
         await carry_out(house.publish_whole(CUT_MODEL, 1, change_id=f"cut-{number}"))
@@ -103,10 +106,9 @@ async def record(client: Client, house: Any) -> None:
         lifecycle=[{"stage": "audit", "after": "validation", "settings": {"maxGap": 0.05}}],
     )
     await carry_out(house.publish(STAGED_MODEL, 1, change_id="staged"))
-    for file, history in {"replan-turns": moved, **drained}.items():
+    for file, history in {"replan-turns": moved, "model": entity, "model-retired": retired, **drained}.items():
         write(file, history)
     for file, found in {
-        "model": names.model_workflow_id(MODEL),
         "lifecycle-publish": names.lifecycle_workflow_id(MODEL, "second"),
         "lifecycle-rolled-back": names.lifecycle_workflow_id(MODEL, "failing"),
         "lifecycle-refused": names.lifecycle_workflow_id(MODEL, "refused"),
@@ -150,6 +152,12 @@ def replans(house: Any) -> tuple[Replan, ...]:
 
 async def history_of(client: Client, workflow_id: str) -> str:
     return (await client.get_workflow_handle(workflow_id).fetch_history()).to_json()
+
+
+async def ended_history_of(client: Client, workflow_id: str) -> str:
+    """The history once the run is closed."""
+    await client.get_workflow_handle(workflow_id).result()
+    return await history_of(client, workflow_id)
 
 
 def write(file: str, history: str) -> None:

@@ -51,6 +51,7 @@ ORDER = {
     "drain-lost": ["look_at_drain", "route_around", *["timer", "look_at_drain"] * 2],
     "scheduled-replan": ["ask_replan"],
     "model": ["open_changes", *["child lifecycle"] * 9],
+    "model-retired": ["open_changes", "child lifecycle"],
 }
 
 
