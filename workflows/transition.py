@@ -77,7 +77,7 @@ class TransitionWorkflow:
                 result = await to_the_end(self._revert_waves(wave))
                 await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
                 return result
-        self._show("done: all traffic is where it shall be")
+        self._show("done: all traffic is at its target")
         await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
         return TransitionResult(done=True, waves_done=input.waves, message=self._describe_unreleased())
 

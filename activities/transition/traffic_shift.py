@@ -102,7 +102,7 @@ class Gateways:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
             raise RegionUnreachable(msg)
         if waits := {*waiting, *staying} - self._facts.lost:
-            msg = f"users of {min(waits)!r} stay where they are, for what shall answer them is not ready yet"
+            msg = f"users of {min(waits)!r} stay where they are: their new replicas are not ready yet"
             raise Unavailable(msg)
 
     def still_sent(self, shares: Mapping[str, Shares]) -> frozenset[tuple[str, int]]:

@@ -153,7 +153,7 @@ def _library_fault(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile)
     part = snapshot.part
     asked = [spec.settings.get(COMPILE_SETTING) for spec in candidate.manifest.spec.parts if spec.name == part]
     if not any(given is True or isinstance(given, Mapping) for given in asked):
-        return f"is native code; hosts run it only where settings.{COMPILE_SETTING} of part {part!r} asks for it"
+        return f"is native code; hosts run it only if settings.{COMPILE_SETTING} of part {part!r} asks for it"
     if candidate.native_signers is None:
         return (
             "is native code, which this platform runs of no snapshot; publish the source snapshot, "

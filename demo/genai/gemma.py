@@ -88,7 +88,7 @@ def convert(directory: Path) -> None:
 
 
 def _convert(scratch: Path) -> None:
-    import torch  # noqa: PLC0415 - loaded only where weights are converted
+    import torch  # noqa: PLC0415 - loaded only if weights are converted
 
     transformers = import_module("transformers")
     import_module(PACKAGE).assemble(scratch / WEIGHTS)

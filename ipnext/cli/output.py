@@ -24,7 +24,7 @@ _SMALL, _SMALLEST = 0.1, 1e-6
 """Figures below the first one are shown with two digits, and the others that are no zero as below the second one."""
 
 UNBOUNDED_COLUMNS = 250
-"""Width where the answer goes into a file or a pipe: nothing is cut."""
+"""Width if the answer goes into a file or a pipe: nothing is cut."""
 
 
 class Form(StrEnum):
@@ -54,7 +54,7 @@ def write(value: object, form: Form, table: Callable[[], Table | Iterable[Table 
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts with control characters in double quotes, where they can be escaped."""
+    """Writes texts with control characters in double quotes, in which they can be escaped."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -111,7 +111,7 @@ def exact_duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """At most two digits after the point, or two digits of what is small; none where they are zero."""
+    """At most two digits after the point, or two digits of what is small; none if they are zero."""
     size = abs(value)
     if 0 < size < _SMALLEST:
         return "<0.000001" if value > 0 else ">-0.000001"

@@ -15,7 +15,7 @@ SETTINGS = {"workers": "dev_workers", "database_url": "dev_database_url", "artif
 def main() -> int:
     """Read the arguments and run. Bad input and conflicts are one line on stderr and exit status 2."""
     parser = argparse.ArgumentParser(prog="ipnext dev", description="Start the whole platform on this machine.")
-    parser.add_argument("--state", type=Path, required=True, help="directory that holds everything; made where missing")
+    parser.add_argument("--state", type=Path, required=True, help="directory that holds everything; created if missing")
     parser.add_argument("--config", type=Path, help="another temporal-dev.yaml")
     parser.add_argument("--fleet", type=Path, help="a manifest of kind Fleet; default: two regions")
     parser.add_argument("--free-ports", action="store_true", help="take free ports in place of taken ones")

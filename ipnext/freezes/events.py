@@ -157,7 +157,7 @@ def _moment(value: date, zone: tzinfo | None) -> datetime:
 
 def _check_length(length: timedelta, field: str) -> None:
     if length > LONGEST:
-        msg = f"{field}: each window lasts {length.days} days; allowed: at most {LONGEST.days} where it recurs"
+        msg = f"{field}: each window lasts {length.days} days; allowed: at most {LONGEST.days} if it recurs"
         raise InvalidInput(msg, field=field, value=str(length), allowed=(f"at most {LONGEST.days} days",))
 
 

@@ -26,7 +26,7 @@ class HardwareOption(Throughput):
     qps: float | None = Field(default=None, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
     tokens_per_second: float | None = Field(default=None, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
     profile: bool | None = None
-    """The newest measured profile says the throughput; the number, where there is one, holds until the first."""
+    """The newest measured profile says the throughput; the number, if there is one, holds until the first."""
 
     @model_validator(mode="after")
     def _is_known_or_measured(self) -> Self:

@@ -71,7 +71,7 @@ def explain_command(
 def conflict_command(
     problem: ProblemFile, output: Output = Form.TABLE, *, model: Models = None, plan: OthersOption = None
 ) -> None:
-    """Which limits together leave no room to serve all demand. Exit status 3 where there are such limits."""
+    """Which limits together leave no room to serve all demand. Exit status 3 if there are such limits."""
     with exit_on_error():
         stated = read_problem(problem)
         state = read_plan(plan) if plan else None

@@ -82,7 +82,7 @@ def solve_command(
 
 
 def check_command(problem: ProblemFile, plan: PlanFile, output: Output = Form.TABLE) -> None:
-    """Check a plan against every rule. Exit status 1 where it breaks one."""
+    """Check a plan against every rule. Exit status 1 if it breaks one."""
     with exit_on_error():
         report(check(read_problem(problem), read_plan(plan)), output)
 

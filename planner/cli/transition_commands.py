@@ -67,7 +67,7 @@ def transition_command(  # noqa: PLR0913 - one option for each field of the poli
     when_short: WhenShortOption = WhenShort.SURGE,
     max_dip: MaxDip = 0.0,
 ) -> None:
-    """Safe waves from one state to another. Exit status 3 where there are none; the document then says why."""
+    """Safe waves from one state to another. Exit status 3 if there are none; the document then says why."""
     with exit_on_error():
         _check_dip(when_short, max_dip)
         stated = read_problem(problem)
@@ -93,7 +93,7 @@ def check_transition_command(  # noqa: PLR0913 - one option for each field of th
     when_short: WhenShortOption = WhenShort.SURGE,
     max_dip: MaxDip = 0.0,
 ) -> None:
-    """Check a transition, wave by wave, phase by phase. Exit status 1 where it breaks a rule."""
+    """Check a transition, wave by wave, phase by phase. Exit status 1 if it breaks a rule."""
     with exit_on_error():
         stated = read_problem(problem)
         fields = {"canary": canary, "max_step": max_step, "max_dip": max_dip}

@@ -112,8 +112,7 @@ class PlacedModel:
             free = max(0.0, self.free[place, other.hardware])
             if free + EPSILON < other.units:
                 message = (
-                    f"{1 - cost / here:.1%} cheaper, but {free:.6g} units are free where a replica takes "
-                    f"{other.units:g}"
+                    f"{1 - cost / here:.1%} cheaper, but {free:.6g} units are free and a replica takes {other.units:g}"
                 )
                 yield Binding(rule=f"supply {place}/{other.hardware}", message=message)
             else:

@@ -124,7 +124,7 @@ def _check_served(ledger: Ledger) -> Iterator[Violation]:
     unmet = np.divide(ledger.unmet, demand, out=np.zeros_like(demand), where=demand > 0)
     wanted = np.where(demand > 0, 1 - unmet, np.minimum(total, 1.0))
     for model, region, i, j in sorted(_where(abs(total - wanted) > TOLERANCE, ledger.model, ledger.region)):
-        message = f"the shares sum to {total[i, j]:.9g} where 1 less unmet is {wanted[i, j]:.9g}"
+        message = f"the shares sum to {total[i, j]:.9g}; 1 less unmet is {wanted[i, j]:.9g}"
         yield Violation(rule="served", subject=f"{model} from {region}", message=message)
 
 
@@ -135,7 +135,7 @@ def _latency(ledger: Ledger) -> Iterator[Violation]:
     far = [(ledger.plan.traffic[i], ms[i], most[i]) for i in np.flatnonzero((ledger.fraction > 0) & (ms > most))]
     for share, took, allowed in sorted(far, key=lambda item: (item[0].model, item[0].origin, item[0].to)):
         subject = f"{share.model} from {share.origin} to {share.to}"
-        message = f"{took:g} ms where the model tolerates {allowed:g} ms"
+        message = f"{took:g} ms; the model tolerates {allowed:g} ms"
         yield Violation(rule="latency", subject=subject, message=message)
 
 
@@ -176,7 +176,7 @@ def _min_replicas(ledger: Ledger) -> Iterator[Violation]:
     least = floats(part.min_replicas for part in ledger.parts)
     few = (held > 0) & (held < least[:, None])
     for (model, part), region, i, j in sorted(_where(few, ledger.part, ledger.region)):
-        message = f"{held[i, j]:.0f} replicas where a region that holds the part holds at least {least[i]:.0f}"
+        message = f"{held[i, j]:.0f} replicas; a region that holds the part holds at least {least[i]:.0f}"
         yield Violation(rule="min_replicas", subject=f"{model}/{part} in {region}", message=message)
 
 

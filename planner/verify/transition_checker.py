@@ -283,11 +283,11 @@ class _Replay:
             moved = max(sum(c for c in change if c > 0), -sum(c for c in change if c < 0))
             subject = f"{at}: {model} from {origin}"
             if moved > policy.max_step + TOLERANCE:
-                message = f"moves {moved:.9g} of the traffic where max_step is {policy.max_step:g}"
+                message = f"moves {moved:.9g} of the traffic; max_step is {policy.max_step:g}"
                 yield Violation(rule="max_step", subject=subject, message=message)
             fresh = sum(after.get(key, 0.0) for key in keys if key[2] not in served)
             if fresh > policy.canary + TOLERANCE:
-                message = f"a new generation starts at {fresh:.9g} where the canary is {policy.canary:g}"
+                message = f"a new generation starts at {fresh:.9g}; the canary is {policy.canary:g}"
                 yield Violation(rule="canary", subject=subject, message=message)
 
     def _ends(self) -> Iterator[Violation]:
@@ -320,7 +320,7 @@ class _Replay:
             policy = self.facts.policy(model)
             most = policy.max_dip if policy.when_short == "dip" else 0.0
             if fraction > most + TOLERANCE:
-                message = f"a dip of {fraction:.9g} is stated where the policy allows {most:.9g}"
+                message = f"a dip of {fraction:.9g} is stated; the policy allows {most:.9g}"
                 yield Violation(rule="dip", subject=f"{model}/{part} in {region}", message=message)
 
 

@@ -68,7 +68,7 @@ def _find_mismatch(real: Tensor, shadow: Tensor) -> Mismatch | None:
 
 
 def _lacks_number(real: Tensor, shadow: Tensor) -> bool:
-    """Return whether the shadow has NaN or infinity where the client got a number."""
+    """Return whether the shadow has NaN or infinity for a number of the client's answer."""
     return bool((np.isfinite(_numbers(real)) & ~np.isfinite(_numbers(shadow))).any())
 
 

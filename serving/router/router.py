@@ -392,7 +392,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="hosts",
         help=(
             "who walks a graph of several parts: the host of the last one (default), "
-            "or this router where hosts cannot reach each other"
+            "or this router if hosts cannot reach each other"
         ),
     )
     parser.add_argument(

@@ -33,7 +33,7 @@ def test_the_defaults_are_the_documented_ones():
     "words",
     [
         f"{len(PREDICTION_BOUNDS) + 1} buckets",
-        f"{ENOUGH_REQUESTS} where latency",
+        f"{ENOUGH_REQUESTS} if latency",
         f"at least {EARLY_REQUESTS} answers",
         f"{_Z} times",
         f"one answer of a generation in {SAMPLE_SECONDS * 1000:g} ms",

@@ -167,7 +167,7 @@ def test_a_library_is_refused_where_the_manifest_does_not_ask_for_it(platform: A
     done = publish(platform, snapshots.compiled("one"))
     assert (done.state, done.reason) == ("refused", "UnsafeFormat"), done.message
     told = ipnext("explain", "small", "-o", "json", api=platform.endpoints["api"]).stdout
-    assert "hosts run it only where settings.compile of part 'dense' asks for it" in told
+    assert "hosts run it only if settings.compile of part 'dense' asks for it" in told
     assert hosts(platform) == []
 
     platform.client.apply(MANIFEST.replace("SETTINGS", "{compile: true}"))

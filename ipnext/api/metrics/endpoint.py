@@ -104,7 +104,7 @@ def _model_metrics(unit: Repository, states: States, *, most: int) -> Iterator[M
     yield from freshness_metrics(unit.serving_snapshots_of_all(), datetime.now(UTC))
     found = unit.served_generations_of_all()
     ready = [([name], float(is_ready and name not in gone)) for name, is_ready, _ in found]
-    yield gauge("model_ready", "1 where the model is ready.", ["model"], ready)
+    yield gauge("model_ready", "1 if the model is ready.", ["model"], ready)
     serving = [([name], generation) for name, _, generation in found if generation is not None]
     yield gauge("serving_generation", "Generation that serves.", ["model"], serving)
     yield gauge(
@@ -158,7 +158,7 @@ def _region_metrics(regions: Sequence[RegionView]) -> Iterator[Metric]:
     yield gauge("supply_units", "Units that the fleet has.", labels, [(at, item.units) for at, item in supply])
     yield gauge("supply_used_units", "Units that deployments take.", labels, [(at, item.used) for at, item in supply])
     reachable = [([r.region], float(r.reachable)) for r in regions]
-    yield gauge("region_reachable", "1 where the region's infrastructure answers.", ["region"], reachable)
+    yield gauge("region_reachable", "1 if the region's infrastructure answers.", ["region"], reachable)
     behind = [([r.region], r.access_behind_seconds or 0.0) for r in regions if r.reachable]
     yield gauge(
         "region_access_list_behind_seconds",

@@ -35,7 +35,7 @@ def freshness_metrics(serving: Sequence[ServingSnapshot], now: datetime) -> Iter
     )
     yield gauge(
         "freshness_breached",
-        "1 where the snapshot that serves is older than the target, and has been for longer than the objective allows.",
+        "1 if the snapshot that serves is older than the target, and has been for longer than the objective allows.",
         LABELS,
         [(at, float(each.breached_at is not None)) for at, each in asked],
     )

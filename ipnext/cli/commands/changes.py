@@ -42,7 +42,7 @@ def apply(
     write(applied, output, lambda: _applied_table(applied, dry_run=dry_run))
     for each in applied:
         if isinstance(each, FleetView) and not dry_run:
-            say("the fleet is applied; where it changed, a replan follows by itself: `ipnext get replans`")
+            say("the fleet is applied; if it changed, a replan follows by itself: `ipnext get replans`")
         if isinstance(each, OwnerView):
             for warning in each.warnings:
                 say(f"owner {each.manifest.name}: {warning}")
@@ -241,7 +241,7 @@ def _uploading(file: ArtifactFile) -> None:
 
 
 def _finish(client: Client, change: ChangeView, *, wait: bool, timeout: float, output: Form) -> None:
-    """Write the change; with `wait`, its end. Exit status 1 where it ended otherwise than done."""
+    """Write the change; with `wait`, its end. Exit status 1 if it ended otherwise than done."""
     if wait:
         change = client.wait_change(change.id, timeout, on_update=lambda c: say(change_line(c)))
     write(change, output, lambda: _change_table(change))

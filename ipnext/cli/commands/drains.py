@@ -13,7 +13,7 @@ from ipnext.model.lifecycle.regions.drain import DrainView
 
 RegionName = Annotated[str, typer.Argument(metavar="REGION", help="Name of the region.", show_default=False)]
 Why = Annotated[str, typer.Option("--reason", help="Why: it stays in the record.", show_default=False)]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end; exit status 1 where it is refused.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end; exit status 1 if it is refused.")]
 
 
 def drain(  # noqa: PLR0913, PLR0917 - each is an option of the command line

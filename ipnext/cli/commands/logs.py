@@ -26,7 +26,7 @@ class Printer:
         self._whole_line = True
 
     def show(self, logs: Iterable[ReplicaLog], *, empty: bool = False) -> None:
-        """Write what they have; where `empty` is set the line above those that have nothing, too."""
+        """Write what they have; if `empty` is set, the line above those that have nothing, too."""
         for log in logs:
             if log.text or empty:
                 self._head(log)

@@ -13,7 +13,7 @@ from ipnext.settings import dev_settings
 
 
 def dev(  # noqa: PLR0913, PLR0917 - each is an option of the command line
-    state: Annotated[Path, typer.Option(help="Directory that holds everything; made where missing.")] = Path(".ipnext"),
+    state: Annotated[Path, typer.Option(help="Directory that holds everything; created if missing.")] = Path(".ipnext"),
     config: Annotated[Path | None, typer.Option(help="Another temporal-dev.yaml.")] = None,
     fleet: Annotated[Path | None, typer.Option(help="A manifest of kind Fleet; else two regions.")] = None,
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Take free ports in place of taken ones.")] = False,

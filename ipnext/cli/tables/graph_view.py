@@ -22,7 +22,7 @@ Arrows = Mapping[tuple[str, str], Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A segment in the picture. `stage` is 0 where it waits for the request only."""
+    """A segment in the picture. `stage` is 0 if it waits for the request only."""
 
     name: str
     stage: int

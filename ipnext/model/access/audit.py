@@ -63,7 +63,7 @@ class AuditEntry(WrittenValue):
     sequence: int
     """Rises by one from 1, without gaps, in the order of the commits."""
     at: datetime | str = Field(union_mode="left_to_right")
-    """Text where the database holds no time."""
+    """Text if the database holds no time."""
     who: AuditWho
     said: str | None = None
     """Who the caller says that it asks for (`X-IPnext-User`); not proved."""
@@ -85,7 +85,7 @@ class AuditEntry(WrittenValue):
     change_id: str | None = None
     request_id: str
     left_out: int | str | None = None
-    """Of a refusal: further refusals of this principal, before this one, that have no entry. Text where that is no
+    """Of a refusal: further refusals of this principal, before this one, that have no entry. Text if that is no
     number."""
     prev_hash: str
     hash: str

@@ -20,10 +20,10 @@ class GenerationAnswers(WrittenValue):
     """Of answers with status 200, to within a bucket of 19 %."""
     p99_ms: float
     ttft_p50_ms: float | None = None
-    """Of answers that streamed: the time to the first piece; None where none did."""
+    """Of answers that streamed: the time to the first piece; None if none did."""
     ttft_p99_ms: float | None = None
     itl_p50_ms: float | None = None
-    """Of answers that streamed: the mean time between two pieces of one; None where none had two."""
+    """Of answers that streamed: the mean time between two pieces of one; None if none had two."""
     itl_p99_ms: float | None = None
     compared_with: int | None = None
     """The generation that `drift` is against: the one that serves; None for that one itself."""

@@ -60,9 +60,9 @@ class ErrorBody(Value):
     value: Any = None
     allowed: tuple[str, ...] | None = None
     rules: tuple[str, ...] | None = None
-    """The binding rules, where the code is Infeasible."""
+    """The binding rules, if the code is Infeasible."""
     policy: str | None = None
-    """The policy that decided, where the code is Forbidden."""
+    """The policy that decided, if the code is Forbidden."""
 
 
 class ChangeView(Change):
@@ -114,13 +114,13 @@ class ModelView(WrittenValue):
     status: ModelStatus
     deployments: tuple[DeploymentStatus, ...] = ()
     layout: SplitLayout | None = None
-    """The parts that the serving generation is cut into, where its manifest had it split."""
+    """The parts that the serving generation is cut into, if its manifest splits it."""
     answers: tuple[GenerationAnswers, ...] = ()
-    """How the generations that are served answer; not where models are listed."""
+    """How the generations that are served answer; left out of lists of models."""
     throughput: tuple[PartThroughput, ...] = ()
-    """What plans take a replica of each part to do; not where models are listed."""
+    """What plans take a replica of each part to do; left out of lists of models."""
     freshness: tuple[PartFreshness, ...] = ()
-    """The snapshots that serve each region, and their age; not where models are listed."""
+    """The snapshots that serve each region, and their age; left out of lists of models."""
 
 
 class FleetView(WrittenValue):
@@ -144,7 +144,7 @@ class PublishPart(WrittenValue):
     digest: Sha256 | None = None
     uri: str | None = Field(default=None, min_length=1)
     trained_at: WrittenMoment | None = None
-    """When its training ended; without it what `training.json` says, where a uri names a directory that has one."""
+    """When its training ended; without it what `training.json` says, if a uri names a directory that has one."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -239,13 +239,13 @@ class PlanSummary(Value):
     based_on: str | None = None
     """The plan that was in force when this one was made."""
     input_digest: str = ""
-    """SHA-256 of the problem; empty where no plan was found."""
+    """SHA-256 of the problem; empty if no plan was found."""
     status: str
     method: str = ""
     objective: float = 0.0
     bound: float = 0.0
     bound_covers: str = ""
-    """The plans over which `bound` is a lower bound of the objective. Of one model's where `scope` names one."""
+    """The plans over which `bound` is a lower bound of the objective. Of one model's if `scope` names one."""
     gap: float
     cost_per_hour: float
     """Of the whole fleet with this plan."""
@@ -259,7 +259,7 @@ class PlanSummary(Value):
     adopted: bool
     in_force: bool = False
     has_documents: bool = True
-    """False where no plan was found, or where only this line is kept."""
+    """False if no plan was found, or if only this line is kept."""
     created_at: datetime
 
 

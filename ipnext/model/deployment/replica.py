@@ -28,7 +28,7 @@ class LoadFailure(Value):
     code: str
     message: str
     adapter: Name | None = None
-    """The part that it is of, where that is an adapter on the replica's own."""
+    """The part that it is of, if that is an adapter on the replica's own."""
 
 
 class Replica(Value):

@@ -53,7 +53,7 @@ class GateSpec(WrittenValue):
     outputs: tuple[str, ...] = ()
     """Outputs whose drift and mean are judged; none named: all numeric ones."""
     min_requests: int | None = Field(default=None, ge=0)
-    """Answers that each compared generation needs to be judged; left out: 100 where latency, drift or mean is, else
+    """Answers that each compared generation needs to be judged; left out: 100 if latency, drift or mean is, else
     0."""
     wait_seconds: float = Field(default=60.0, ge=0, le=LONGEST_SECONDS)
     """How long beyond the hold a gate waits for `min_requests`."""

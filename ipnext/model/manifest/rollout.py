@@ -24,7 +24,7 @@ class RolloutSpec(WrittenValue):
     refresh: Literal["auto", "in_place", "replace", "swap"] = "auto"
     """How a new snapshot comes to a part: `in_place` into the running processes, beside the former one; `replace` into
     new processes, and the former ones end; `swap` into the running processes, in the former one's place (engines that
-    serve by themselves only); `auto`: in place where `memory_bytes` of every part has room for both."""
+    serve by themselves only); `auto`: in place if `memory_bytes` of every part has room for both."""
     drain_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
     """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts
     300."""
@@ -52,7 +52,7 @@ class RolloutSpec(WrittenValue):
     def _waits_for_swaps(self) -> Self:
         if self.swap_wait_seconds is not None and self.refresh != "swap":
             msg = (
-                "swapWaitSeconds: goes with refresh: swap, where requests wait for engines that go over; "
+                "swapWaitSeconds: goes with refresh: swap, in which requests wait for engines that go over; "
                 f"got refresh {self.refresh!r}"
             )
             raise ValueError(msg)

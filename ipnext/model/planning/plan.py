@@ -90,7 +90,7 @@ class PartOption(FigureRow):
 
 
 class PartProblem(Value):
-    """A part: where it holds replicas at all in a region it holds at least `min_replicas`."""
+    """A part: a region that holds replicas of it holds at least `min_replicas`."""
 
     part: str
     min_replicas: int = Field(default=1, ge=0)

@@ -108,6 +108,6 @@ def check_graph(handoff: Handoff, graph: PartGraph) -> None:
 def _node_of(graph: PartGraph, part: str) -> GraphNode:
     nodes = [node for node in graph.nodes if node.part == part]
     if len(nodes) != 1:
-        msg = f"graph.nodes: {len(nodes)} nodes call part {part!r}; one does where prefill and decode are apart"
+        msg = f"graph.nodes: {len(nodes)} nodes call part {part!r}; allowed: one, if prefill and decode are apart"
         raise ValueError(msg)
     return nodes[0]

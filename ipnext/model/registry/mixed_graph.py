@@ -48,7 +48,7 @@ def check_pair_alone(parts: Sequence[str], graph: PartGraph | None = None) -> No
     """
     node = next((node for node in graph.nodes if node.prompt is not None), None) if graph else None
     if node is not None:
-        msg = f"graph.nodes.{node.name}.prompt: not where prefill and decode are two parts; leave it out, or kvTransfer"
+        msg = f"graph.nodes.{node.name}.prompt: a pair of prefill and decode takes none; leave it out, or kvTransfer"
         raise ValueError(msg)
     if len(parts) > 2:  # the pair
         msg = f"parts: two that prefill and decode are a model of their own; got {list(parts)}"

@@ -34,7 +34,7 @@ class LatencyTarget(WrittenValue):
 
 
 class LoadStep(Value):
-    """What was seen at one concurrency, warm-up left out. Latencies are ms; ITL is None where nothing is streamed."""
+    """What was seen at one concurrency, warm-up left out. Latencies are ms; ITL is None if nothing is streamed."""
 
     concurrency: int = Field(ge=1, lt=2**31)
     requests: int = Field(ge=1, lt=2**53)
@@ -112,13 +112,13 @@ class AtTarget(Value):
     """Throughput of a replica at a latency target."""
 
     met: bool
-    """False where not even the lowest concurrency met it: the figures are those of the lowest concurrency then."""
+    """False if not even the lowest concurrency met it: the figures are those of the lowest concurrency then."""
     tokens_per_second: float
     requests_per_second: float
     concurrency: float
     """Where on the curve, between two measured ones where it is no whole number."""
     bounded: bool
-    """False where the highest concurrency met the target still: more may be there, but nobody measured it."""
+    """False if the highest concurrency still met the target: more may be there, but nobody measured it."""
 
     def rate(self, unit: Unit) -> float:
         """Return the throughput in a model's unit."""
@@ -136,7 +136,7 @@ class ProfileView(Value):
     counts: bool
     """Whether plans take it: the part's hardware has profile: true, and no newer one holds for what serves."""
     replan_id: str | None = None
-    """The replan that it asked for, where it changed the throughput by more than a twentieth."""
+    """The replan that it asked for, if it changed the throughput by more than a twentieth."""
 
 
 class PartThroughput(Value):
@@ -150,7 +150,7 @@ class PartThroughput(Value):
     snapshot: int | None = None
     """The snapshot that was measured; None: the number is declared."""
     met: bool = True
-    """False where the measured replica misses its latency target at any load."""
+    """False if the measured replica misses its latency target at any load."""
 
 
 def at_target(steps: Sequence[LoadStep], target: LatencyTarget) -> AtTarget:

@@ -321,7 +321,7 @@ class Segment(Value):
 
     name: Name
     stage: int = Field(ge=0)
-    """0 where it waits for the request only."""
+    """0 if it waits for the request only."""
     snapshot: int = Field(ge=1)
     size_bytes: int = Field(ge=0)
     """Bytes of its own weights."""
@@ -411,7 +411,7 @@ class Generation(Value):
     derived: Derivatives | None = None
     """The snapshots that serve in place of the published ones; None if the manifest has no pipeline."""
     layout: SplitLayout | None = None
-    """How it is cut, where the manifest has it split."""
+    """How it is cut, if the manifest splits it."""
     graph: PartGraph | None = None
     """The graph by which it served last, if a manifest gave it one; a cut generation has that of its layout."""
     hosting: Hosting | None = None

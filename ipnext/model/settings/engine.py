@@ -81,7 +81,7 @@ class VllmSettings(WrittenValue):
         own = (*OWN_ARGUMENTS, *(TRANSFER_ARGUMENTS if self.kv_transfer else ()))
         taken = sorted(self._extra_names.intersection(own))
         if taken:
-            msg = f"extraArgs: {taken[0]!r} is IPnext's own; use the setting of that name, where there is one"
+            msg = f"extraArgs: {taken[0]!r} is IPnext's own; use the setting of that name, if there is one"
             raise ValueError(msg)
         return self
 

@@ -23,7 +23,7 @@ app = typer.Typer(
 def render_command(
     file: Annotated[Path, typer.Argument(metavar="MODEL.yaml", help="A manifest of kind Model.")],
     *,
-    part: Annotated[str | None, typer.Option(help="The part; needed where several run on vLLM.")] = None,
+    part: Annotated[str | None, typer.Option(help="The part; needed if several run on vLLM.")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that one replica spreads over.")] = 1,
     allow_argument: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="An argument that the hosts allow beyond the list.")

@@ -107,7 +107,7 @@ def test_a_compiled_library_is_refused_where_the_manifest_does_not_ask_for_it(
     sign(given, "trusted")
     (found,) = refused(check_formats(given))
     assert found.reason is Reason.UNSAFE_FORMAT
-    assert found.message == "is native code; hosts run it only where settings.compile of part 'dense' asks for it"
+    assert found.message == "is native code; hosts run it only if settings.compile of part 'dense' asks for it"
 
 
 def test_asking_for_a_library_lets_no_other_code_pass(candidate, house, kit, signers, sign):

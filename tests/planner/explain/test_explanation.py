@@ -64,7 +64,7 @@ def test_a_cheaper_place_that_is_full_is_a_reason(problem, model):
     stated = problem(model("m"), supply={"a/h": 0.5, "b/h": 9.0}, unit_cost={"a/h": 0.5})
     (place,) = placements(stated).values()
     assert (place.region, rules(place.place_rules)) == ("b", ["supply a/h"])
-    assert "50.0% cheaper, but 0.5 units are free where a replica takes 1" in place.place_rules[0].message
+    assert "50.0% cheaper, but 0.5 units are free and a replica takes 1" in place.place_rules[0].message
 
 
 def test_what_runs_already_is_a_reason_where_a_move_costs(problem, model):

@@ -36,7 +36,7 @@ async def pause(
 async def resume(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
-    """Go on where it was paused. 409 where nothing is paused."""
+    """Go on where it was paused. 409 if nothing is paused."""
     return await _said(rooms, name, ControlAction.RESUME, ControlAsked(by=user, reason=request.reason), key)
 
 
@@ -44,7 +44,7 @@ async def resume(
 async def approve(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
-    """Let the wave go on that waits for an approval (`rollout.approval`). 409 where none waits."""
+    """Let the wave go on that waits for an approval (`rollout.approval`). 409 if none waits."""
     return await _said(rooms, name, ControlAction.APPROVE, ControlAsked(by=user, reason=request.reason), key)
 
 
@@ -52,7 +52,7 @@ async def approve(
 async def promote(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
-    """Wait for no hold and no approval any more; gates and capacity are kept. 409 where no run moves traffic."""
+    """Wait for no hold and no approval any more; gates and capacity are kept. 409 if no run moves traffic."""
     return await _said(rooms, name, ControlAction.PROMOTE, ControlAsked(by=user, reason=request.reason), key)
 
 

@@ -36,7 +36,7 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms, visibl
     """Record a drain: it is carried out, even while the workflow engine is down. One under way is answered.
 
     Planned, it is checked first: `refused` names what would stay unserved. A disaster takes the region's traffic away
-    at once. 409 where no other region with supply would be left.
+    at once. 409 if no other region with supply would be left.
     """
     with rooms.store.begin() as unit:
         check_region_left(unit.fleet().spec, unit.drains(), region, in_use=bool(unit.find_models_in(region)))
@@ -52,7 +52,7 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms, visibl
 def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms, visible: Visible) -> DrainView:
     """Ask a drained region back: its supply counts again, and a replan is asked for. Nothing moves before that plan.
 
-    A region that was lost has to answer first. 404 where it is not drained.
+    A region that was lost has to answer first. 404 if it is not drained.
     """
     with rooms.store.begin() as unit:
         drain = unit.ask_return(region, reason=request.reason)

@@ -27,7 +27,7 @@ def import_checkpoint(
         Path, typer.Argument(metavar="HF_DIR", help="As transformers' or PEFT's save_pretrained wrote it.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Where the snapshot is written.")],
-    link: Annotated[bool, typer.Option("--link", help="Hard links instead of copies, where that can be done.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="Hard links instead of copies, if possible.")] = False,
     parent: Annotated[str | None, typer.Option(help="Digest of the snapshot that it was trained on from.")] = None,
     output: Output = Form.TABLE,
 ) -> None:

@@ -54,7 +54,7 @@ class Subject:
 def profile(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     context: typer.Context,
     model: ModelName,
-    part: Annotated[str | None, typer.Option(help="The part, where several run on vLLM.", show_default=False)] = None,
+    part: Annotated[str | None, typer.Option(help="The part, if several run on vLLM.", show_default=False)] = None,
     region: Annotated[str | None, typer.Option(help="A replica of this region.", show_default=False)] = None,
     hardware: Annotated[str | None, typer.Option(help="A replica on this hardware kind.", show_default=False)] = None,
     ttft_ms: Annotated[
@@ -77,7 +77,7 @@ def profile(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and show; keep nothing.")] = False,
     output: Output = Form.TABLE,
 ) -> None:
-    """Measure one replica at rising concurrency, and keep the profile. Exit status 1 where the target is not met."""
+    """Measure one replica at rising concurrency, and keep the profile. Exit status 1 if the target is not met."""
     steps = concurrency_of(concurrency)
     client = client_of(context)
     view = None if dry_run and url else client.model(model)

@@ -53,7 +53,7 @@ class Change(Value):
     kind: ChangeKind
     sequence: int = Field(ge=1)
     generation: int | None = None
-    """The target generation; none where the serving one stays."""
+    """The target generation; none if the serving one stays."""
     plan_id: str | None = None
     """The plan to carry out (MOVE)."""
     state: ChangeState = ChangeState.RECORDED

@@ -52,7 +52,7 @@ class ControlAnswer(Value):
     model: Name
     action: ControlAction
     change_id: str | None = None
-    """The change that it concerns; none where nothing runs."""
+    """The change that it concerns; none if nothing runs."""
     message: str = ""
 
 

@@ -146,4 +146,4 @@ def test_a_pair_of_prefill_and_decode_stands_alone():
         pair,
         r"parts: two that prefill and decode are a model of their own; got \['embedder', 'ranker', 'llm', 'reader'\]",
     )
-    refused(with_prompt, "graph.nodes.generate.prompt: not where prefill and decode are two parts")
+    refused(with_prompt, "graph.nodes.generate.prompt: a pair of prefill and decode takes none")
