@@ -128,6 +128,8 @@ SESSION_HEADER: Final = "x-ipnext-session"
 ERROR_HEADER: Final = "x-ipnext-error"
 """Carries the code of `ipnext.errors` in addition to a protocol's error text."""
 
+FRAMES: Final = "ipnext-frames"
+"""Protocol that routers upgrade their connections to hosts to."""
 PROOF_HEADER: Final = "x-ipnext-caller-proof"
 """Proves a component of a region to another one on a Unix socket (`ipnext.components.caller_proof`)."""
 

@@ -6,6 +6,7 @@ over answers whatever it likes.
 
 import asyncio
 import json
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import aiohttp
 
 from ipnext.components.bounded_http import AnswerRefused, BoundedAnswer
 from ipnext.components.caller_proof import proof_file, read_proof
+from ipnext.components.client_contexts import ClientContexts
 from ipnext.components.sockets import is_socket_url, split_url
 from ipnext.errors import Unavailable
 from ipnext.names import PROOF_HEADER
@@ -24,7 +26,9 @@ class HttpSessions:
     Close it in the loop that it was created in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, contexts: ClientContexts | None = None) -> None:
+        """`contexts` has the certificate for calls to https://; if None, such a call is Unavailable."""
+        self._contexts = contexts
         self._tcp = _session()
         self._sockets: dict[str, aiohttp.ClientSession] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -62,8 +66,9 @@ class HttpSessions:
             else:
                 session = self._tcp
             limit = aiohttp.ClientTimeout(total=seconds)
+            secured = self._secured(url)
             async with session.request(
-                method, url, data=data, headers=sent, timeout=limit, allow_redirects=False
+                method, url, data=data, headers=sent, timeout=limit, allow_redirects=False, ssl=secured
             ) as answer:
                 return BoundedAnswer(answer.status, await _whole(answer, most_bytes, shown))
         except TimeoutError as error:
@@ -76,6 +81,15 @@ class HttpSessions:
     async def aclose(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(one.close() for one in (self._tcp, *self._sockets.values())), *self._ending)
+
+    def _secured(self, url: str) -> ssl.SSLContext | bool:
+        """Return the TLS of a call. Unavailable if it needs a certificate that this component lacks."""
+        if not url.startswith("https://"):
+            return True
+        if self._contexts is None:
+            msg = f"{url} needs a certificate of this component: IPNEXT_COMPONENT_CERTIFICATE_FILE"
+            raise Unavailable(msg)
+        return self._contexts.current()
 
     def _socket(self, path: str) -> aiohttp.ClientSession:
         session = self._sockets.get(path)

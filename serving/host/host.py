@@ -21,7 +21,7 @@ import structlog
 from ipnext.components.identity import Component
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.host_control import HostHolds, HostMemoryState, HostState, SnapshotMemory
-from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from ipnext.names import FRAMES, GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from ipnext.settings import NativeCodeSettings
 from serving.confinement.landlock import Confinement, add_confinement, confine, prepare
 from serving.confinement.privileges import add_user, become, drop_capabilities
@@ -40,7 +40,6 @@ from serving.http.listeners import Listener, add_listener, listeners, share_sock
 from serving.http.messages import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.http.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.metrics.tallies import CONTENT_TYPE
-from serving.protocol.frames import UPGRADE
 from serving.protocol.v2 import HEADER_LENGTH, EncodedBody, parse_header_length
 from serving.routing.host_client import HostClient
 from serving.routing.load_balancer import HostLoadBalancer
@@ -231,7 +230,7 @@ async def _main(
         HostClient(HostLoadBalancer(time.monotonic), time.monotonic, reach=reach, answers=answers) for _ in range(2)
     )
     executor = GraphExecutor(parts, others, mirrors)
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
+    upgrades = {FRAMES: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     await serve(
         host.handle,
         bound,

@@ -26,7 +26,6 @@ from ipnext.model.registry.registry import Datatype
 from serving.http.limits import BodyBudget, HttpLimits, RequestPace
 from serving.protocol.tensors import DTYPES, Array, Tensor, check_datatype, check_shape, from_binary, to_binary
 
-UPGRADE: Final = "ipnext-frames"
 ALIGNMENT: Final = 64
 MAX_HEADER_BYTES: Final = 2**20
 MAX_BODY_BYTES: Final = 2**30

@@ -14,7 +14,9 @@ from typing import Final, TypeVar
 
 import structlog
 
-from ipnext.components.identity import Component
+from ipnext.components.client_contexts import ClientContexts, contexts_for
+from ipnext.components.identity import Component, ComponentIdentity
+from ipnext.components.settings import component_settings
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
 from ipnext.model.deployment.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
@@ -430,13 +432,21 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _host_contexts(region: str) -> ClientContexts | None:
+    """Return the TLS of calls to hosts at https://; None without a certificate of this router."""
+    settings = component_settings()
+    return contexts_for(ComponentIdentity(settings.trust_domain, Component.HOST, region), settings)
+
+
 def _log_ejected(url: str, why: str) -> None:
     structlog.get_logger().warning("host left out for a while", url=url, why=why)
 
 
 async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
     answers = AnswerBudget(arguments.max_answer_bytes, arguments.answer_budget_bytes)
-    hosts = HostClient(HostLoadBalancer(time.monotonic, on_ejected=_log_ejected), time.monotonic, answers=answers)
+    contexts = _host_contexts(arguments.region)
+    loads = HostLoadBalancer(time.monotonic, on_ejected=_log_ejected)
+    hosts = HostClient(loads, time.monotonic, answers=answers, contexts=contexts)
 
     def apply_routes(routes: Routes) -> None:
         hosts.forget(routes.urls)
@@ -458,7 +468,13 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
         answers=answers,
     )
     mirror = ShadowMirror(
-        HostClient(HostLoadBalancer(time.monotonic), time.monotonic, answers=mirror_answers(), mirrors=True),
+        HostClient(
+            HostLoadBalancer(time.monotonic),
+            time.monotonic,
+            answers=mirror_answers(),
+            mirrors=True,
+            contexts=contexts,
+        ),
         region=arguments.region,
         hosts_walk=arguments.walk == "hosts",
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from ipnext.components.client_contexts import ClientContexts
 from ipnext.model.registry.registry import Signature
 from ipnext.model.wire import decode_plain
 from serving.graph import Tensors
@@ -31,8 +32,11 @@ class HostClient:
         reach: Reach | None = None,
         answers: AnswerBudget | None = None,
         mirrors: bool = False,
+        contexts: ClientContexts | None = None,
     ) -> None:
         """`reach` connects to Unix sockets; if None, this process does. `answers` bounds the answers of all hosts.
+
+        `contexts` has the certificate for hosts at https://; connections made with a former one are replaced.
 
         `mirrors`: its requests are mirrored ones, which hosts that execute their graph keep apart from those of
         clients.
@@ -40,11 +44,13 @@ class HostClient:
         self._mirrors = mirrors
         self._reach = reach
         self._answers = answers or AnswerBudget()
+        self._contexts = contexts
         self._loads = loads
         self._clock = clock
         self._connections: dict[str, HostConnection] = {}
         self._connecting: dict[str, asyncio.Task[HostConnection]] = {}
         self._seeking: dict[str, asyncio.Task[None]] = {}
+        self._renewing: dict[str, asyncio.Task[None]] = {}
         self._known: frozenset[str] | None = None
         self._closed = False
 
@@ -123,8 +129,8 @@ class HostClient:
     def close(self) -> None:
         """Close all connections, those that are being made as soon as they are; no further one is made."""
         self._closed = True
-        for seeking in self._seeking.values():
-            seeking.cancel()
+        for task in (*self._seeking.values(), *self._renewing.values()):
+            task.cancel()
         for connection in self._connections.values():
             connection.close()
 
@@ -180,7 +186,30 @@ class HostClient:
     def connection(self, url: str) -> HostConnection | None:
         """Return the open connection to a host; None if there is none."""
         connection = self._connections.get(url)
-        return connection if connection is not None and connection.open else None
+        if connection is None or not connection.open:
+            return None
+        if connection.context is not None and self._contexts is not None:
+            self._renew(url, is_due=connection.context is not self._contexts.current())
+        return connection
+
+    def _renew(self, url: str, *, is_due: bool) -> None:
+        if is_due and url not in self._renewing and not self._closed:
+            self._renewing[url] = asyncio.create_task(self._replace(url), name=f"renew the connection to {url}")
+            self._renewing[url].add_done_callback(lambda _: self._renewing.pop(url))
+
+    async def _replace(self, url: str) -> None:
+        """Connect with the new certificate. The former connection ends with its last answer."""
+        with suppress(ConnectionLost):  # the former one serves on, and the next call tries again
+            made = await self._connect(url)
+            former = self._connections.get(url)
+            if self._closed or former is None:
+                made.close()
+                return
+            self._connections[url] = made
+            former.retire()
+
+    async def _connect(self, url: str) -> HostConnection:
+        return await connect(url, reach=self._reach, answers=self._answers, contexts=self._contexts)
 
     async def reach(self, url: str) -> HostConnection:
         """Return the open connection to a host, or connect. ConnectionLost.
@@ -194,7 +223,7 @@ class HostClient:
             return connection
         attempt = self._connecting.get(url)
         if attempt is None:
-            attempt = asyncio.create_task(connect(url, reach=self._reach, answers=self._answers))
+            attempt = asyncio.create_task(self._connect(url))
             self._connecting[url] = attempt
             attempt.add_done_callback(lambda done: self._note_connected(url, done))
         return await asyncio.shield(attempt)

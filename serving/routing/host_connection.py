@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ipnext.components.caller_proof import proof_file, read_proof
+from ipnext.components.client_contexts import ClientContexts
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
 from ipnext.errors import IPnextError
-from ipnext.names import PROOF_HEADER
+from ipnext.names import FRAMES, PROOF_HEADER
 from serving.http.limits import AnswerBudget
-from serving.protocol.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
+from serving.protocol.frames import Frame, FrameProtocol, bytes_frame
 from serving.routing.table import GenerationRoute
 
 CONNECT_SECONDS: Final = 1.0
@@ -48,7 +50,9 @@ class HostConnection:
     call fails, so that the other calls go on.
     """
 
-    def __init__(self, answers: AnswerBudget | None = None) -> None:
+    def __init__(self, answers: AnswerBudget | None = None, context: ssl.SSLContext | None = None) -> None:
+        """`context` is the TLS that it is made with; None: clear text, or a Unix socket."""
+        self.context = context
         self._answers = answers or AnswerBudget()
         self._frames = FrameProtocol(
             self._on_frame,
@@ -65,6 +69,8 @@ class HostConnection:
         self._silent_looks = 0
         self._given_up = False
         """Whether this side closes the connection."""
+        self._retired = False
+        """Whether it closes after its last answer."""
 
     @property
     def open(self) -> bool:
@@ -99,6 +105,7 @@ class HostConnection:
         if answer is not None and not (answer.done() and not answer.cancelled()):
             answer.cancel()
             self._frames.send(bytes_frame({"op": "cancel", "id": number}))
+        self._close_retired()
 
     def register_route(self, route: GenerationRoute) -> int:
         """Return the number of a route on this connection; a new route is sent to the host first."""
@@ -111,6 +118,15 @@ class HostConnection:
             table = route.routed.model_dump_json().encode()
             self._frames.send(bytes_frame({"op": "route", "route": number}, table))
         return number
+
+    def retire(self) -> None:
+        """Close the connection once its calls are answered. Make no new ones."""
+        self._retired = True
+        self._close_retired()
+
+    def _close_retired(self) -> None:
+        if self._retired and not self._waiting:
+            self.close()
 
     def close(self) -> None:
         """Close the connection."""
@@ -141,6 +157,7 @@ class HostConnection:
         answer = self._waiting.pop(header.get("id", 0), None)
         if answer is not None and not answer.done():
             answer.set_exception(error)
+        self._close_retired()
 
     def _on_frame(self, frame: Frame) -> None:
         self._heard = True
@@ -149,6 +166,7 @@ class HostConnection:
         answer = self._waiting.pop(frame.header.get("id", 0), None)
         if answer is not None and not answer.done():
             answer.set_result(frame)
+        self._close_retired()
 
     def _on_lost(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -210,15 +228,23 @@ Reach = Callable[[str], Awaitable[tuple[socket.socket, str | None]]]
 """Connects to the Unix socket of a host's URL; returns the connection and the caller's proof. OSError."""
 
 
-async def connect(url: str, *, reach: Reach | None = None, answers: AnswerBudget | None = None) -> HostConnection:
-    """Connect to the host at `url` (http://host:port, or unix://directory) and upgrade to frames. ConnectionLost.
+async def connect(
+    url: str,
+    *,
+    reach: Reach | None = None,
+    answers: AnswerBudget | None = None,
+    contexts: ClientContexts | None = None,
+) -> HostConnection:
+    """Connect to the host at `url` (http(s)://host:port, or unix://directory) and upgrade to frames. ConnectionLost.
 
-    `reach` connects to Unix sockets; if None, this process does. `answers` bounds the host's answers.
+    `reach` connects to Unix sockets; if None, this process does. `answers` bounds the host's answers. `contexts` has
+    the certificate for hosts at https://, which can't be reached without one.
     """
-    connection = HostConnection(answers)
+    context = _context_for(url, contexts)
+    connection = HostConnection(answers, context)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            handshake = await _begin_handshake(url, connection.frames, reach)
+            handshake = await _begin_handshake(url, connection.frames, reach, context)
             try:
                 await handshake.done
             except BaseException:
@@ -229,7 +255,17 @@ async def connect(url: str, *, reach: Reach | None = None, answers: AnswerBudget
     return connection
 
 
-async def _begin_handshake(url: str, frames: FrameProtocol, reach: Reach | None) -> "_Handshake":
+def _context_for(url: str, contexts: ClientContexts | None) -> ssl.SSLContext | None:
+    if not url.startswith("https://"):
+        return None
+    if contexts is None:
+        raise ConnectionLost
+    return contexts.current()
+
+
+async def _begin_handshake(
+    url: str, frames: FrameProtocol, reach: Reach | None, context: ssl.SSLContext | None
+) -> "_Handshake":
     loop = asyncio.get_running_loop()
     if is_socket_url(url) and reach is not None:
         link, given = await reach(url)
@@ -242,7 +278,10 @@ async def _begin_handshake(url: str, frames: FrameProtocol, reach: Reach | None)
         return handshake
     where = urlsplit(url)
     _, handshake = await loop.create_connection(
-        lambda: _Handshake(where.netloc, frames), where.hostname or "", where.port or 80
+        lambda: _Handshake(where.netloc, frames),
+        where.hostname or "",
+        where.port or (80 if context is None else 443),
+        ssl=context,
     )
     return handshake
 
@@ -261,7 +300,7 @@ class _Handshake(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the upgrade request."""
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
-        head = f"GET /frames HTTP/1.1\r\nhost: {self._host}\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n"
+        head = f"GET /frames HTTP/1.1\r\nhost: {self._host}\r\nconnection: upgrade\r\nupgrade: {FRAMES}\r\n"
         transport.write(f"{head}{self._proof}\r\n".encode())  # type: ignore[attr-defined]  # as above
 
     def data_received(self, data: bytes) -> None:

@@ -39,8 +39,8 @@ class GenerationRoute:
     only_part: str | None
     """As in the plan."""
     executing_part: str | None
-    """The part whose host can execute the graph: that of the last node. None if the router must, as parts are not
-    locked."""
+    """The part whose host can execute the graph: that of the last node. None if the router must: parts are not
+    locked, or a host is on another machine, which other hosts have no certificate for."""
     missing: tuple[str, ...]
     """Parts of the graph without a candidate host."""
     whole: bool
@@ -312,7 +312,7 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         own=frozenset(served.named),
         candidates=found,
         only_part=plan.only_part if plan.outputs else None,
-        executing_part=plan.nodes[-1].part if served.sync.policy == "locked" else None,
+        executing_part=plan.nodes[-1].part if _is_executed_by_hosts(served, found) else None,
         missing=tuple(sorted(part for part, tiers in needed.items() if not any(tiers))),
         whole=all(tiers[0] for tiers in found.values()),
         routed=_only(model, served),
@@ -327,6 +327,11 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         answers_as={one.url: one.answers_as for one in model.endpoints if one.answers_as is not None},
         before=before_last(plan) if plan.nodes[-1].prompt is not None else None,
     )
+
+
+def _is_executed_by_hosts(served: ServedGeneration, found: Mapping[str, CandidateTiers]) -> bool:
+    remote = any(one.url.startswith("https://") for tiers in found.values() for tier in tiers for one in tier)
+    return served.sync.policy == "locked" and not remote
 
 
 def _only(model: RoutedModel, served: ServedGeneration) -> RoutedModel:

@@ -20,7 +20,9 @@ import structlog
 from aiohttp import web
 
 from ipnext.components.certificates import CertificateFiles
+from ipnext.components.client_contexts import contexts_for
 from ipnext.components.http_sessions import HttpSessions
+from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.private_files import keep_new_files_private
 from ipnext.components.settings import ComponentSettings, component_settings
 from ipnext.errors import Conflict, InvalidInput, IPnextError
@@ -101,7 +103,9 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
         asyncio.get_running_loop().add_reader(descriptor, end_at_once)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, handle_signal, number)
-    async with aclosing(HttpSessions()) as session:
+    hosts = ComponentIdentity(components.trust_domain, Component.HOST, arguments.region)
+    contexts = None if files is None else contexts_for(hosts, components)
+    async with aclosing(HttpSessions(contexts)) as session:
         site = _site(arguments, settings, session, components, user)
         site.keep_store_environment()
         supervisor = SupervisorClient(

@@ -1,6 +1,6 @@
-"""Envoy's side of mTLS between gateways: certificates by SDS from files that it watches, and the accepted names."""
+"""Envoy's side of mTLS: certificates by SDS from files that it watches, and the accepted names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ _AUTHORITIES: Final = "authorities"
 
 @dataclass(frozen=True, kw_only=True)
 class PeerTls:
-    """The credentials of a gateway for mTLS with those of other regions."""
+    """The credentials of an Envoy: a gateway with those of other regions, or the proxy of a host."""
 
     files: CertificateFiles
     trust_domain: str
@@ -53,15 +53,22 @@ class PeerTls:
     def downstream(self) -> Json:
         """Return the transport socket of the listener for gateways of other regions."""
         names = f"spiffe://{self.trust_domain.replace('.', '[.]')}/region/[A-Za-z0-9._-]+/{Component.GATEWAY}"
+        return self._downstream({"safe_regex": {"regex": names}})
+
+    def downstream_of(self, callers: Iterable[ComponentIdentity]) -> Json:
+        """Return the transport socket of a listener for these callers."""
+        return self._downstream(*({"exact": caller.uri} for caller in callers))
+
+    def _downstream(self, *matchers: Json) -> Json:
         context = {
             "@type": _type("extensions.transport_sockets.tls.v3.DownstreamTlsContext"),
             "require_client_certificate": True,
-            "common_tls_context": self._common({"safe_regex": {"regex": names}}),
+            "common_tls_context": self._common(*matchers),
         }
         return _socket(context)
 
-    def _common(self, matcher: Json) -> Json:
-        names = [{"san_type": "URI", "matcher": matcher}]
+    def _common(self, *matchers: Json) -> Json:
+        names = [{"san_type": "URI", "matcher": matcher} for matcher in matchers]
         return {
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
             "tls_certificate_sds_secret_configs": [self._config(_OWN)],

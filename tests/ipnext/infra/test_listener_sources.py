@@ -18,7 +18,7 @@ from ipnext.artifacts.stores.file_store import FileArtifactStore
 from ipnext.components.caller_proof import read_proof
 from ipnext.infra.process.parent_death import tether
 from ipnext.infra.process.ports import free_port
-from serving.protocol.frames import UPGRADE
+from ipnext.names import FRAMES
 from tests.waiting import PATIENCE_SECONDS, until
 
 NAMES = {
@@ -192,7 +192,7 @@ def test_a_request_has_exactly_one_host(ports, listener, hosts):
 
 @pytest.mark.parametrize("listener", ["host", "router"])
 def test_the_upgrade_to_frames_is_checked_too(ports, listener):
-    lines = f"Connection: upgrade\r\nUpgrade: {UPGRADE}\r\n"
+    lines = f"Connection: upgrade\r\nUpgrade: {FRAMES}\r\n"
     for more, status in (("Host: evil.example\r\n", 421), ("Host: localhost\r\nOrigin: http://evil.example\r\n", 403)):
         assert raw(ports[listener], f"GET /frames HTTP/1.1\r\n{more}{lines}\r\n") == status
     if listener == "host":

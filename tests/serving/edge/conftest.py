@@ -18,6 +18,7 @@ from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph, Signature, TensorSpec
+from ipnext.names import FRAMES
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
 from serving.host.graph_executor import GraphExecutor
@@ -26,7 +27,6 @@ from serving.host.part_server import PartServer
 from serving.host.served_part import BatchLimits, ServedPart
 from serving.http.connection import http_factory
 from serving.http.limits import HttpLimits
-from serving.protocol.frames import UPGRADE
 from serving.protocol.tensors import DTYPES
 from serving.router.router import Router, RouterLimits
 from serving.routing.host_client import HostClient
@@ -170,7 +170,7 @@ class Edge:
         host = Host(self.held, None, self.parts, region=REGION)
         others = HostClient(HostLoadBalancer(self.loop.time), self.loop.time)
         executor = GraphExecutor(self.parts, others)
-        upgrades = {UPGRADE: lambda transport, rest: HostFrames(self.parts, executor).take_over(transport, rest)}
+        upgrades = {FRAMES: lambda transport, rest: HostFrames(self.parts, executor).take_over(transport, rest)}
         host_server, host_connections = await self._listen(host.handle, upgrades)
         self.host_port = host_server.sockets[0].getsockname()[1]
         hosts = HostClient(HostLoadBalancer(self.loop.time), self.loop.time)

@@ -12,6 +12,7 @@ import pytest
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.registry.registry import Signature, TensorSpec
+from ipnext.names import FRAMES
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
 from serving.host.graph_executor import GraphExecutor
@@ -20,7 +21,7 @@ from serving.host.served_part import BatchLimits, ServedPart
 from serving.http.connection import http_factory
 from serving.http.limits import OpenConnections
 from serving.http.messages import error_response, not_found
-from serving.protocol.frames import UPGRADE, bytes_frame, tensor_frame
+from serving.protocol.frames import bytes_frame, tensor_frame
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, decode_response, encode_request
 from serving.routing.host_client import HostClient
@@ -81,7 +82,7 @@ async def host_of(budget=None):
     queue = InferenceQueue(waiting=4)
     parts = PartServer(held, queue, lambda _: None, region="north", budget=connections.budget)
     executor = GraphExecutor(parts, HostClient(HostLoadBalancer(time.monotonic), time.monotonic))
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
+    upgrades = {FRAMES: lambda transport, rest: HostFrames(parts, executor, connections).take_over(transport, rest)}
     factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades, connections=connections)
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -16,6 +16,7 @@ from ipnext.model.deployment.host_control import HostedSnapshot
 from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph, Signature, TensorSpec
+from ipnext.names import FRAMES
 from serving.host.batching import InferenceQueue
 from serving.host.frame_server import HostFrames
 from serving.host.graph_executor import GraphExecutor
@@ -24,7 +25,6 @@ from serving.host.served_part import BatchLimits, ServedPart
 from serving.http.connection import http_factory
 from serving.http.limits import AnswerBudget
 from serving.http.messages import Request, error_response, not_found
-from serving.protocol.frames import UPGRADE
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, decode_response, encode_request
 from serving.router.router import Router
@@ -132,7 +132,7 @@ class FakeFleet:
             self.stack.callback(one.close)
         self.clients[name or part] = client, mirrors
         executor = GraphExecutor(parts, client, mirrors)
-        upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, executor).take_over(transport, rest)}
+        upgrades = {FRAMES: lambda transport, rest: HostFrames(parts, executor).take_over(transport, rest)}
         factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades)
         server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
         self.stack.callback(server.close)

@@ -17,9 +17,8 @@ from ipnext.components.host_directories import name_host_directory
 from ipnext.components.identity import Component
 from ipnext.components.sockets import bind_socket
 from ipnext.infra.process.parent_death import tether
-from ipnext.names import PROOF_HEADER
+from ipnext.names import FRAMES, PROOF_HEADER
 from serving.host.other_hosts import reach_host
-from serving.protocol.frames import UPGRADE
 from serving.routing.host_connection import connect
 from serving.snapshots.fetch_starter import FetchingKeeper
 from tests.processes import unix_transport
@@ -83,7 +82,7 @@ def upgraded(place, caller, path="/frames", *, proof=PROVED):
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_SECONDS)
         connection.connect(str(place / f"{caller}.sock"))
-        head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n"
+        head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: {FRAMES}\r\n"
         head += "\r\n" if proof is None else f"{PROOF_HEADER}: {proof}\r\n\r\n"
         connection.sendall(head.encode())
         return int(connection.makefile("rb").readline().split()[1])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
+from ipnext.names import FRAMES
 from serving.http.connection import http_factory
 from serving.http.messages import Request, error_response, not_found
-from serving.protocol.frames import UPGRADE, FrameProtocol, bytes_frame, tensor_frame
+from serving.protocol.frames import FrameProtocol, bytes_frame, tensor_frame
 from serving.protocol.tensors import Tensor
 from serving.protocol.v2 import InferRequest, encode_request
 from serving.router.router import Router
@@ -100,7 +101,7 @@ class Executing(FakeHost):
 
 @asynccontextmanager
 async def running(host: FakeHost):
-    factory, _ = http_factory(lambda request: error_response(not_found(request)), {UPGRADE: host.take_over})
+    factory, _ = http_factory(lambda request: error_response(not_found(request)), {FRAMES: host.take_over})
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     host.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

@@ -14,10 +14,11 @@ from ipnext.errors import IPnextError
 from ipnext.model.deployment.router_table import PartEndpoint, RoutedModel, RouterTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph, SyncPolicy
+from ipnext.names import FRAMES
 from serving.graph import run_graph
 from serving.http.connection import http_factory
 from serving.http.messages import error_response, not_found
-from serving.protocol.frames import UPGRADE, FrameProtocol, bytes_frame, tensor_frame
+from serving.protocol.frames import FrameProtocol, bytes_frame, tensor_frame
 from serving.protocol.tensors import Tensor
 from serving.routing import host_connection, load_balancer
 from serving.routing.host_call import CallState, HostEnded, RetryOnOtherHost
@@ -83,7 +84,7 @@ class Host:
         protocol.send(tensor_frame(answer, {"y": y}))
 
     async def start(self, port=0):
-        factory, _ = http_factory(lambda request: error_response(not_found(request)), {UPGRADE: self.take_over})
+        factory, _ = http_factory(lambda request: error_response(not_found(request)), {FRAMES: self.take_over})
         self._server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", port)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -1,0 +1,257 @@
+"""A host behind its proxy: real Envoy with mTLS on a port, a real host on Unix sockets, and a real router."""
+
+import asyncio
+import os
+import socket
+import ssl
+import sys
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import torch
+
+from ipnext.components.authority import CertificateAuthority
+from ipnext.components.certificates import client_context
+from ipnext.components.client_contexts import ClientContexts
+from ipnext.components.http_sessions import HttpSessions
+from ipnext.components.identity import Component, ComponentIdentity
+from ipnext.components.issuing import Issuer
+from ipnext.components.private_files import make_private_directory
+from ipnext.components.settings import ComponentSettings
+from ipnext.errors import Unavailable
+from ipnext.infra import host_proxy_process
+from ipnext.infra.control import Control
+from ipnext.infra.process.ports import free_port
+from ipnext.model.deployment.host_control import HostHolds
+from ipnext.names import FRAMES, PROOF_HEADER
+from serving.routing.host_client import HostClient
+from serving.routing.host_connection import ConnectionLost, connect
+from serving.routing.load_balancer import HostLoadBalancer
+from tests.forked_programs import start_interpreter
+from tests.waiting import PATIENCE_SECONDS, eventually, until, until_told
+
+DOMAIN, REGION = "ipnext.local", "north"
+HOST, AGENT, ROUTER = (
+    ComponentIdentity(DOMAIN, one, REGION) for one in (Component.HOST, Component.AGENT, Component.ROUTER)
+)
+CALLERS = (AGENT, ROUTER)
+STRANGERS = {
+    "control plane": ComponentIdentity(DOMAIN, Component.CONTROL_PLANE),
+    "gateway": ComponentIdentity(DOMAIN, Component.GATEWAY, REGION),
+    "another host": HOST,
+    "agent of another region": ComponentIdentity(DOMAIN, Component.AGENT, "south"),
+    "router of another trust domain": ComponentIdentity("other.local", Component.ROUTER, REGION),
+}
+
+
+@dataclass
+class Proxied:
+    """The host's URL behind its proxy, and the certificates of all."""
+
+    url: str
+    authority: CertificateAuthority
+    issuer: Issuer
+    process: object
+
+    def ask(self, files, path):
+        context = client_context(files, lambda peer: peer == HOST)
+        with httpx.Client(verify=context, timeout=PATIENCE_SECONDS) as client:
+            return client.get(self.url + path)
+
+
+def settings_of(files):
+    names = ("CERTIFICATE", "KEY", "CA")
+    paths = (files.certificate, files.key, files.authorities)
+    return {f"IPNEXT_COMPONENT_{name}_FILE": str(path) for name, path in zip(names, paths, strict=True)}
+
+
+def issuer_in(directory, identities, authority):
+    issuer = Issuer(authority, directory, lasts_seconds=3600, renewed_at=1e-9)
+    issuer.issue(identities)
+    return issuer
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory, published, toolbox, subprocesses):
+    root = tmp_path_factory.mktemp("p")
+    authority = CertificateAuthority.create()
+    issuer = issuer_in(root / "certificates", (HOST, *CALLERS), authority)
+    port = free_port()
+    make_private_directory(root / "h")
+    machine = toolbox.machine(root, published.store.uri)
+    host = ["serving.host", "--sockets", str(root / "h"), "--region", REGION, "--id", "h"]
+    host += ["--artifacts", published.store.uri, "--cache", str(root / "cache")]
+    proxy = ["ipnext.infra.host_proxy_process", "--region", REGION, "--host", "127.0.0.1", "--port", str(port)]
+    proxy += ["--sockets", str(root / "h"), "--state", str(root / "proxy")]
+    environment = {**os.environ, **settings_of(issuer.files(HOST))}
+    with (root / "proxy.log").open("wb") as log:
+        before = start_interpreter([sys.executable, "-m", *proxy], environment, log)
+    running = SimpleNamespace(process=machine._spawn([sys.executable, "-m", *host], "h"))
+    machine._started.append(running)
+    found = Proxied(f"https://127.0.0.1:{port}", authority, issuer, before)
+    try:
+        until(lambda: is_up(found), why=(root / "proxy.log").read_text)
+        yield found
+    finally:
+        before.kill()
+        before.wait(PATIENCE_SECONDS)
+        machine.close()
+
+
+def is_up(proxied):
+    assert proxied.process.poll() is None
+    try:
+        return proxied.ask(proxied.issuer.files(AGENT), "/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+async def control(proxied):
+    async with aclosing(HttpSessions(ClientContexts(proxied.issuer.files(AGENT), HOST))) as session:
+        yield Control(session, probe_seconds=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+async def held(proxied, control, published):
+    """The URL of the host, which holds generation 1 of both parts."""
+    holds = HostHolds(holds=(published.hold("sparse", 1), published.hold("dense", 1)))
+    await control.put_holds(proxied.url, holds)
+    await until_told(lambda: is_ready(control, proxied.url))
+    return proxied.url
+
+
+async def is_ready(control, url):
+    return len((await control.host_state(url)).ready) == 2
+
+
+def infer(client, router, toolbox, request):
+    encoded = router.infer("/v2/models/click/infer", request)
+    assert encoded.status_code == 200, encoded.text
+    return toolbox.decode(encoded).outputs
+
+
+async def test_a_router_with_a_certificate_answers_with_equal_bits(proxied, held, published, toolbox, tmp_path):
+    machine = toolbox.machine(tmp_path, published.store.uri)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings_of(proxied.issuer.files(ROUTER)).items():
+                patch.setenv(name, value)
+            router = await asyncio.to_thread(machine.start_router, "router", fork=False)
+        table = toolbox.table_of(1, [SimpleNamespace(url=held)], 1)
+        await asyncio.to_thread(router.follow, table)
+        request = toolbox.example(4)
+        outputs = await asyncio.to_thread(infer, None, router, toolbox, request)
+        expected = published.expected(1, request)
+        for name, tensor in expected.items():
+            assert torch.equal(torch.from_numpy(outputs[name].data), tensor)
+    finally:
+        machine.close()
+
+
+async def test_a_router_without_a_certificate_reaches_no_host_at_https(held):
+    with pytest.raises(ConnectionLost):
+        await connect(held)
+    async with aclosing(HttpSessions()) as session:
+        with pytest.raises(Unavailable, match="IPNEXT_COMPONENT_CERTIFICATE_FILE"):
+            await Control(session, probe_seconds=PATIENCE_SECONDS).host_state(held)
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_component_that_may_not_call_hosts_is_refused_in_the_handshake(proxied, tmp_path, stranger):
+    identity = STRANGERS[stranger]
+    files = issuer_in(tmp_path, (identity,), proxied.authority).files(identity)
+    with pytest.raises(httpx.TransportError):
+        proxied.ask(files, "/healthz")
+
+
+def test_a_certificate_of_another_authority_is_refused(proxied, tmp_path):
+    foreign = issuer_in(tmp_path, (AGENT,), CertificateAuthority.create()).files(AGENT)
+    files = replace(foreign, authorities=proxied.issuer.files(AGENT).authorities)
+    with pytest.raises(httpx.TransportError):
+        proxied.ask(files, "/healthz")
+
+
+def test_a_caller_without_a_certificate_is_refused(proxied):
+    context = ssl.create_default_context(cafile=str(proxied.issuer.files(AGENT).authorities))
+    context.check_hostname = False
+    with httpx.Client(verify=context) as client, pytest.raises(httpx.TransportError):
+        client.get(proxied.url + "/healthz")
+
+
+SPOOFED = {
+    "x-forwarded-client-cert": f"By={HOST.uri};Hash=0;URI={AGENT.uri}",
+    PROOF_HEADER: "guessed",
+}
+
+
+@pytest.mark.parametrize("headers", [{}, SPOOFED], ids=["plain", "spoofed"])
+@pytest.mark.parametrize(
+    ("caller", "path"),
+    [
+        (ROUTER, "/control/state"),
+        (ROUTER, "/parts/../control/state"),
+        (ROUTER, "/parts/%2e%2e/control/state"),
+        (ROUTER, "/metrics"),
+        (ROUTER, "//control/state"),
+        (AGENT, "/frames"),
+        (AGENT, "/unknown"),
+    ],
+)
+def test_a_route_of_another_caller_is_refused(proxied, caller, path, headers):
+    upgrade = {"connection": "upgrade", "upgrade": FRAMES} if path == "/frames" else {}
+    assert raw_status(proxied, caller, path, {**headers, **upgrade}) == 403
+
+
+def raw_status(proxied, caller, path, headers):
+    """Return the status of a request whose path no client normalizes."""
+    port = int(proxied.url.rpartition(":")[2])
+    lines = [f"GET {path} HTTP/1.1", "host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as link,
+        client_context(proxied.issuer.files(caller), lambda peer: peer == HOST).wrap_socket(link) as secured,
+    ):
+        secured.sendall("\r\n".join([*lines, "", ""]).encode())
+        return int(secured.recv(4096).split()[1])
+
+
+def test_an_upgrade_on_the_path_of_another_route_reaches_no_frames(proxied):
+    """Hosts judge an upgrade by its protocol: an agent that upgrades on its own path gets none."""
+    assert raw_status(proxied, AGENT, "/healthz", {"connection": "upgrade", "upgrade": FRAMES}) == 403
+
+
+async def test_new_certificates_replace_connections_and_lose_no_call(proxied, held, published):
+    loop = asyncio.get_running_loop()
+    contexts = ClientContexts(proxied.issuer.files(ROUTER), HOST, clock=iter(range(10**9)).__next__)
+    client = HostClient(HostLoadBalancer(loop.time), loop.time, contexts=contexts)
+    try:
+        former = await client.reach(held)
+        assert client.connection(held) is former
+        proxied.issuer.renew()
+        await eventually(lambda: client.connection(held) not in {None, former})
+        assert client.connection(held).context is contexts.current()
+        await eventually(lambda: not former.open)
+    finally:
+        client.close()
+
+
+def test_a_proxy_without_a_certificate_says_which_setting_lacks(tmp_path, monkeypatch, capsys):
+    for name in settings_of(Issuer(None, tmp_path, lasts_seconds=1, renewed_at=1).files(HOST)):
+        monkeypatch.delenv(name, raising=False)
+    assert ComponentSettings().certificate_files is None
+    arguments = ["--region", "r", "--host", "127.0.0.1", "--port", "1", "--sockets", "s", "--state", "t"]
+    assert host_proxy_process.main(arguments) != 0
+    assert "IPNEXT_COMPONENT_CERTIFICATE_FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("--host", "host-1"), ("--port", "0"), ("--port", "65536"), ("--port", "x")]
+)
+def test_a_proxy_refuses_what_is_no_address(capsys, name, value):
+    given = {"--region": "r", "--host": "127.0.0.1", "--port": "1", "--sockets": "s", "--state": "t", name: value}
+    with pytest.raises(SystemExit):
+        host_proxy_process.main([word for pair in given.items() for word in pair])
+    assert f"{name}: invalid" in capsys.readouterr().err
