@@ -21,6 +21,8 @@ CALLERS: Final = (Component.AGENT, Component.ROUTER)
 CONNECT_SECONDS: Final = 1
 HANDSHAKE_SECONDS: Final = 20
 """Limit of a TLS handshake, and of the headers of a request."""
+_HOST_HEADER: Final = "localhost"
+"""The `Host` that hosts accept on their sockets, in place of the proxy's address."""
 _CALLER: Final = "x-forwarded-client-cert"
 """The header in which Envoy writes the name of the caller's certificate, in place of what the caller sent."""
 
@@ -103,7 +105,12 @@ def _rule(proxy: HostProxy, caller: Component, base: str) -> Json:
     proof = {"header": {"key": PROOF_HEADER, "value": proxy.proofs[caller]}}
     return {
         "match": {"path_separated_prefix": base, "headers": [proved]},
-        "route": {"cluster": str(caller), "timeout": "0s", "idle_timeout": "0s"},
+        "route": {
+            "cluster": str(caller),
+            "host_rewrite_literal": _HOST_HEADER,
+            "timeout": "0s",
+            "idle_timeout": "0s",
+        },
         "request_headers_to_add": [{**proof, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
         "request_headers_to_remove": [_CALLER],
     }

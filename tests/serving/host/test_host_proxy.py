@@ -206,10 +206,16 @@ def test_a_route_of_another_caller_is_refused(proxied, caller, path, headers):
     assert raw_status(proxied, caller, path, {**headers, **upgrade}) == 403
 
 
-def raw_status(proxied, caller, path, headers):
+@pytest.mark.parametrize(("caller", "path", "status"), [(AGENT, "/healthz", 200), (ROUTER, "/frames", 101)])
+def test_a_host_is_reached_at_an_address_other_than_loopback(proxied, caller, path, status):
+    upgrade = {"connection": "upgrade", "upgrade": FRAMES} if path == "/frames" else {}
+    assert raw_status(proxied, caller, path, upgrade, host="10.1.2.3:8443") == status
+
+
+def raw_status(proxied, caller, path, headers, host="localhost"):
     """Return the status of a request whose path no client normalizes."""
     port = int(proxied.url.rpartition(":")[2])
-    lines = [f"GET {path} HTTP/1.1", "host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [f"GET {path} HTTP/1.1", f"host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     with (
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as link,
         client_context(proxied.issuer.files(caller), lambda peer: peer == HOST).wrap_socket(link) as secured,
