@@ -27,6 +27,7 @@ class ClientContexts:
         self._expected = expected
         self._clock = clock
         self._stamp: Stamp = files.stamp()
+        """Stamp of the files that were read last, with or without success."""
         self._context = self._make()
         self._looked_at = clock()
 
@@ -39,9 +40,9 @@ class ClientContexts:
 
     def _look(self) -> None:
         try:
-            stamp = self._files.stamp()
-            if stamp != self._stamp:
-                self._context, self._stamp = self._make(), stamp
+            former, self._stamp = self._stamp, self._files.stamp()
+            if self._stamp != former:
+                self._context = self._make()
         except InvalidInput as error:  # the former certificate stays in use until it expires
             structlog.get_logger().warning("certificate not read, the former one stays", reason=error.message)
 

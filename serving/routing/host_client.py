@@ -19,6 +19,8 @@ from serving.routing.sync_policy import CandidateTiers, HostCandidate, of_snapsh
 from serving.routing.table import GenerationRoute
 
 _SIGNATURE_SECONDS: Final = 5.0
+_RENEWAL_PAUSE_SECONDS: Final = 1.0
+"""Time between two attempts to replace a connection, so that calls do not cost a TLS handshake each meanwhile."""
 
 
 class HostClient:
@@ -199,13 +201,21 @@ class HostClient:
 
     async def _replace(self, url: str) -> None:
         """Connect with the new certificate. The former connection ends with its last answer."""
-        with suppress(ConnectionLost):  # the former one serves on, and the next call tries again
+        try:
             made = await self._connect(url)
-            former = self._connections.get(url)
-            if self._closed or former is None:
-                made.close()
-                return
-            self._connections[url] = made
+        except ConnectionLost:  # the former one serves on, and a call after the pause tries again
+            await asyncio.sleep(_RENEWAL_PAUSE_SECONDS)
+            return
+        if self._closed or url not in self._connections:
+            made.close()
+        else:
+            self._keep(url, made)
+
+    def _keep(self, url: str, made: HostConnection) -> None:
+        """Use a connection for all further calls. The former one, if any, ends with its last answer."""
+        former = self._connections.get(url)
+        self._connections[url] = made
+        if former is not None:
             former.retire()
 
     async def _connect(self, url: str) -> HostConnection:
@@ -237,7 +247,7 @@ class HostClient:
                 done.result().close()
             return
         if done.exception() is None:
-            self._connections[url] = done.result()
+            self._keep(url, done.result())
             self._loads.note_found(url)
         else:
             self.note_lost(url)

@@ -63,6 +63,16 @@ def test_the_former_context_stays_while_the_files_cannot_be_read(contexts, clock
     assert contexts.current() is not first
 
 
+def test_files_that_do_not_fit_are_read_again_only_once_they_change(contexts, clock, issuer, monkeypatch):
+    """Reading them waits for the rest of a set, and with it the loop of the caller."""
+    issuer.files(ROUTER).certificate.write_text("none")
+    clock.now += LOOK_SECONDS
+    contexts.current()
+    monkeypatch.setattr(contexts, "_make", lambda: pytest.fail("read again"))
+    clock.now += LOOK_SECONDS
+    contexts.current()
+
+
 def test_a_component_without_files_has_none():
     assert contexts_for(HOST, ComponentSettings(component_certificate_file=None)) is None
 
