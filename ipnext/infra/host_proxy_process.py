@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from ipnext.components.certificates import server_context
 from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.private_files import keep_new_files_private, make_private_directory
 from ipnext.components.settings import component_settings
@@ -57,7 +58,8 @@ def _port(text: str) -> int:
 def prepare(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Write the configuration; return the command of Envoy.
 
-    The proofs of the callers are created if the host has not started yet. InvalidInput without a certificate.
+    The proofs of the callers are created if the host has not started yet. InvalidInput without a certificate and the
+    key that fits it, OSError if the directories are not this user's.
     """
     settings = component_settings()
     files = settings.certificate_files
@@ -68,6 +70,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[str, ...]:
         )
         raise InvalidInput(msg, field="component_certificate_file")
     files.stamp()
+    server_context(files, lambda _: True)  # Envoy would listen, and end each connection
     own = ComponentIdentity(settings.trust_domain, Component.HOST, arguments.region)
     state = arguments.state.absolute()
     make_private_directory(state)
@@ -96,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: RET503 - execv
     except IPnextError as error:
         structlog.get_logger().error("proxy of a host ends", code=error.code, reason=error.message)
         return error.exit_status
+    except OSError as error:
+        structlog.get_logger().error("proxy of a host ends", reason=str(error))
+        return 1
     os.execv(command[0], command)  # noqa: S606 - Envoy gets the signals, and its end is this process's
 
 

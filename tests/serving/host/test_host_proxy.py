@@ -21,7 +21,7 @@ from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.issuing import Issuer
 from ipnext.components.private_files import make_private_directory
 from ipnext.components.settings import ComponentSettings
-from ipnext.errors import Unavailable
+from ipnext.errors import InvalidInput, Unavailable
 from ipnext.infra import host_proxy_process
 from ipnext.infra.control import Control
 from ipnext.infra.process.ports import free_port
@@ -251,6 +251,36 @@ def test_a_proxy_without_a_certificate_says_which_setting_lacks(tmp_path, monkey
     arguments = ["--region", "r", "--host", "127.0.0.1", "--port", "1", "--sockets", "s", "--state", "t"]
     assert host_proxy_process.main(arguments) != 0
     assert "IPNEXT_COMPONENT_CERTIFICATE_FILE" in capsys.readouterr().out
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """Arguments of a proxy that has a certificate, and its files."""
+    files = issuer_in(tmp_path / "c", (HOST, AGENT), CertificateAuthority.create()).files(HOST)
+    for name, value in settings_of(files).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("became Envoy"))
+    make_private_directory(tmp_path / "h")
+    arguments = {"--region": REGION, "--host": "127.0.0.1", "--port": "1", "--state": str(tmp_path / "proxy")}
+    return {**arguments, "--sockets": str(tmp_path / "h")}, files
+
+
+def words(arguments):
+    return [word for pair in arguments.items() for word in pair]
+
+
+def test_a_proxy_whose_key_is_of_another_certificate_ends(given, capsys):
+    arguments, files = given
+    files.key.write_bytes((files.key.parent.parent / "agent-north" / "key.pem").read_bytes())
+    assert host_proxy_process.main(words(arguments)) == InvalidInput("").exit_status
+    assert str(files.key) in capsys.readouterr().out
+
+
+def test_a_proxy_names_the_directory_that_it_may_not_use(given, capsys, tmp_path):
+    arguments, _ = given
+    (tmp_path / "link").symlink_to(tmp_path / "h")
+    assert host_proxy_process.main(words({**arguments, "--sockets": str(tmp_path / "link")})) == 1
+    assert str(tmp_path / "link") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
