@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from cryptography.x509 import SubjectAlternativeName, UniformResourceIdentifier, load_pem_x509_certificate
 
-from ipnext.components.certificates import server_context
+from ipnext.components.certificates import CertificateFiles, server_context
 from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.private_files import keep_new_files_private, make_private_directory
 from ipnext.components.settings import component_settings
@@ -26,6 +27,7 @@ from ipnext.infra.envoy.tls import PeerTls
 from ipnext.infra.gateway.process import envoy_binary
 from ipnext.infra.process.atomic_file import replace_file
 
+CONFIG_FILE: Final = "envoy.json"
 HIGHEST_PORT: Final = 65535
 FLAGS: Final = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")
 
@@ -72,7 +74,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[str, ...]:
     files.stamp()
     server_context(files, lambda _: True)  # Envoy would listen, and end each connection
     own = ComponentIdentity(settings.trust_domain, Component.HOST, arguments.region)
+    _check_name(files, own)
     state = arguments.state.absolute()
+    _check_state(state)
     make_private_directory(state)
     url = socket_url(arguments.sockets.absolute())
     proxy = HostProxy(
@@ -85,9 +89,26 @@ def prepare(arguments: argparse.Namespace) -> tuple[str, ...]:
     )
     for path, content in proxy.tls.secret_files().items():
         replace_file(path, as_json(content))
-    config = state / "envoy.json"
+    config = state / CONFIG_FILE
     replace_file(config, as_json(configuration(proxy)))
     return (str(envoy_binary()), "--config-path", str(config), *FLAGS)
+
+
+def _check_name(files: CertificateFiles, own: ComponentIdentity) -> None:
+    """Raise InvalidInput unless the certificate is this component's: its callers would refuse another one's."""
+    extensions = load_pem_x509_certificate(files.certificate.read_bytes()).extensions
+    names = extensions.get_extension_for_class(SubjectAlternativeName).value
+    found = names.get_values_for_type(UniformResourceIdentifier)
+    if found != [own.uri]:
+        msg = f"{files.certificate}: the certificate names {', '.join(found)[:300] or 'nothing'}; allowed: {own.uri}"
+        raise InvalidInput(msg, field="component_certificate_file", value=str(files.certificate), allowed=(own.uri,))
+
+
+def _check_state(state: Path) -> None:
+    """Raise InvalidInput if the directory is another's: it becomes private, and its files are replaced."""
+    if state.is_dir() and any(state.iterdir()) and not (state / CONFIG_FILE).exists():
+        msg = f"--state: {state} has files of others; allowed: a directory that is new, empty or of a former proxy"
+        raise InvalidInput(msg, field="state", value=str(state))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: RET503 - execv does not return

@@ -5,6 +5,7 @@ Started by a region's agent: `python -m serving.router --sockets DIR --region R 
 
 import argparse
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -442,9 +443,8 @@ def _log_ejected(url: str, why: str) -> None:
     structlog.get_logger().warning("host left out for a while", url=url, why=why)
 
 
-async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
+async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], contexts: ClientContexts | None) -> None:
     answers = AnswerBudget(arguments.max_answer_bytes, arguments.answer_budget_bytes)
-    contexts = _host_contexts(arguments.region)
     loads = HostLoadBalancer(time.monotonic, on_ejected=_log_ejected)
     hosts = HostClient(loads, time.monotonic, answers=answers, contexts=contexts)
 
@@ -508,5 +508,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a router until SIGTERM; it then finishes its requests. A second signal ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
+    try:
+        contexts = _host_contexts(parsed.region)
+    except IPnextError as error:
+        structlog.get_logger().error("router ends", code=error.code, reason=error.message)
+        sys.exit(error.exit_status)
     bound = listeners(parsed, Component.ROUTER, CALLERS)
-    run(partial(_main, parsed, bound))
+    run(partial(_main, parsed, bound, contexts))

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import ssl
+import subprocess
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -244,6 +245,14 @@ async def test_new_certificates_replace_connections_and_lose_no_call(proxied, he
         client.close()
 
 
+@pytest.fixture(autouse=True)
+def _umask():
+    """The program makes its new files private; the processes of the tests keep their own umask."""
+    former = os.umask(0o022)
+    yield
+    os.umask(former)
+
+
 def test_a_proxy_without_a_certificate_says_which_setting_lacks(tmp_path, monkeypatch, capsys):
     for name in settings_of(Issuer(None, tmp_path, lasts_seconds=1, renewed_at=1).files(HOST)):
         monkeypatch.delenv(name, raising=False)
@@ -291,3 +300,50 @@ def test_a_proxy_refuses_what_is_no_address(capsys, name, value):
     with pytest.raises(SystemExit):
         host_proxy_process.main([word for pair in given.items() for word in pair])
     assert f"{name}: invalid" in capsys.readouterr().err
+
+
+def prepared(monkeypatch, tmp_path, files, state):
+    for name, value in settings_of(files).items():
+        monkeypatch.setenv(name, value)
+    given = {"--region": REGION, "--host": "127.0.0.1", "--port": "1", "--sockets": tmp_path / "h", "--state": state}
+    words = [str(word) for pair in given.items() for word in pair]
+    return host_proxy_process.prepare(host_proxy_process.read_arguments(words))
+
+
+def test_a_proxy_with_the_certificate_of_another_component_is_refused(monkeypatch, tmp_path):
+    files = issuer_in(tmp_path / "c", (AGENT,), CertificateAuthority.create()).files(AGENT)
+    with pytest.raises(InvalidInput, match=f"names {AGENT.uri}; allowed: {HOST.uri}"):
+        prepared(monkeypatch, tmp_path, files, tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_directory_of_others_stays_as_it_is_and_that_of_a_former_proxy_is_used_again(monkeypatch, tmp_path):
+    files = issuer_in(tmp_path / "c", (HOST,), CertificateAuthority.create()).files(HOST)
+    others = tmp_path / "others"
+    others.mkdir()
+    others.chmod(0o755)
+    (others / "letter").touch()
+    with pytest.raises(InvalidInput, match="has files of others"):
+        prepared(monkeypatch, tmp_path, files, others)
+    assert others.stat().st_mode & 0o777 == 0o755
+    first = prepared(monkeypatch, tmp_path, files, tmp_path / "state")
+    assert prepared(monkeypatch, tmp_path, files, tmp_path / "state") == first
+
+
+def test_a_router_whose_certificate_is_missing_says_so_in_one_line(proxied, tmp_path):
+    environment = {**os.environ, "IPNEXT_COMPONENT_CERTIFICATE_FILE": str(tmp_path / "none")}
+    command = [
+        sys.executable,
+        "-m",
+        "serving.router",
+        "--port",
+        "0",
+        "--region",
+        REGION,
+        "--table",
+        str(tmp_path / "t"),
+    ]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "component_key_file" in ended.stderr
+    assert "Traceback" not in ended.stderr
