@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 ARGS ?=
 # Also where the environment says otherwise: each process of the tests would rewrite 800 files.
 export PYTHONDONTWRITEBYTECODE :=
@@ -38,27 +39,31 @@ NEW_PIP = { $1/bin/python -m pip install --quiet --disable-pip-version-check --n
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $1/bin/python,$1/bin/python -m pip install --quiet --disable-pip-version-check --no-compile)
 # An engine can't compile modules: it may not write where they are, and would do it at each start, 17 s of processor time in each of its
 # processes. Left out are the packages' own tests, which take a fifth of the time, and modules that no engine and no test has imported:
-# a fifth of the rest of vLLM's environment. What only tests import of the platform's environment, a sixth of it, is compiled as they import it.
-# Compilation fails for templates of modules, which are none.
-COMPILE = $1/bin/python -m compileall -qq -j 0 -x '$(UNUSED)$(if $(filter $(VENV),$1),|$(ONLY_TESTS))' $1/lib/python3*/site-packages || true
-UNUSED = /(tests?|anthropic|sentry_sdk|mypyc?)/|/testing/_internal/|/sqlalchemy/testing/|/transformers/models/.*/(modeling|modular|convert)_
-ONLY_TESTS = /site-packages/(gevent|graphql|narwhals|openai|pip|playwright|recbole|schemathesis)/
+# a fifth of the rest of vLLM's environment. Compilation fails for templates of modules, which are none.
+COMPILE = $1/bin/python -m compileall -qq -j 0 -x '$(UNUSED)' $1/lib/python3*/site-packages || true
+UNUSED = /(tests?|anthropic|sentry_sdk|mypyc?)/|/site-packages/pip/|/testing/_internal/|/sqlalchemy/testing/|/transformers/models/.*/(modeling|modular|convert)_
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IPnext needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11 (or newer)." >&2; exit 2; }
 	@echo "setting up $(VENV) (packages, Temporal, Envoy): two to three minutes"
 	@$(call MAKE_VENV,$(VENV))
-	@$(call INSTALL,$(VENV)) -c constraints.txt -e '.[platform,embedded,demo,dev]'
-	@$(call INSTALL,$(VENV)) --no-deps $(DATASET)
+	@$(call INSTALL,$(VENV)) -c constraints.txt -e '.[platform,embedded,demo]'
 	@$(call COMPILE,$(VENV))
+	@$(call INSTALL,$(VENV)) --no-deps $(DATASET)
 	@touch $(READY)
+
+# What tests and checks need besides; it is compiled as they import it. The demo waits for none of it.
+$(TOOLS): $(READY)
+	@echo "installing what tests and checks need into $(VENV): half a minute"
+	@$(call INSTALL,$(VENV)) -c constraints.txt -e '.[platform,embedded,demo,dev]'
+	@touch $(TOOLS)
 
 # The tests use the kernels that a platform compiles for its first large fleet.
 kernels: $(READY)
 	@echo "compiling the planner's kernels for this machine, if they are not: a minute"
 	@$(BIN)/python -m planner.kernels
 
-setup: $(READY) ## create the virtual environment with all that the other verbs need
+setup: $(TOOLS) ## create the virtual environment with all that the other verbs need
 
 # constraints-genai.txt has all that vLLM needs, but for torch, and without torchaudio and torchcodec, whose builds are linked with CUDA:
 # with them transformers can't be imported.
@@ -96,13 +101,13 @@ demo-genai: $(READY) $(GENAI)/.demo ## a real chat model, refreshed while client
 dev: $(READY) ## start the platform without models (ARGS='--state DIR')
 	@$(BIN)/ipnext dev $(if $(ARGS),$(ARGS),--state .ipnext/dev)
 
-check: $(READY) ## format, lint, types, import arrows
+check: $(TOOLS) ## format, lint, types, import arrows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY) ## let ruff format the code
+format: $(TOOLS) ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -113,31 +118,31 @@ GENAI_TESTS = tests/genai tests/serving/openai
 # pytest ends with status 5 if it selects no test: no failure if ARGS may have narrowed the selection.
 MAY_SELECT_NONE = $(if $(strip $(ARGS)),|| [ $$? = 5 ])
 
-test: kernels ## the tests that start no process and no server: minutes (ARGS, here and below: further pytest arguments)
+test: $(TOOLS) kernels ## the tests that start no process and no server: minutes (ARGS, here and below: further pytest arguments)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations 20 -m pure --hypothesis-profile fast $(ARGS) $(MAY_SELECT_NONE)
 
-test-integration: kernels ## the tests on Temporal, Envoy, PostgreSQL, S3, agents and hosts
+test-integration: $(TOOLS) kernels ## the tests on Temporal, Envoy, PostgreSQL, S3, agents and hosts
 	$(call BY_FILE,3,integration)
 
-test-e2e: kernels ## the tests that drive a whole platform, or a browser
+test-e2e: $(TOOLS) kernels ## the tests that drive a whole platform, or a browser
 	$(call BY_FILE,3,e2e)
 
-test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (make setup-genai)
+test-genai: $(TOOLS) ## the tests on real vLLM; those without it are skipped (make setup-genai)
 	$(call BY_FILE,2,genai,$(GENAI_TESTS))
 
-test-all: kernels ## all tests but the nemesis; those on vLLM are skipped without it (make setup-genai)
+test-all: $(TOOLS) kernels ## all tests but the nemesis; those on vLLM are skipped without it (make setup-genai)
 	$(call BY_FILE,5,not nemesis)
 
-collect: $(READY) ## import all tests without running any: one that can't be imported is named at once, and what was compiled is kept
+collect: $(TOOLS) ## import all tests without running any: one that can't be imported is named at once, and what was compiled is kept
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --collect-only -qq | tail -n 20
 
-e2e: kernels ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
+e2e: $(TOOLS) kernels ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
 
 bench: $(READY) ## measure publish -> serving, stage by stage (planner: python -m benchmarks.planner.scale)
 	$(BIN)/python -m benchmarks.lifecycle.publish_to_serving $(ARGS)
 
-clients: $(READY) ## the KServe SDK's own client against the edge, in an environment of its own (its pins are not ours)
+clients: $(TOOLS) ## the KServe SDK's own client against the edge, in an environment of its own (its pins are not ours)
 	@$(call MAKE_VENV,$(VENV)-kserve)
 	@$(call INSTALL,$(VENV)-kserve) '$(KSERVE)'
 	IPNEXT_KSERVE_PYTHON=$(VENV)-kserve/bin/python $(BIN)/pytest tests/serving/edge/test_clients_kserve.py $(ARGS)
@@ -147,16 +152,16 @@ fuzz: $(READY) ## atheris on all that reads bytes of others (ARGS: seconds for e
 	@$(call INSTALL,$(VENV)-fuzz) -c constraints.txt -e '.[signing]' '$(ATHERIS)' cedarpy httptools joserfc numpy orjson structlog
 	$(VENV)-fuzz/bin/python tests/fuzz/run.py $(or $(ARGS),60)
 
-docs: $(READY) ## check that the documentation agrees with the code
+docs: $(TOOLS) ## check that the documentation agrees with the code
 	$(BIN)/pytest tests/docs tests/ipnext $(ARGS) -k docs
 
-histories: $(READY) ## record the workflow histories that the replay tests use
+histories: $(TOOLS) ## record the workflow histories that the replay tests use
 	$(BIN)/python -m tests.workflows.builds.record_histories
 
-build: $(READY) ## sdist and wheel into dist/
+build: $(TOOLS) ## sdist and wheel into dist/
 	$(BIN)/python -m build
 
-constraints: $(READY) ## write constraints.txt from the versions installed now (torch stays a range)
+constraints: $(TOOLS) ## write constraints.txt from the versions installed now (torch stays a range)
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|recbole|ipnext|nvidia-.*|triton)(==| @)' > constraints.txt
 
 clean: ## remove the virtual environment and what builds left
