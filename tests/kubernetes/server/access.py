@@ -1,0 +1,87 @@
+"""Who may do what: bearer tokens, and the rules of roles for service accounts."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from tests.kubernetes.server import errors
+from tests.kubernetes.server.cluster import Cluster
+from tests.kubernetes.server.errors import Json
+
+RBAC = "rbac.authorization.k8s.io/v1"
+ADMINISTRATOR = "admin"
+
+
+@dataclass(frozen=True)
+class Act:
+    """One request: a verb on a resource; `plural` has the subresource, as rules write it."""
+
+    verb: str
+    group: str
+    plural: str
+    namespace: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        where = f' in the namespace "{self.namespace}"' if self.namespace else " at the cluster scope"
+        name = f' "{self.name}"' if self.name else ""
+        return f'cannot {self.verb} resource "{self.plural}" in API group "{self.group}"{name}{where}'
+
+
+class Access:
+    """Users by their tokens; all but the administrator need roles."""
+
+    def __init__(self, cluster: Cluster, tokens: Mapping[str, str]) -> None:
+        self._cluster = cluster
+        self.tokens = dict(tokens)
+
+    def user(self, authorization: str | None) -> str:
+        """Return the user of a request. ApiFailure 401 if there is none."""
+        kind, _, token = (authorization or "").partition(" ")
+        if kind.lower() != "bearer" or token not in self.tokens:
+            raise errors.unauthorized()
+        return self.tokens[token]
+
+    def check(self, user: str, act: Act) -> None:
+        """ApiFailure 403 if no role of the user allows it."""
+        if user != ADMINISTRATOR and not any(_allows(rule, act) for rule in self._rules(user, act.namespace)):
+            message = f'{act.plural} is forbidden: User "{user}" {act}'
+            raise errors.forbidden(message)
+
+    def _rules(self, user: str, namespace: str) -> Iterator[Json]:
+        for kind, place in (("RoleBinding", namespace), ("ClusterRoleBinding", "")):
+            if kind == "RoleBinding" and not namespace:
+                continue
+            for binding in self._cluster.objects(self._cluster.resource(RBAC, kind), place):
+                if any(_names(subject, user) for subject in binding.get("subjects") or ()):
+                    yield from self._role_rules(binding["roleRef"], place)
+
+    def _role_rules(self, reference: Json, namespace: str) -> list[Json]:
+        kind = reference["kind"]
+        place = namespace if kind == "Role" else ""
+        role = self._cluster.find(self._cluster.resource(RBAC, kind), place, reference["name"])
+        return list((role or {}).get("rules") or ())
+
+
+def service_account(namespace: str, name: str) -> str:
+    """Return the user name of a service account."""
+    return f"system:serviceaccount:{namespace}:{name}"
+
+
+def _names(subject: Json, user: str) -> bool:
+    if subject["kind"] == "ServiceAccount":
+        return service_account(subject.get("namespace", ""), subject["name"]) == user
+    return bool(subject["kind"] == "User" and subject["name"] == user)
+
+
+def _allows(rule: Json, act: Act) -> bool:
+    names = rule.get("resourceNames")
+    return (
+        _has(rule.get("verbs"), act.verb)
+        and _has(rule.get("apiGroups"), act.group)
+        and _has(rule.get("resources"), act.plural)
+        and (not names or act.name in names)
+    )
+
+
+def _has(allowed: list[str] | None, value: str) -> bool:
+    return bool(allowed) and ("*" in allowed or value in allowed)

@@ -1,0 +1,1 @@
+"""Patches and field ownership, as pure functions of objects and schemas. Entry point: `ownership`."""

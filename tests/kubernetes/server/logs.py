@@ -1,0 +1,36 @@
+"""Logs of pods: the API server asks the node for them."""
+
+import httpx
+
+from tests.kubernetes.server import errors
+from tests.kubernetes.server.cluster import Cluster
+from tests.kubernetes.server.errors import Json
+
+SECONDS = 10.0
+
+
+async def node_log(cluster: Cluster, pod: Json, parameters: dict[str, str]) -> str:
+    """Return the log of a container. ApiFailure 400 of a pod that has none yet, 500 if its node does not answer."""
+    metadata = pod["metadata"]
+    container = parameters.pop("container", "") or pod["spec"]["containers"][0]["name"]
+    if not pod["spec"].get("nodeName"):
+        raise errors.bad_request(f'container "{container}" in pod "{metadata["name"]}" is waiting to start')
+    node = cluster.get(cluster.resource("v1", "Node"), "", pod["spec"]["nodeName"])
+    url = f"{_address(node)}/containerLogs/{metadata['namespace']}/{metadata['name']}/{container}"
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=SECONDS) as client:
+            answer = await client.get(url, params=parameters)
+    except httpx.HTTPError as error:
+        raise errors.ApiFailure(500, "InternalError", f"the node does not answer: {error}") from error
+    if answer.status_code != 200:
+        raise errors.bad_request(answer.text)
+    return answer.text
+
+
+def _address(node: Json) -> str:
+    status = node.get("status", {})
+    port = status.get("daemonEndpoints", {}).get("kubeletEndpoint", {}).get("Port")
+    addresses = [each["address"] for each in status.get("addresses", ()) if each["type"] == "InternalIP"]
+    if not addresses or not port:
+        raise errors.ApiFailure(500, "InternalError", f"node {node['metadata']['name']} has no address")
+    return f"http://{addresses[0]}:{port}"
