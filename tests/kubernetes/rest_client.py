@@ -8,8 +8,7 @@ from typing import Any
 import httpx2
 import orjson
 import yaml
-from lightkube.config.client_adapter import Client as make_client
-from lightkube.config.client_adapter import ConnectionParams
+from lightkube.config import client_adapter
 from lightkube.config.kubeconfig import KubeConfig
 
 from tests.kubernetes.server.cluster import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH
@@ -56,7 +55,9 @@ class Refused(AssertionError):
 
 def open_http(config: KubeConfig) -> httpx2.Client:
     """Return an HTTP client for a cluster, with its credentials."""
-    found: httpx2.Client = make_client(config.get(), ConnectionParams(timeout=SECONDS, trust_env=False))
+    found: httpx2.Client = client_adapter.Client(
+        config.get(), client_adapter.ConnectionParams(timeout=SECONDS, trust_env=False)
+    )
     return found
 
 

@@ -12,6 +12,8 @@ from typing import TypeVar
 import uvicorn
 import yaml
 
+from tests.kubernetes.controllers.manager import ControllerManager, Makers
+from tests.kubernetes.controllers.standard import standard_controllers
 from tests.kubernetes.server.access import ADMINISTRATOR, Access
 from tests.kubernetes.server.app import Api
 from tests.kubernetes.server.cluster import Cluster
@@ -26,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 class ApiServer:
     """An API server in a thread of its own, with what a test does to it. The methods are for other threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, makers: Makers | None = None) -> None:
         self.loop = asyncio.new_event_loop()
         self.cluster = Cluster()
         self.token = secrets.token_hex(16)
@@ -36,6 +38,8 @@ class ApiServer:
         self._thread = threading.Thread(target=self._run, name="kubernetes-api", daemon=True)
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._manager = ControllerManager(self.cluster, standard_controllers() if makers is None else makers)
+        self._controlling: asyncio.Task[None] | None = None
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -43,6 +47,20 @@ class ApiServer:
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
+
+    def start_controllers(self) -> None:
+        """Let controllers follow the objects."""
+        self._controlling = self.call(lambda: self.loop.create_task(self._manager.run()))
+
+    def stop_controllers(self) -> None:
+        """Let objects stay as they are, as without a controller manager and a scheduler."""
+        asyncio.run_coroutine_threadsafe(self._stop_controlling(), self.loop).result(PATIENCE_SECONDS)
+
+    async def _stop_controlling(self) -> None:
+        if self._controlling:
+            self._controlling.cancel()
+            await asyncio.wait([self._controlling])
+            self._controlling = None
 
     @property
     def url(self) -> str:
@@ -52,11 +70,13 @@ class ApiServer:
     def start(self) -> None:
         """Begin to serve; returns once it listens."""
         self._thread.start()
+        self.start_controllers()
         self.come_back()
 
     def stop(self) -> None:
         """Stop serving; returns once the thread has ended."""
         self.go_away()
+        self.stop_controllers()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive()
@@ -188,9 +208,9 @@ def _listen(port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[ApiServer]:
-    """An API server that ends with the block."""
-    server = ApiServer()
+def running_server(makers: Makers | None = None) -> Iterator[ApiServer]:
+    """An API server that ends with the block; `makers`: of its controllers, if not the standard ones."""
+    server = ApiServer(makers)
     server.start()
     try:
         yield server

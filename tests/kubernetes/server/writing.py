@@ -121,9 +121,18 @@ def _broken_rules(resource: Resource, obj: Json) -> list[tuple[str, str]]:
     spec = obj.get("spec") or {}
     if resource.kind in FIXED and spec.get("template") and not _template_matches(spec):
         found.append(("spec.template.metadata.labels", "`selector` does not match the labels of the template"))
-    if resource.kind == "Pod" and not spec.get("containers"):
-        found.append(("spec.containers", "a pod needs a container"))
+    if (template := _pod_template(resource.kind, obj)) is not None and not (template.get("spec") or {}).get(
+        "containers"
+    ):
+        place = "spec" if resource.kind == "Pod" else "spec.template.spec"
+        found.append((f"{place}.containers", "Required value"))
     return found
+
+
+def _pod_template(kind: str, obj: Json) -> Json | None:
+    """Return what has the spec of a pod: the pod or a template, None of other kinds."""
+    template = (obj.get("spec") or {}).get("template") or {}
+    return obj if kind == "Pod" else template if kind in FIXED else None
 
 
 def _template_matches(spec: Json) -> bool:
