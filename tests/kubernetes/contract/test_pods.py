@@ -1,0 +1,218 @@
+"""Pods on a node of processes: environment, addresses, probes, restarts, logs and their end."""
+
+import os
+import re
+import sys
+import uuid
+
+import psutil
+import pytest
+
+from tests.kubernetes.contract.objects import config_map, deployment, pod
+from tests.kubernetes.kubelet.kubelet import Node, running_node
+from tests.processes import gone
+from tests.waiting import until
+
+pytestmark = [pytest.mark.usefixtures("subprocesses", "listeners"), pytest.mark.allow_hosts(["127.0.0.0/8"])]
+
+NODE = "test.ipnext/node"
+PACE = 0.05
+SLEEP = ["sleep", "1000"]
+
+
+@pytest.fixture(scope="module")
+def node(config):
+    """The name of a node that only these tests' pods select."""
+    name = f"node-{uuid.uuid4().hex[:8]}"
+    labels, taint = {NODE: name}, {"key": NODE, "value": name, "effect": "NoSchedule"}
+    with running_node(Node(name, config, labels, taints=(taint,), pace=PACE, lease_seconds=1)):
+        yield name
+
+
+def spec(node, command, **container):
+    main = {"name": "main", "image": "main:1", "command": command, **container}
+    tolerations = [{"key": NODE, "operator": "Exists"}]
+    return {"containers": [main], "nodeSelector": {NODE: node}, "tolerations": tolerations}
+
+
+def status(kube, name="one"):
+    return kube.get("Pod", name).get("status", {})
+
+
+def container(kube, name="one"):
+    found = status(kube, name).get("containerStatuses") or [{"state": {}, "restartCount": 0, "ready": False}]
+    return found[0]
+
+
+def until_running(kube, name="one"):
+    until(lambda: "running" in container(kube, name)["state"], why=lambda: status(kube, name))
+    return status(kube, name)
+
+
+def logs(kube, name="one"):
+    return kube.http.get(kube.path("Pod", name, "log")).text
+
+
+def processes_of(word):
+    """Processes with a word in their environment."""
+    found = []
+    for each in psutil.process_iter():
+        try:
+            if each.environ().get("WORD") == word:
+                found.append(each)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_pod_runs_its_command_with_its_environment(kube, node):
+    kube.create(config_map(color="red"))
+    env = [
+        {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "SPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+        {"name": "ADDRESS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "COLOR", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "color"}}},
+        {"name": "BOTH", "value": "$(NAME)-$(COLOR)"},
+    ]
+    script = 'echo "$NAME $SPACE $ADDRESS $BOTH $0"; sleep 1000'
+    kube.create(pod(**spec(node, ["sh", "-c", script], args=["$(COLOR)"], env=env)))
+
+    address = until_running(kube)["podIP"]
+
+    assert re.fullmatch(r"127\.\d+\.\d+\.\d+", address)
+    until(lambda: logs(kube))
+    assert logs(kube) == f"one {kube.namespace} {address} one-red red\n"
+
+
+def test_each_pod_has_an_address_of_its_own_and_is_ready_once_its_probe_passes(kube, node):
+    probe = {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1}
+    serve = [sys.executable, "-m", "http.server", "--bind", "$(ADDRESS)", "8080", "-d", "/var/empty"]
+    serve = ["sh", "-c", f'cd /; exec {sys.executable} -m http.server --bind "$ADDRESS" 18080']
+    env = [{"name": "ADDRESS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
+    ports = [{"name": "http", "containerPort": 18080}]
+    made = deployment(replicas=2)
+    made["spec"]["template"]["spec"] = spec(node, serve, env=env, ports=ports, readinessProbe=probe)
+    kube.create(made)
+
+    until(lambda: kube.get("Deployment", "web").get("status", {}).get("readyReplicas") == 2)
+
+    addresses = {each["status"]["podIP"] for each in kube.items("Pod", labelSelector="app=web")}
+    assert len(addresses) == 2
+
+
+def test_a_pod_whose_probe_fails_is_not_ready(kube, node, tmp_path):
+    probe = {"exec": {"command": ["test", "-e", str(tmp_path / "fine")]}, "periodSeconds": 1, "failureThreshold": 1}
+    kube.create(pod(**spec(node, SLEEP, readinessProbe=probe)))
+    until_running(kube)
+    assert not container(kube)["ready"]
+
+    (tmp_path / "fine").touch()
+    until(lambda: container(kube)["ready"])
+
+    (tmp_path / "fine").unlink()
+    until(lambda: not container(kube)["ready"])
+    assert container(kube)["restartCount"] == 0
+
+
+def test_a_container_that_is_not_alive_is_restarted(kube, node, tmp_path):
+    probe = {"exec": {"command": ["test", "-e", str(tmp_path / "alive")]}, "periodSeconds": 1, "failureThreshold": 1}
+    (tmp_path / "alive").touch()
+    kube.create(pod(**spec(node, SLEEP, livenessProbe=probe)))
+    until_running(kube)
+
+    (tmp_path / "alive").unlink()
+
+    until(lambda: container(kube)["restartCount"] >= 1)
+
+
+def test_a_startup_probe_holds_the_others_back(kube, node, tmp_path):
+    startup = {"exec": {"command": ["test", "-e", str(tmp_path / "up")]}, "periodSeconds": 1, "failureThreshold": 9999}
+    kube.create(pod(**spec(node, SLEEP, startupProbe=startup)))
+    until_running(kube)
+    assert not container(kube)["started"]
+    assert not container(kube)["ready"]
+
+    (tmp_path / "up").touch()
+    until(lambda: container(kube)["started"] and container(kube)["ready"])
+
+
+def test_a_container_that_crashes_is_restarted_with_a_back_off(kube, node):
+    kube.create(pod(**spec(node, ["sh", "-c", "echo run; exit 3"])))
+
+    until(lambda: container(kube)["restartCount"] >= 2)
+    until(lambda: container(kube)["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff")
+    assert container(kube)["lastState"]["terminated"]["exitCode"] == 3
+
+
+def test_a_pod_that_is_not_restarted_ends_with_its_command(kube, node):
+    kube.create(pod("good", **spec(node, ["true"]), restartPolicy="Never"))
+    kube.create(pod("bad", **spec(node, ["false"]), restartPolicy="OnFailure") | {})
+    kube.delete("Pod", "bad", gracePeriodSeconds=0)
+
+    until(lambda: status(kube, "good").get("phase") == "Succeeded")
+    assert container(kube, "good")["state"]["terminated"]["exitCode"] == 0
+
+
+def test_a_command_that_cannot_run_says_why(kube, node):
+    kube.create(pod(**spec(node, ["/no/such/program"])))
+
+    until(lambda: container(kube)["state"].get("waiting", {}).get("reason") == "RunContainerError")
+    assert "/no/such/program" in container(kube)["state"]["waiting"]["message"]
+
+
+def test_a_deleted_pod_runs_its_hook_and_may_take_its_time(kube, node, tmp_path):
+    hook = {"preStop": {"exec": {"command": ["sh", "-c", f"echo hook >> {tmp_path}/order"]}}}
+    script = (
+        f"trap 'echo term >> {tmp_path}/order; exit 0' TERM; echo up >> {tmp_path}/order; while :; do sleep 0.05; done"
+    )
+    kube.create(pod(**spec(node, ["sh", "-c", script], lifecycle=hook)))
+    until_running(kube)
+    until(lambda: (tmp_path / "order").exists())
+
+    kube.delete("Pod", "one")
+
+    until(lambda: not kube.exists("Pod", "one"))
+    assert (tmp_path / "order").read_text().split() == ["up", "hook", "term"]
+
+
+def test_a_pod_that_does_not_end_is_killed_after_its_grace(kube, node):
+    word = uuid.uuid4().hex
+    script = "trap '' TERM; sleep 1000 & while :; do sleep 0.05; done"
+    kube.create(pod(**spec(node, ["sh", "-c", script], env=[{"name": "WORD", "value": word}])))
+    until_running(kube)
+    found = until(lambda: (each := processes_of(word)) and len(each) >= 2 and each)
+
+    kube.delete("Pod", "one", gracePeriodSeconds=1)
+
+    until(lambda: not kube.exists("Pod", "one"))
+    assert gone(found)
+    assert not processes_of(word)
+
+
+def test_a_node_that_stops_leaves_no_process(kube, config):
+    name, word = f"node-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+    with running_node(Node(name, config, {NODE: name}, lease_seconds=1)):
+        kube.create(pod(**spec(name, ["sh", "-c", "sleep 1000 & wait"], env=[{"name": "WORD", "value": word}])))
+        until_running(kube)
+        until(lambda: len(processes_of(word)) == 2)
+
+    assert not processes_of(word)
+    assert kube.exists("Pod", "one")
+    kube.delete("Node", name)
+    until(lambda: not kube.exists("Pod", "one"))
+
+
+def test_a_node_has_a_lease_and_is_ready(kube, node):
+    found = kube.get("Node", node)
+
+    conditions = {each["type"]: each["status"] for each in found["status"]["conditions"]}
+    assert conditions["Ready"] == "True"
+    lease = kube.inside("kube-node-lease").get("Lease", node)
+    assert lease["spec"]["holderIdentity"] == node
+    first = lease["spec"]["renewTime"]
+    until(lambda: kube.inside("kube-node-lease").get("Lease", node)["spec"]["renewTime"] > first)
+
+
+def test_this_process_has_no_word(node):
+    """Those that look for a word do not find the test itself."""
+    assert "WORD" not in os.environ
