@@ -105,7 +105,7 @@ def test_the_pod_of_least_deletion_cost_goes_first(kube):
 
 def test_a_pod_that_is_not_ready_goes_before_a_cheaper_one(kube):
     kube.create(unplaced(2))
-    ready, other = until_pods(kube, 2)
+    ready, _ = until_pods(kube, 2)
     set_ready(kube, ready)
     kube.merge("Pod", ready["metadata"]["name"], {"metadata": {"annotations": {COST: "-1"}}})
     until(lambda: status(kube).get("readyReplicas") == 1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -160,12 +161,10 @@ class Kubelet:
     async def _serving_logs(self) -> AsyncIterator[None]:
         """Answer the API server's questions for logs."""
         app = Starlette(routes=[Route("/containerLogs/{namespace}/{name}/{container}", self._log)])
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off")
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        self._port = server.servers[0].sockets[0].getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._port = listener.getsockname()[1]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield
         finally:

@@ -9,7 +9,6 @@ import httpx2
 
 from tests.kubernetes.server.errors import Json
 
-
 Teller = Callable[[str | None], Awaitable[None] | None]
 """Gets an outcome: None, or an error."""
 
@@ -52,7 +51,8 @@ async def _outcome(handler: Json, at: Surroundings) -> str | None:
 
 async def _get(handler: Json, at: Surroundings) -> str | None:
     scheme = handler.get("scheme", "HTTP").lower()
-    url = f"{scheme}://{handler.get('host') or at.address}:{at.port(handler['port'])}/{handler.get('path', '').lstrip('/')}"
+    place = f"{handler.get('host') or at.address}:{at.port(handler['port'])}"
+    url = f"{scheme}://{place}/{handler.get('path', '').lstrip('/')}"
     headers = {each["name"]: each["value"] for each in handler.get("httpHeaders") or ()}
     try:
         async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=None) as client:
