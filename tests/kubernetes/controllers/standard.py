@@ -5,6 +5,7 @@ import functools
 from tests.kubernetes.controllers.deployments import DeploymentController
 from tests.kubernetes.controllers.disruption_budgets import DisruptionBudgetController
 from tests.kubernetes.controllers.garbage import GarbageCollector, NamespaceEnd
+from tests.kubernetes.controllers.leader_worker_sets import LeaderWorkerSetController
 from tests.kubernetes.controllers.manager import Makers
 from tests.kubernetes.controllers.nodes import EVICTION_SECONDS, GRACE_SECONDS, NodeLifecycle, PodGarbage
 from tests.kubernetes.controllers.replica_sets import ReplicaSetController
@@ -20,6 +21,7 @@ def standard_controllers(
         NamespaceEnd,
         DeploymentController,
         ReplicaSetController,
+        LeaderWorkerSetController,
         DisruptionBudgetController,
         functools.partial(NodeLifecycle, grace_seconds=node_grace_seconds, eviction_seconds=eviction_seconds),
         PodGarbage,

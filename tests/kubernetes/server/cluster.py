@@ -8,7 +8,7 @@ from tests.kubernetes.server.errors import Json
 from tests.kubernetes.server.fields.ownership import APPLY, with_owners
 from tests.kubernetes.server.fields.patches import json_patched, merge_patched, strategic_patched
 from tests.kubernetes.server.schema.registry import Registry
-from tests.kubernetes.server.schema.resources import Resource
+from tests.kubernetes.server.schema.resources import Resource, installed_definitions
 from tests.kubernetes.server.storage import Change, Key, Storage, place_of
 from tests.kubernetes.server.writing import (
     Options,
@@ -42,6 +42,8 @@ class Cluster:
         self.storage.listeners.append(self._follow_definitions)
         for name in NAMESPACES:
             self.create(self.resource("v1", "Namespace"), "", {"metadata": {"name": name}}, Options())
+        for definition in installed_definitions():
+            self.create(self.resource(definition["apiVersion"], definition["kind"]), "", definition, Options())
 
     def resource(self, api_version: str, kind: str) -> Resource:
         """Return a resource by the words of a manifest."""

@@ -1,8 +1,12 @@
 """The resources that the API server double serves, as data."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.kubernetes.server.schema.schema import Schema, core_schema, custom_schema
 
@@ -86,6 +90,13 @@ def core_resources() -> tuple[Resource, ...]:
             short_names=("crd",),
         ),
     )
+
+
+@functools.cache
+def installed_definitions() -> tuple[Any, ...]:
+    """Return the CustomResourceDefinitions that each API server double has from the start."""
+    files = sorted(Path(__file__).with_name("definitions").glob("*.yaml"))
+    return tuple(yaml.safe_load(file.read_text()) for file in files)
 
 
 def custom_resources(definition: Mapping[str, Any]) -> tuple[Resource, ...]:
