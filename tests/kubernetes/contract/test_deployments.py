@@ -257,3 +257,20 @@ def test_a_budget_counts_the_replicas_that_are_wanted(kube):
 
     set_ready(kube, found[2])
     until(lambda: allowed(kube) == 1)
+
+
+def test_a_quota_that_refuses_is_named_by_the_deployment(kube):
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}}
+    kube.create(quota | {"spec": {"hard": {"pods": "1"}}})
+    until(lambda: kube.exists("ResourceQuota", "small"))
+
+    kube.create(unplaced(2))
+
+    until(lambda: condition(kube, "ReplicaFailure")["status"] == "True")
+    assert condition(kube, "ReplicaFailure")["reason"] == "FailedCreate"
+    assert "exceeded quota: small" in condition(kube, "ReplicaFailure")["message"]
+    assert len(pods(kube)) == 1
+
+    kube.merge("ResourceQuota", "small", {"spec": {"hard": {"pods": "2"}}})
+    until_pods(kube, 2)
+    until(lambda: condition(kube, "ReplicaFailure")["status"] is None)

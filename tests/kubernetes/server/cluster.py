@@ -7,6 +7,7 @@ from tests.kubernetes.server import errors
 from tests.kubernetes.server.errors import Json
 from tests.kubernetes.server.fields.ownership import APPLY, with_owners
 from tests.kubernetes.server.fields.patches import json_patched, merge_patched, strategic_patched
+from tests.kubernetes.server.quotas import check_quotas
 from tests.kubernetes.server.schema.registry import Registry
 from tests.kubernetes.server.schema.resources import Resource, installed_definitions
 from tests.kubernetes.server.storage import Change, Key, Storage, place_of
@@ -78,9 +79,16 @@ class Cluster:
             obj = {name: each for name, each in obj.items() if name != "status"}
         new = created(filled(resource, obj))
         check_rules(resource, new, None)
+        if resource.kind == "Pod":
+            self._check_quotas(namespace, new)
         empty = {"apiVersion": new["apiVersion"], "kind": new["kind"], "metadata": {}}
         new = with_updated_owners(resource, numbered(resource, new, None), empty, options, "")
         return self._commit(resource, new, options)
+
+    def _check_quotas(self, namespace: str, pod: Json) -> None:
+        quotas = self.objects(self.resource("v1", "ResourceQuota"), namespace)
+        if quotas:
+            check_quotas(quotas, self.objects(self.resource("v1", "Pod"), namespace), pod)
 
     def _named(self, obj: Json) -> Json:
         metadata = obj["metadata"]

@@ -203,6 +203,21 @@ def test_a_node_follows_its_pods_after_an_outage(server, of_server):
         until(lambda: not of_server.items("Pod"))
 
 
+@pytest.mark.usefixtures("subprocesses", "listeners")
+@pytest.mark.allow_hosts(["127.0.0.0/8"])
+def test_an_image_that_cannot_be_pulled_is_named(server, of_server):
+    config = KubeConfig.from_dict(server.kubeconfig())
+    with running_node(Node("only", config, images={"other:1"}, pace=0.01)):
+        of_server.create(deployment(command=["sleep", "1000"]))
+
+        def waiting():
+            statuses = [each["status"].get("containerStatuses") for each in of_server.items("Pod")]
+            return [each[0]["state"]["waiting"] for each in statuses if each and each[0]["state"].get("waiting")]
+
+        (found,) = until(lambda: [each for each in waiting() if each["reason"] == "ErrImagePull"])
+        assert "main:1" in found["message"]
+
+
 def ready_nodes(client):
     """Nodes of the pods that are ready and not being deleted, one for each pod."""
     found = [each for each in client.items("Pod") if "deletionTimestamp" not in each["metadata"]]

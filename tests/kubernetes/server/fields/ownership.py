@@ -115,9 +115,10 @@ def update(live: Json, new: Json, owners: Owned, write: Write) -> Owned:
 def apply(live: Json, config: Json, owners: Owned, write: Write, *, force: bool) -> tuple[Json, Owned]:
     """Return the object with `config` applied, and its owners. ApiFailure 409 names each other owner."""
     before = owners.get(write.manager, frozenset())
-    claimed = write.owned(fields_of(config, write.schema))
-    owners = owners | {write.manager: claimed}
-    new = _pruned(merged(live, config, write.schema), before, owners, write.schema)
+    claimed = fields_of(config, write.schema)
+    combined = merged(live, config, write.schema)
+    new = _pruned(combined, before, owners | {write.manager: claimed}, write.schema)
+    owners = owners | {write.manager: write.owned(claimed)}
     change = difference(live, new, write.schema)
     conflicts = _conflicts(owners, frozenset(change.added | change.modified), write.manager)
     if conflicts and not force:
