@@ -63,7 +63,7 @@ class Rollout:
     def size(self, replica_set: Json) -> int:
         """Return how many replicas a set has or is to have."""
         name = replica_set["metadata"]["name"]
-        return self.sizes.get(name, replica_set["spec"].get("replicas", 1))
+        return self.sizes.get(name, int(replica_set["spec"].get("replicas", 1)))
 
     def resize(self, replica_set: Json, replicas: int) -> None:
         """Decide how many replicas a set is to have."""

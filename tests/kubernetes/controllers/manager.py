@@ -54,7 +54,9 @@ class ControllerManager:
     async def _read(self, queue: "asyncio.Queue[Change | None]") -> None:
         while True:
             change = await queue.get()
-            for number, controller in enumerate(self._controllers) if change else ():
+            if change is None:
+                continue
+            for number, controller in enumerate(self._controllers):
                 for key in controller.concerned(change):
                     self._mark((number, key))
 

@@ -112,7 +112,7 @@ class Scheduler:
 
 def requests_of(pod: Json) -> Counter[str]:
     """Return what the containers of a pod request, and the pod itself."""
-    total: Counter[str] = Counter({"pods": Decimal(1)})  # type: ignore[dict-item]
+    total: Counter[str] = Counter({"pods": Decimal(1)})
     for container in pod["spec"]["containers"]:
         resources = container.get("resources") or {}
         total.update(_quantities({**(resources.get("limits") or {}), **(resources.get("requests") or {})}))

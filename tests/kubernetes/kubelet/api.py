@@ -25,8 +25,10 @@ class NodeApi:
     """Requests of one node."""
 
     def __init__(self, config: KubeConfig) -> None:
-        parameters = client_adapter.ConnectionParams(timeout=10, trust_env=False)
-        self.http: httpx2.AsyncClient = client_adapter.AsyncClient(config.get(), parameters)
+        parameters = client_adapter.ConnectionParams(timeout=httpx2.Timeout(10), trust_env=False)
+        context = config.get()
+        assert context is not None, "the kubeconfig has no current context"
+        self.http: httpx2.AsyncClient = client_adapter.AsyncClient(context, parameters)
 
     async def send(self, method: str, path: str, body: Json | None = None, *, form: str = "application/json") -> Json:
         """Return the answer. Gone for 404 and 409; HTTPStatusError for other errors."""

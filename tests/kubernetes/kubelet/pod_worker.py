@@ -99,15 +99,16 @@ class PodWorker:
         """Return the exit code; None if the container could not be started."""
         images = self._settings.images
         if images is not None and self._spec["image"] not in images:
-            return self._wait("ErrImagePull", f'failed to pull image "{self._spec["image"]}": not found')
+            self._wait("ErrImagePull", f'failed to pull image "{self._spec["image"]}": not found')
+            return None
         try:
             await self._start()
-        except (ConfigMissing, Gone) as error:
-            return self._wait("CreateContainerConfigError", str(error))
-        except httpx2.HTTPError as error:
-            return self._wait("CreateContainerConfigError", f"the API server does not answer: {error}")
+        except (ConfigMissing, Gone, httpx2.HTTPError) as error:
+            self._wait("CreateContainerConfigError", str(error) or type(error).__name__)
+            return None
         except OSError as error:
-            return self._wait("RunContainerError", str(error))
+            self._wait("RunContainerError", str(error))
+            return None
         return await self._follow()
 
     def _wait(self, reason: str, message: str) -> None:

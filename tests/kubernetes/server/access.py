@@ -84,4 +84,4 @@ def _allows(rule: Json, act: Act) -> bool:
 
 
 def _has(allowed: list[str] | None, value: str) -> bool:
-    return bool(allowed) and ("*" in allowed or value in allowed)
+    return allowed is not None and ("*" in allowed or value in allowed)

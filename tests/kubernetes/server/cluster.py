@@ -246,7 +246,7 @@ def _grace_seconds(resource: Resource, old: Json, asked: Json) -> int | None:
     if not old["spec"].get("nodeName") or ended:
         return 0
     seconds = old["spec"].get("terminationGracePeriodSeconds", 30) if given is None else given
-    return min(int(seconds), old["metadata"].get("deletionGracePeriodSeconds", int(seconds)))
+    return min(int(seconds), int(old["metadata"].get("deletionGracePeriodSeconds", seconds)))
 
 
 def _finalizers(old: Json, propagation: str | None) -> list[str]:

@@ -39,7 +39,7 @@ def _counted(pod: Json) -> Counter[str]:
         limits = resources.get("limits") or {}
         for kind, given in (("requests", {**limits, **(resources.get("requests") or {})}), ("limits", limits)):
             amounts = {name: parse_quantity(str(each)) or Decimal() for name, each in given.items()}
-            total.update({f"{kind}.{name}": each for name, each in amounts.items()})  # type: ignore[misc]
+            total.update({f"{kind}.{name}": each for name, each in amounts.items()})
             if kind == "requests":
-                total.update({name: each for name, each in amounts.items() if name in {"cpu", "memory"}})  # type: ignore[misc]
+                total.update({name: each for name, each in amounts.items() if name in {"cpu", "memory"}})
     return total

@@ -155,7 +155,7 @@ class ApiServer:
 
     def refuse(
         self, code: int, *, verbs: tuple[str, ...] = (), plurals: tuple[str, ...] = (), times: int | None = None
-    ):
+    ) -> Refusal:
         """Refuse requests with a status, and return the refusal, which counts them."""
         refusal = Refusal(code, frozenset(verbs), frozenset(plurals), times)
         self.call(lambda: self.failures.refusals.append(refusal))

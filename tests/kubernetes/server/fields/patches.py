@@ -46,7 +46,8 @@ def strategic_patched(value: Any, patch: Any, schema: Schema) -> Any:
 
 def _patched_map(value: Json, patch: Json, schema: Schema) -> Json | None:
     if patch.get(DIRECTIVE) == "replace":
-        return _without_directive(patch)
+        replaced: Json = _without_directive(patch)
+        return replaced
     if patch.get(DIRECTIVE) == "delete":
         return None
     result = dict(value)
