@@ -65,10 +65,10 @@ def test_bookmarks_bring_the_version_of_an_idle_watch_on(kube):
     version = kube.page("ConfigMap", **OURS)["metadata"]["resourceVersion"]
     later = kube.create(config_map("unseen"))["metadata"]["resourceVersion"]
 
-    with kube.watch("ConfigMap", seconds=4, resourceVersion=version, allowWatchBookmarks=True, **OURS) as events:
-        found = list(events)
-    assert {each["type"] for each in found} == {"BOOKMARK"}
-    assert int(found[-1]["object"]["metadata"]["resourceVersion"]) >= int(later)
+    with kube.watch("ConfigMap", seconds=180, resourceVersion=version, allowWatchBookmarks=True, **OURS) as events:
+        found = next(events)
+    assert found["type"] == "BOOKMARK"
+    assert int(found["object"]["metadata"]["resourceVersion"]) >= int(later)
 
 
 def test_a_watch_can_mark_the_end_of_what_is_there(kube):
