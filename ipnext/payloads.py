@@ -1,21 +1,37 @@
-"""Encoding of values in Temporal: JSON by pydantic, whose readers accept fields of newer builds.
+"""Encoding of values in Temporal: JSON by pydantic, whose readers accept fields of newer builds; encrypted by choice.
 
 Used by every client, worker and replayer of the platform (`ipnext.temporal.connect`).
 """
 
-from typing import Any, Self
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Self
 
-from temporalio.api.common.v1 import Payload
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
 from temporalio.converter import (
     CompositePayloadConverter,
     DataConverter,
+    DefaultFailureConverter,
+    DefaultFailureConverterWithEncodedAttributes,
     DefaultPayloadConverter,
     EncodingPayloadConverter,
+    PayloadCodec,
     SerializationContext,
 )
 
+from ipnext.errors import InvalidInput
 from ipnext.model.wire import decode
+from ipnext.payload_keys import PayloadKeys
+
+ENCRYPTED: Final = b"binary/encrypted"
+"""The encoding that an encrypted payload names, as Temporal's own samples do."""
+KEY_NAME: Final = "encryption-key-id"
+NONCE_BYTES: Final = 12
 
 
 class TolerantJson(PydanticJSONPlainPayloadConverter):
@@ -57,5 +73,83 @@ class PlatformDataConverter(DataConverter):
         return self
 
 
-DATA_CONVERTER = PlatformDataConverter(payload_converter_class=TolerantPayloads)
-"""The data converter of the platform."""
+class EncryptionCodec(PayloadCodec):
+    """Encrypts payloads by AES-256-GCM-SIV, each with its metadata. Payloads in clear text are decoded as they are."""
+
+    def __init__(self, keys: Callable[[], PayloadKeys]) -> None:
+        """`keys` returns those of this moment."""
+        self._keys = keys
+        self._known: PayloadKeys | None = None
+        self._ciphers: Mapping[str, AESGCMSIV] = {}
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Encrypt, or return the payloads as they are if no key encrypts."""
+        name = self._current().encrypt
+        return list(payloads) if name is None else [self._seal(name, payload) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Decrypt. Raises InvalidInput if a payload has an unknown key, or was changed."""
+        self._current()
+        return [self._open(payload) for payload in payloads]
+
+    def _current(self) -> PayloadKeys:
+        keys = self._keys()
+        if keys is not self._known:
+            self._known, self._ciphers = keys, {name: AESGCMSIV(key) for name, key in keys.keys.items()}
+        return keys
+
+    def _seal(self, name: str, payload: Payload) -> Payload:
+        nonce = os.urandom(NONCE_BYTES)
+        data = nonce + self._ciphers[name].encrypt(nonce, payload.SerializeToString(), name.encode())
+        return Payload(metadata={"encoding": ENCRYPTED, KEY_NAME: name.encode()}, data=data)
+
+    def _open(self, payload: Payload) -> Payload:
+        if payload.metadata.get("encoding") != ENCRYPTED:
+            return payload
+        name = payload.metadata.get(KEY_NAME, b"").decode("ascii", "replace")
+        cipher = self._ciphers.get(name)
+        if cipher is None:
+            msg = f"payload: it is encrypted by the key {name[:64]!r}, which is none of {', '.join(self._ciphers)}"
+            raise InvalidInput(msg, field=KEY_NAME, value=name[:64], allowed=tuple(self._ciphers))
+        nonce, sealed = payload.data[:NONCE_BYTES], payload.data[NONCE_BYTES:]
+        try:
+            return Payload.FromString(cipher.decrypt(nonce, sealed, name.encode()))
+        except (InvalidTag, ValueError, DecodeError) as error:
+            msg = f"payload: it was not encrypted by this key {name!r}, or was changed since"
+            raise InvalidInput(msg, field=KEY_NAME, value=name) from error
+
+
+def data_converter(keys: Callable[[], PayloadKeys] | None = None) -> DataConverter:
+    """Return the data converter of the platform; with keys, payloads and the texts of failures are encrypted."""
+    failures = DefaultFailureConverter if keys is None else DefaultFailureConverterWithEncodedAttributes
+    return PlatformDataConverter(
+        payload_converter_class=TolerantPayloads,
+        payload_codec=None if keys is None else EncryptionCodec(keys),
+        failure_converter_class=failures,
+    )
+
+
+DATA_CONVERTER = data_converter()
+"""The data converter without encryption."""
+
+
+async def encode_json(codec: PayloadCodec, content: bytes) -> bytes:
+    """Encode payloads in the JSON of Temporal's remote codecs. Raises InvalidInput."""
+    return _as_json(await codec.encode(_from_json(content)))
+
+
+async def decode_json(codec: PayloadCodec, content: bytes) -> bytes:
+    """Decode payloads in the JSON of Temporal's remote codecs. Raises InvalidInput."""
+    return _as_json(await codec.decode(_from_json(content)))
+
+
+def _from_json(content: bytes) -> Sequence[Payload]:
+    try:
+        return json_format.Parse(content, Payloads()).payloads
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        msg = f"body: must be JSON of payloads, as Temporal's UI sends it: {str(error)[:200]}"
+        raise InvalidInput(msg, field="body") from error
+
+
+def _as_json(payloads: Sequence[Payload]) -> bytes:
+    return json_format.MessageToJson(Payloads(payloads=payloads), indent=None).encode()

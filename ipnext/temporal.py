@@ -48,7 +48,7 @@ from ipnext.model.lifecycle.replans.replan import ReplanInput
 from ipnext.model.lifecycle.sources import WatchInput
 from ipnext.model.lifecycle.workflow_namespace import WorkflowNamespace
 from ipnext.network.loopback import check_bind_with_port
-from ipnext.payloads import DATA_CONVERTER
+from ipnext.payloads import data_converter
 from ipnext.temporal_access import TemporalAccess, read_access, temporal_settings
 from ipnext.timing import Timing
 
@@ -152,10 +152,14 @@ async def connect(
     config["target_host"] = target
     if namespace is not None:
         config["namespace"] = namespace
-    secured = _tls_arguments(access or read_access(temporal_settings()))
+    access = access or read_access(temporal_settings())
     async with reaching(target):
         return await Client.connect(
-            **{**config, **secured}, data_converter=DATA_CONVERTER, interceptors=[starts], lazy=lazy, runtime=runtime
+            **{**config, **_tls_arguments(access)},
+            data_converter=data_converter(access.payload_keys),
+            interceptors=[starts],
+            lazy=lazy,
+            runtime=runtime,
         )
 
 

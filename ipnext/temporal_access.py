@@ -5,6 +5,7 @@ MTLS, an API key, or both, from files that are reloaded when they change.
 
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ipnext.errors import InvalidInput
+from ipnext.payload_keys import PayloadKeys, PayloadKeysFile
 
 _LONGEST_KEY: Final = 16_384
 _READ_ATTEMPTS: Final = 5
@@ -36,6 +38,9 @@ class TemporalSettings(BaseSettings):
     """Name in the Temporal server's certificate, if it differs from that of TEMPORAL_ADDRESS."""
     temporal_api_key_file: Path | None = None
     """File with the API key for Temporal, which is sent over TLS only. Read again when it changes."""
+    temporal_payload_keys_file: Path | None = None
+    """File with the keys by which payloads are encrypted before Temporal stores them (JSON). Read again when it
+    changes. None: clear text."""
 
 
 Stamp = tuple[tuple[int, int, int], ...]
@@ -52,6 +57,8 @@ class TemporalAccess:
     key: bytes | None = None
     server_name: str | None = None
     api_key: str | None = None
+    payload_keys: Callable[[], PayloadKeys] | None = None
+    """Returns the keys of this moment, so that running workers follow their file."""
 
     @property
     def has_tls(self) -> bool:
@@ -84,6 +91,7 @@ def read_access(settings: TemporalSettings) -> TemporalAccess:
         raise InvalidInput(msg, field=missing)
     stamp = stamp_of(settings)
     api_key = _api_key(settings.temporal_api_key_file)
+    keys_file = settings.temporal_payload_keys_file
     name, authorities = settings.temporal_tls_server_name, settings.temporal_tls_ca_file
     own = (None, None) if certificate is None or key is None else _pair(certificate, key)
     return TemporalAccess(
@@ -93,6 +101,7 @@ def read_access(settings: TemporalSettings) -> TemporalAccess:
         key=own[1],
         server_name=name,
         api_key=api_key,
+        payload_keys=None if keys_file is None else PayloadKeysFile(keys_file).current,
     )
 
 

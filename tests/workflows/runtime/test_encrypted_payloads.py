@@ -1,0 +1,52 @@
+"""A platform whose payloads are encrypted, on a real Temporal server: it works, and the server stores no values."""
+
+from dataclasses import replace
+
+import pytest
+from temporalio.client import Client
+
+from ipnext import names
+from ipnext.devfile import read_devfile
+from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.payload_keys import PayloadKeys
+from ipnext.temporal import connect, submit_change
+from ipnext.temporal_access import TemporalSettings, read_access
+
+CLEAR, OLD, NEW = (PayloadKeys(name, {"old": bytes(32), "new": bytes(range(32))}) for name in (None, "old", "new"))
+
+
+async def connected(address, keys) -> Client:
+    access = replace(read_access(TemporalSettings()), payload_keys=None if keys is None else lambda: keys)
+    return await connect(address=address, timing=read_devfile().timing, access=access)
+
+
+@pytest.fixture
+async def client(temporal_address) -> Client:
+    """Of workers and tests: it encrypts by the new key."""
+    return await connected(temporal_address, NEW)
+
+
+async def stored(address, workflow_id):
+    """Return the bytes of a history as the server has it."""
+    history = await (await connected(address, None)).get_workflow_handle(workflow_id).fetch_history()
+    return b"".join(event.SerializeToString() for event in history.events)
+
+
+@pytest.mark.usefixtures("workers")
+async def test_a_change_is_carried_out_and_no_value_is_stored(house, model, client, carried_out, temporal_address):
+    house.apply(model)
+    change = house.publish(model, 1)
+    assert (await carried_out(change)).state is ChangeState.DONE
+    for workflow_id in (names.model_workflow_id(model), names.lifecycle_workflow_id(model, change.id)):
+        content = await stored(temporal_address, workflow_id)
+        assert b"binary/encrypted" in content
+        assert b'{"' not in content  # all values of ours are JSON objects; search attributes are none
+
+
+@pytest.mark.usefixtures("workers")
+async def test_what_a_former_key_or_none_has_stored_is_read(house, model, ended, temporal_address):
+    house.apply(model)
+    for seed, keys in enumerate((CLEAR, OLD), 1):
+        change = house.publish(model, seed)
+        await submit_change(await connected(temporal_address, keys), change)
+        assert (await ended(change)).state is ChangeState.DONE
