@@ -22,6 +22,7 @@ from ipnext.payload_keys import FIELD, PayloadKeysFile
 from ipnext.payloads import EncryptionCodec, decode_json, encode_json
 from ipnext.temporal_access import temporal_settings
 
+HIGHEST_PORT: Final = 65535
 MAX_BODY_BYTES: Final = 64 * 2**20
 """Larger than the payloads of a history of Temporal's default limits."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,13 +38,14 @@ def codec_app(codec: EncryptionCodec, allowed: AllowedHosts) -> web.Application:
         return web.Response(body=await decode_json(codec, await request.read()), content_type="application/json")
 
     app = web.Application(middlewares=[_checked(allowed)], client_max_size=MAX_BODY_BYTES)
+    app.on_response_prepare.append(_shown(allowed))
     app.router.add_post("/encode", encode)
     app.router.add_post("/decode", decode)
     return app
 
 
 def _checked(allowed: AllowedHosts) -> Middleware:
-    """Refuse other hosts and pages of other origins; let the pages of the allowed ones read the answers."""
+    """Refuse other hosts and pages of other origins."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -55,13 +57,22 @@ def _checked(allowed: AllowedHosts) -> Middleware:
         except IPnextError as error:
             body = error_body(error)
             answer = web.Response(body=body, status=error.http_status, content_type="application/json")
-        if (origin := headers.get("origin", "")).lower() in {one.lower() for one in allowed.origins}:
-            answer.headers["access-control-allow-origin"] = origin
-            answer.headers["access-control-allow-methods"] = "POST, OPTIONS"
-            answer.headers["access-control-allow-headers"] = "authorization, content-type, x-namespace"
         return answer
 
     return check
+
+
+def _shown(allowed: AllowedHosts) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Let pages of the allowed origins read every answer, also those of aiohttp (404, 405, 413)."""
+    origins = {one.lower() for one in allowed.origins}
+
+    async def show(request: web.Request, answer: web.StreamResponse) -> None:
+        if (origin := joined_headers(request.headers.items()).get("origin", "")).lower() in origins:
+            answer.headers["access-control-allow-origin"] = origin
+            answer.headers["access-control-allow-methods"] = "POST, OPTIONS"
+            answer.headers["access-control-allow-headers"] = "authorization, content-type, x-namespace"
+
+    return show
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,11 +80,18 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser = argparse.ArgumentParser(
         prog="python -m ipnext.codec_server", description="A remote codec for Temporal's UI and CLI, on 127.0.0.1."
     )
-    parser.add_argument("--port", required=True, type=int, help="port on 127.0.0.1")
+    parser.add_argument("--port", required=True, type=_port, help="port on 127.0.0.1, from 1 to 65535")
     parser.add_argument(
         "--ui-origin", action="append", default=[], metavar="ORIGIN", help="origin of Temporal's UI; may be repeated"
     )
     return parser.parse_args(arguments)
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number <= HIGHEST_PORT:
+        raise ValueError
+    return number
 
 
 def load_codec() -> EncryptionCodec:
@@ -94,7 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IPnextError as error:
         structlog.get_logger().error("codec server ends", code=error.code, reason=error.message)
         return error.exit_status
-    web.run_app(app, host=LOOPBACK, port=given.port, access_log=None, print=lambda _: None)
+    try:
+        web.run_app(app, host=LOOPBACK, port=given.port, access_log=None, print=lambda _: None)
+    except OSError as error:
+        structlog.get_logger().error("codec server ends", reason=str(error))
+        return 1
     return EXIT_OK
 
 

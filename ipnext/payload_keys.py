@@ -4,13 +4,13 @@ A file of them is JSON: `{"encrypt": "2026-12", "keys": {"2026-12": "BASE64 of 3
 `ipnext.temporal_access` and `ipnext.payloads`.
 """
 
-import binascii
 import json
 import re
 import time
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,10 @@ KEY_BYTES: Final = 32
 MOST_KEYS: Final = 64
 LOOK_SECONDS: Final = 1.0
 """Interval between two checks of the file."""
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MAX_BYTES: Final = 2**16
+LONGEST_NAME: Final = 40
+"""Shorter than a key in base64 or hexadecimal digits, so that a key in the place of a name is refused unseen."""
+_NAME: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}")
 _FORM: Final = f'{{"encrypt": NAME or null, "keys": {{NAME: "BASE64 of {KEY_BYTES} bytes"}}}}'
 
 
@@ -75,33 +78,51 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def read_payload_keys(path: Path) -> PayloadKeys:
     """Read a file of keys. InvalidInput names what is wrong, and shows no key."""
-    try:
-        given = json.loads(path.read_bytes())
-    except OSError as error:
-        raise _invalid(path, str(error.strerror)) from error
-    except ValueError as error:
-        raise _invalid(path, "is no JSON") from error
+    given = _content(path)
     if not isinstance(given, dict) or given.keys() != {"encrypt", "keys"} or not isinstance(given["keys"], dict):
         raise _invalid(path, "has another form")
     keys = {_name(path, name): _key(path, name, text) for name, text in given["keys"].items()}
     if not 0 < len(keys) <= MOST_KEYS:
         raise _invalid(path, f"keys: {len(keys)} of them; allowed: 1 to {MOST_KEYS}")
     encrypt = given["encrypt"]
-    if encrypt is not None and encrypt not in keys:
-        raise _invalid(path, f"encrypt: {str(encrypt)[:64]!r} is none of the keys; allowed: {', '.join(keys)}, null")
+    if encrypt is not None and (not isinstance(encrypt, str) or encrypt not in keys):
+        raise _invalid(path, f"encrypt: is none of the keys; allowed: {', '.join(keys)}, null")
     return PayloadKeys(encrypt, keys)
 
 
+def _content(path: Path) -> Any:
+    """Return the JSON of a file."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _invalid(path, f"is larger than {MAX_BYTES} bytes")
+        return json.loads(content, object_pairs_hook=partial(_unique, path))
+    except OSError as error:
+        raise _invalid(path, str(error.strerror)) from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, "is no JSON") from error
+
+
+def _unique(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object, whose names have to differ: of two keys of one name, one would be lost."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _invalid(path, "has a name twice")
+    return found
+
+
 def _name(path: Path, name: str) -> str:
+    """Return a name. It is not shown if it is invalid: it may be a key that stands in the wrong place."""
     if not _NAME.fullmatch(name):
-        raise _invalid(path, f"keys: the name {name[:64]!r}; allowed: 1 to 64 letters, digits, '.', '_', '-'")
+        raise _invalid(path, f"keys: a name is none; allowed: 1 to {LONGEST_NAME} letters, digits, '.', '_', '-'")
     return name
 
 
 def _key(path: Path, name: str, text: Any) -> bytes:
     try:
         key = b64decode(text, validate=True)
-    except (TypeError, binascii.Error) as error:
+    except (TypeError, ValueError) as error:
         raise _invalid(path, f"keys.{name}: is no base64") from error
     if len(key) != KEY_BYTES:
         raise _invalid(path, f"keys.{name}: has {len(key)} bytes; allowed: {KEY_BYTES}")

@@ -79,44 +79,47 @@ class EncryptionCodec(PayloadCodec):
     def __init__(self, keys: Callable[[], PayloadKeys]) -> None:
         """`keys` returns those of this moment."""
         self._keys = keys
-        self._known: PayloadKeys | None = None
-        self._ciphers: Mapping[str, AESGCMSIV] = {}
+        self._known: tuple[PayloadKeys, Mapping[str, AESGCMSIV]] | None = None
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Encrypt, or return the payloads as they are if no key encrypts."""
-        name = self._current().encrypt
-        return list(payloads) if name is None else [self._seal(name, payload) for payload in payloads]
+        keys, ciphers = self._current()
+        name = keys.encrypt
+        return list(payloads) if name is None else [_seal(name, ciphers[name], payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Decrypt. Raises InvalidInput if a payload has an unknown key, or was changed."""
-        self._current()
-        return [self._open(payload) for payload in payloads]
+        _, ciphers = self._current()
+        return [_open(ciphers, payload) for payload in payloads]
 
-    def _current(self) -> PayloadKeys:
-        keys = self._keys()
-        if keys is not self._known:
-            self._known, self._ciphers = keys, {name: AESGCMSIV(key) for name, key in keys.keys.items()}
-        return keys
+    def _current(self) -> tuple[PayloadKeys, Mapping[str, AESGCMSIV]]:
+        """Return the keys with their ciphers, in one value: other threads may replace them meanwhile."""
+        keys, known = self._keys(), self._known
+        if known is None or known[0] is not keys:
+            known = self._known = keys, {name: AESGCMSIV(key) for name, key in keys.keys.items()}
+        return known
 
-    def _seal(self, name: str, payload: Payload) -> Payload:
-        nonce = os.urandom(NONCE_BYTES)
-        data = nonce + self._ciphers[name].encrypt(nonce, payload.SerializeToString(), name.encode())
-        return Payload(metadata={"encoding": ENCRYPTED, KEY_NAME: name.encode()}, data=data)
 
-    def _open(self, payload: Payload) -> Payload:
-        if payload.metadata.get("encoding") != ENCRYPTED:
-            return payload
-        name = payload.metadata.get(KEY_NAME, b"").decode("ascii", "replace")
-        cipher = self._ciphers.get(name)
-        if cipher is None:
-            msg = f"payload: it is encrypted by the key {name[:64]!r}, which is none of {', '.join(self._ciphers)}"
-            raise InvalidInput(msg, field=KEY_NAME, value=name[:64], allowed=tuple(self._ciphers))
-        nonce, sealed = payload.data[:NONCE_BYTES], payload.data[NONCE_BYTES:]
-        try:
-            return Payload.FromString(cipher.decrypt(nonce, sealed, name.encode()))
-        except (InvalidTag, ValueError, DecodeError) as error:
-            msg = f"payload: it was not encrypted by this key {name!r}, or was changed since"
-            raise InvalidInput(msg, field=KEY_NAME, value=name) from error
+def _seal(name: str, cipher: AESGCMSIV, payload: Payload) -> Payload:
+    nonce = os.urandom(NONCE_BYTES)
+    data = nonce + cipher.encrypt(nonce, payload.SerializeToString(), name.encode())
+    return Payload(metadata={"encoding": ENCRYPTED, KEY_NAME: name.encode()}, data=data)
+
+
+def _open(ciphers: Mapping[str, AESGCMSIV], payload: Payload) -> Payload:
+    if payload.metadata.get("encoding") != ENCRYPTED:
+        return payload
+    name = payload.metadata.get(KEY_NAME, b"").decode("ascii", "replace")
+    cipher = ciphers.get(name)
+    if cipher is None:
+        msg = f"payload: it is encrypted by the key {name[:64]!r}, which is none of {', '.join(ciphers)}"
+        raise InvalidInput(msg, field=KEY_NAME, value=name[:64], allowed=tuple(ciphers))
+    nonce, sealed = payload.data[:NONCE_BYTES], payload.data[NONCE_BYTES:]
+    try:
+        return Payload.FromString(cipher.decrypt(nonce, sealed, name.encode()))
+    except (InvalidTag, ValueError, DecodeError) as error:
+        msg = f"payload: it was not encrypted by this key {name!r}, or was changed since"
+        raise InvalidInput(msg, field=KEY_NAME, value=name) from error
 
 
 def data_converter(keys: Callable[[], PayloadKeys] | None = None) -> DataConverter:

@@ -429,7 +429,8 @@ async def reaching(what: str) -> AsyncIterator[None]:
 
     Raises:
         InvalidInput, Conflict: our own update validator refused the call. It can never succeed.
-        EngineRefused: Temporal answers and refuses, or the update failed in a worker. Worth an alarm; try again.
+        EngineRefused: Temporal answers and refuses, the update failed in a worker, or the answer can't be decrypted.
+            Worth an alarm; try again.
         Unavailable: the server or a worker did not answer. Try again.
     """
     try:
@@ -444,6 +445,9 @@ async def reaching(what: str) -> AsyncIterator[None]:
             msg = f"{what} can't be reached: {error.message}"
             raise Unavailable(msg) from error
         msg = f"{what}: Temporal refuses the call ({error.status.name}): {error.message}"
+        raise EngineRefused(msg) from error
+    except InvalidInput as error:  # of the codec: this process lacks a key
+        msg = f"{what}: the answer can't be read: {error.message}"
         raise EngineRefused(msg) from error
     except RuntimeError as error:
         msg = f"{what} can't be reached: {error}"

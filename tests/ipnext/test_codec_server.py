@@ -1,5 +1,6 @@
 """The codec for Temporal's UI: for its pages and for programs of this machine, and for no other page."""
 
+import socket
 from base64 import b64encode
 
 import pytest
@@ -67,8 +68,43 @@ async def test_a_body_that_is_no_payloads_is_refused_in_words(client):
     assert answer.headers["access-control-allow-origin"] == UI
 
 
+@pytest.mark.parametrize(("path", "status"), [("/decode", 413), ("/other", 404)])
+async def test_a_page_of_the_ui_reads_why_a_request_is_refused(client, monkeypatch, path, status):
+    monkeypatch.setattr(client.app, "_client_max_size", 10)
+    answer = await client.post(path, data=b"x" * 11, headers={"origin": UI})
+    assert answer.status == status
+    assert answer.headers["access-control-allow-origin"] == UI
+    other = await client.post(path, data=b"x" * 11, headers={"origin": OTHER})
+    assert other.status == 403
+    assert "access-control-allow-origin" not in other.headers
+
+
 def test_without_keys_it_ends_and_names_the_setting(monkeypatch, capsys):
     monkeypatch.delenv("IPNEXT_TEMPORAL_PAYLOAD_KEYS_FILE", raising=False)
     monkeypatch.setattr(codec_server, "keep_new_files_private", lambda: None)
     assert codec_server.main(["--port", "1"]) == 2
     assert "IPNEXT_TEMPORAL_PAYLOAD_KEYS_FILE" in capsys.readouterr().out
+
+
+@pytest.fixture
+def with_keys(tmp_path, monkeypatch):
+    file = tmp_path / "keys.json"
+    file.write_text(f'{{"encrypt": null, "keys": {{"k": "{b64encode(bytes(32)).decode()}"}}}}')
+    monkeypatch.setenv("IPNEXT_TEMPORAL_PAYLOAD_KEYS_FILE", str(file))
+    monkeypatch.setattr(codec_server, "keep_new_files_private", lambda: None)
+
+
+@pytest.mark.usefixtures("with_keys", "listeners")
+def test_a_port_in_use_ends_it_in_words(capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert codec_server.main(["--port", str(other.getsockname()[1])]) == 1
+    assert "address already in use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x"])
+def test_a_number_that_is_no_port_is_a_usage_error(port, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        codec_server.read_arguments([f"--port={port}"])
+    assert "--port" in capsys.readouterr().err

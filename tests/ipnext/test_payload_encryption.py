@@ -1,8 +1,10 @@
 """Payloads that are encrypted before Temporal stores them."""
 
+import asyncio
 import json
 from base64 import b64encode
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from temporalio.api.common.v1 import Payload
@@ -11,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 
 from ipnext.errors import InvalidInput
 from ipnext.model.value import Value
-from ipnext.payload_keys import LOOK_SECONDS, MOST_KEYS, PayloadKeys, PayloadKeysFile, read_payload_keys
+from ipnext.payload_keys import LOOK_SECONDS, MAX_BYTES, MOST_KEYS, PayloadKeys, PayloadKeysFile, read_payload_keys
 from ipnext.payloads import ENCRYPTED, EncryptionCodec, data_converter, decode_json, encode_json
 from ipnext.temporal_access import TemporalSettings, read_access, stamp_of
 
@@ -73,6 +75,34 @@ async def test_an_unknown_key_is_named_with_the_known_ones():
         await converter_of(ONE).decode(payloads, [Secret])
 
 
+class Switching(list[Payload]):
+    """Payloads during whose iteration another thread of the process uses other keys."""
+
+    def __init__(self, payloads, switch):
+        super().__init__(payloads)
+        self._switch = switch
+
+    def __iter__(self):
+        for payload in super().__iter__():
+            self._switch()
+            yield payload
+
+
+async def test_keys_that_another_thread_replaces_do_not_disturb_a_call():
+    now = [ONE]
+    codec = EncryptionCodec(lambda: now[0])
+
+    def switch():
+        now[0] = PayloadKeys("other", {"other": SECOND})
+        thread = Thread(target=lambda: asyncio.run(codec.encode([Payload(data=b"b")])))
+        thread.start()
+        thread.join()
+
+    (sealed,) = await codec.encode(Switching([Payload(data=b"a")], switch))
+    now[0] = ONE
+    assert await codec.decode(Switching([sealed], switch)) == [Payload(data=b"a")]
+
+
 @pytest.mark.parametrize("place", [0, 11, 12, -1])
 async def test_a_changed_payload_is_refused(place):
     (payload,) = await converter_of(ONE).encode([Secret(reason="a")])
@@ -116,14 +146,20 @@ def test_a_file_of_keys_is_read(file):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"encrypt": "third"}, "encrypt: 'third' is none of the keys; allowed: first, second, null"),
-        ({"encrypt": 3}, "encrypt: '3' is none of the keys"),
+        ({"encrypt": "third"}, "encrypt: is none of the keys; allowed: first, second, null"),
+        ({"encrypt": 3}, "encrypt: is none of the keys"),
+        ({"encrypt": []}, "encrypt: is none of the keys"),
+        ({"encrypt": b64encode(FIRST).decode()}, "encrypt: is none of the keys"),
         ({"keys": {}}, f"keys: 0 of them; allowed: 1 to {MOST_KEYS}"),
         ({"keys": {str(n): b64encode(FIRST).decode() for n in range(MOST_KEYS + 1)}}, "keys: 65 of them"),
         ({"keys": {"first": "AAAA"}}, "keys.first: has 3 bytes; allowed: 32"),
         ({"keys": {"first": "!"}}, "keys.first: is no base64"),
         ({"keys": {"first": 7}}, "keys.first: is no base64"),
-        ({"keys": {"a b": ""}}, "keys: the name 'a b'; allowed: 1 to 64 letters"),
+        ({"keys": {"first": "\u00e9"}}, "keys.first: is no base64"),
+        ({"keys": {"a b": ""}}, "keys: a name is none; allowed: 1 to 40 letters"),
+        ({"keys": {b64encode(FIRST).decode(): "first"}}, "keys: a name is none"),
+        ({"keys": {b64encode(FIRST).decode().rstrip("="): "first"}}, "keys: a name is none"),
+        ({"keys": {FIRST.hex(): "first"}}, "keys: a name is none"),
         ({"keys": []}, "has another form"),
         ({"more": 1}, "has another form"),
     ],
@@ -134,10 +170,24 @@ def test_a_file_of_another_form_is_refused_without_its_keys(file, text, change, 
         read_payload_keys(file)
     assert words in refused.value.message
     assert "IPNEXT_TEMPORAL_PAYLOAD_KEYS_FILE" in refused.value.message
-    assert b64encode(FIRST).decode() not in refused.value.message
+    assert b64encode(FIRST).decode().rstrip("=") not in refused.value.message
+    assert FIRST.hex() not in refused.value.message
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("twice", ["encrypt", "first"])
+def test_a_file_with_a_name_twice_is_refused(file, twice):
+    file.write_text(file.read_text().replace(f'"{twice}":', f'"{twice}": null, "{twice}":'))
+    with pytest.raises(InvalidInput, match="has a name twice"):
+        read_payload_keys(file)
+
+
+def test_no_more_of_a_file_is_read_than_keys_need(file, text):
+    file.write_text(json.dumps(text) + " " * MAX_BYTES)
+    with pytest.raises(InvalidInput, match=f"is larger than {MAX_BYTES} bytes"):
+        read_payload_keys(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 50_000])
 def test_a_file_that_is_no_object_is_refused(file, content):
     file.write_bytes(content)
     with pytest.raises(InvalidInput, match="the form is"):

@@ -5,8 +5,10 @@ import time
 from contextlib import suppress
 from typing import Final
 
+import structlog
+
 from ipnext import names, temporal
-from ipnext.errors import InvalidInput
+from ipnext.errors import EngineRefused, InvalidInput
 from ipnext.model.lifecycle.changes.change import Change
 from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted
@@ -106,11 +108,23 @@ class TemporalLifecycle:
 
     async def _connect(self) -> temporal.Connection:
         async with self._connecting:
-            if self._client is None or self._has_new_credentials():
+            if self._client is not None and not self._has_new_credentials():
+                return self._client
+            try:
                 access = read_access(self._access)
-                self._client = await temporal.connect(lazy=True, timing=self._timing, access=access)
-                self._stamp = access.stamp
+            except InvalidInput as error:
+                return self._former_client(error)
+            self._client = await temporal.connect(lazy=True, timing=self._timing, access=access)
+            self._stamp = access.stamp
             return self._client
+
+    def _former_client(self, error: InvalidInput) -> temporal.Connection:
+        """Return the client of the former credentials. EngineRefused without one: a caller is not at fault."""
+        if self._client is None:
+            msg = f"Temporal can't be reached: {error.message}"
+            raise EngineRefused(msg) from error
+        structlog.get_logger().warning("temporal_credentials_not_in_use", error=error.message)
+        return self._client
 
     def _has_new_credentials(self) -> bool:
         """Check at most once a second; a momentarily missing file changes nothing."""

@@ -7,6 +7,7 @@ from temporalio.client import Client
 
 from ipnext import names
 from ipnext.devfile import read_devfile
+from ipnext.errors import EngineRefused
 from ipnext.model.lifecycle.changes.change import ChangeState
 from ipnext.payload_keys import PayloadKeys
 from ipnext.temporal import connect, submit_change
@@ -50,3 +51,13 @@ async def test_what_a_former_key_or_none_has_stored_is_read(house, model, ended,
         change = house.publish(model, seed)
         await submit_change(await connected(temporal_address, keys), change)
         assert (await ended(change)).state is ChangeState.DONE
+
+
+@pytest.mark.usefixtures("workers")
+async def test_an_answer_that_a_caller_has_no_key_for_ends_no_change(house, model, ended, temporal_address):
+    house.apply(model)
+    change = house.publish(model, 1)
+    old_only = PayloadKeys("old", {"old": bytes(32)})
+    with pytest.raises(EngineRefused, match="encrypted by the key 'new', which is none of old"):
+        await submit_change(await connected(temporal_address, old_only), change)
+    assert (await ended(change)).state is ChangeState.DONE

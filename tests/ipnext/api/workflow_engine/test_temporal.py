@@ -10,16 +10,18 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from ipnext import names
+from ipnext.api.workflow_engine import temporal as adapter
 from ipnext.api.workflow_engine.port import Lifecycle, MemoryLifecycle
 from ipnext.api.workflow_engine.temporal import TemporalLifecycle
 from ipnext.devfile import temporal_binary
-from ipnext.errors import Unavailable
+from ipnext.errors import EngineRefused, Unavailable
 from ipnext.model.lifecycle.changes.change import Change, ChangeKind, QueuedChange
 from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle.changes.entity import ChangeAccepted, ModelEntityInput
 from ipnext.model.lifecycle.replans.replan import ReplanInput, ReplanResult
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect
+from ipnext.temporal_access import TemporalSettings
 from tests.waiting import PATIENCE_SECONDS
 
 CHANGE = Change(id="c", model="ranker", kind=ChangeKind.PUBLISH, sequence=1, generation=1, created_at=datetime.now(UTC))
@@ -151,3 +153,39 @@ async def test_a_run_is_told_of_changed_freezes_and_one_that_is_not_there_is_no_
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert await run.result() is None
     await real.signal_freeze_change(CHANGE)
+
+
+KEYS = f'{{"encrypt": null, "keys": {{"first": "{"A" * 43}="}}}}'
+
+
+@pytest.fixture
+def with_keys(tmp_path, monkeypatch):
+    """An engine on a closed port, and its file of keys, which is looked at before every call."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(adapter, "LOOK_SECONDS", 0.0)
+    file = tmp_path / "keys.json"
+    return TemporalLifecycle(ui_url=UI, access=TemporalSettings(temporal_payload_keys_file=file)), file
+
+
+async def test_credentials_that_become_invalid_leave_the_former_ones_in_use(with_keys, capsys):
+    engine, file = with_keys
+    file.write_text(KEYS)
+    assert not await engine.reachable()
+    file.write_text("{")
+    assert not await engine.reachable()
+    with pytest.raises(Unavailable, match="can't be reached"):
+        await engine.submit(CHANGE)
+    assert "temporal_credentials_not_in_use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{", None])
+async def test_a_change_is_not_refused_for_credentials_that_are_invalid_from_the_start(with_keys, content):
+    engine, file = with_keys
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(EngineRefused, match="IPNEXT_TEMPORAL_PAYLOAD_KEYS_FILE"):
+        await engine.submit(CHANGE)
+    file.write_text(KEYS)
+    with pytest.raises(Unavailable) as refused:
+        await engine.submit(CHANGE)
+    assert not isinstance(refused.value, EngineRefused)
