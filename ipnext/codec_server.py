@@ -71,6 +71,7 @@ def _shown(allowed: AllowedHosts) -> Callable[[web.Request, web.StreamResponse],
             answer.headers["access-control-allow-origin"] = origin
             answer.headers["access-control-allow-methods"] = "POST, OPTIONS"
             answer.headers["access-control-allow-headers"] = "authorization, content-type, x-namespace"
+            answer.headers["access-control-allow-private-network"] = "true"  # browsers ask before they call 127.0.0.1
 
     return show
 

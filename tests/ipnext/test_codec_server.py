@@ -44,6 +44,7 @@ async def test_a_browser_may_ask_for_the_ui(client):
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == UI
     assert "x-namespace" in answer.headers["access-control-allow-headers"]
+    assert answer.headers["access-control-allow-private-network"] == "true"
 
 
 @pytest.mark.parametrize("headers", [{"origin": OTHER}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}])
