@@ -4,6 +4,8 @@ Used by every client, worker and replayer of the platform (`ipnext.temporal.conn
 """
 
 import os
+import re
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
@@ -32,6 +34,11 @@ ENCRYPTED: Final = b"binary/encrypted"
 """The encoding that an encrypted payload names, as Temporal's own samples do."""
 KEY_NAME: Final = "encryption-key-id"
 NONCE_BYTES: Final = 12
+_SEALED_TEXT: Final = re.compile(
+    r"(?P<passed_on>(?:Cancel requested by workflow with run id \S+ with reason: )?)"
+    r"\[encrypted (?P<name>[A-Za-z0-9._-]+) (?P<data>(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)\]"
+)
+"""A whole text, so that no text of a user in it is taken for one."""
 
 
 class TolerantJson(PydanticJSONPlainPayloadConverter):
@@ -91,6 +98,24 @@ class EncryptionCodec(PayloadCodec):
         """Decrypt. Raises InvalidInput if a payload has an unknown key, or was changed."""
         _, ciphers = self._current()
         return [_open(ciphers, payload) for payload in payloads]
+
+    def seal_text(self, text: str) -> str:
+        """Encrypt a text of which Temporal stores no payload; an empty one, and one without a key, stays as it is."""
+        keys, ciphers = self._current()
+        name = keys.encrypt
+        if name is None or not text:
+            return text
+        sealed = _seal(name, ciphers[name], Payload(data=text.encode()))
+        return f"[encrypted {name} {b64encode(sealed.data).decode()}]"
+
+    def open_text(self, text: str) -> str:
+        """Decrypt a text of `seal_text`, also one that the SDK passed on. Raises InvalidInput as `decode` does."""
+        found = _SEALED_TEXT.fullmatch(text)
+        if found is None:
+            return text
+        metadata = {"encoding": ENCRYPTED, KEY_NAME: found["name"].encode()}
+        opened = _open(self._current()[1], Payload(metadata=metadata, data=b64decode(found["data"])))
+        return found["passed_on"] + opened.data.decode()
 
     def _current(self) -> tuple[PayloadKeys, Mapping[str, AESGCMSIV]]:
         """Return the keys with their ciphers, in one value: other threads may replace them meanwhile."""

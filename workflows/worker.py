@@ -31,7 +31,6 @@ with collect_after_imports():
     from temporalio.worker import (
         Interceptor,
         PollerBehaviorAutoscaling,
-        UnsandboxedWorkflowRunner,
         Worker,
         WorkerDeploymentConfig,
     )
@@ -111,6 +110,7 @@ with collect_after_imports():
     from workflows.runtime.fault_injection import FaultInjector, fault_of
     from workflows.runtime.health import ActivityLoad, announce_ready, keep_ready
     from workflows.runtime.package_check import check_neighbours
+    from workflows.runtime.sealed_reasons import runner_of
     from workflows.time_limits import TimeLimitInterceptor
     from workflows.transition import TransitionWorkflow
     from workflows.watch import WatchWorkflow
@@ -290,7 +290,7 @@ def worker_of(
     more: dict[str, Any] = {} if deployment else {"build_id": UNVERSIONED}
     if group.workflow_slots:
         more |= {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": (*WORKFLOWS, *workflows)}
-        more["workflow_runner"] = UnsandboxedWorkflowRunner()
+        more["workflow_runner"] = runner_of(client.config()["data_converter"])
         more["workflow_task_poller_behavior"] = PollerBehaviorAutoscaling()
     return Worker(
         client,

@@ -241,3 +241,30 @@ async def test_a_converter_follows_the_file_and_keeps_the_former_keys_while_it_i
         assert await name_of_key() == expected
     file.unlink()
     assert await name_of_key() == b"first"
+
+
+PASSED_ON = "Cancel requested by workflow with run id 1-a with reason: "
+
+
+@pytest.mark.parametrize("prefix", ["", PASSED_ON])
+def test_a_text_is_encrypted_and_read_also_passed_on(prefix):
+    codec = EncryptionCodec(lambda: ONE)
+    sealed = codec.seal_text("aborted by anna: \u00e9")
+    assert "anna" not in sealed
+    assert codec.open_text(prefix + sealed) == f"{prefix}aborted by anna: \u00e9"
+
+
+@pytest.mark.parametrize("text", ["", "aborted by anna: [encrypted first AAAA]", "[encrypted first A]", PASSED_ON])
+def test_a_clear_text_is_read_as_it_is(text):
+    assert EncryptionCodec(lambda: ONE).open_text(text) == text
+
+
+def test_a_text_without_a_key_that_encrypts_and_an_empty_one_stay():
+    assert EncryptionCodec(lambda: PayloadKeys(None, {"first": FIRST})).seal_text("a") == "a"
+    assert EncryptionCodec(lambda: ONE).seal_text("") == ""
+
+
+def test_a_text_of_an_unknown_key_is_refused():
+    sealed = EncryptionCodec(lambda: BOTH).seal_text("a")
+    with pytest.raises(InvalidInput, match="none of first"):
+        EncryptionCodec(lambda: ONE).open_text(sealed)

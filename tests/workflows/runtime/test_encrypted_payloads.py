@@ -4,15 +4,22 @@ from dataclasses import replace
 
 import pytest
 from temporalio.client import Client
+from temporalio.worker import Replayer
 
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.errors import EngineRefused
 from ipnext.model.lifecycle.changes.change import ChangeState
+from ipnext.model.lifecycle.changes.controls import ControlAction, ControlAsked
+from ipnext.model.lifecycle.status import Reason
 from ipnext.payload_keys import PayloadKeys
-from ipnext.temporal import connect, submit_change
+from ipnext.temporal import connect, control, submit_change
 from ipnext.temporal_access import TemporalSettings, read_access
+from workflows.runtime.sealed_reasons import runner_of
+from workflows.worker import WORKFLOWS
 
+PACE = {"canary": 0.1, "maxStep": 1.0, "deadlineSeconds": 180}
+CANARY = {"us-east": {1: 0.9, 2: 0.1}, "eu-west": {1: 0.9, 2: 0.1}}
 CLEAR, OLD, NEW = (PayloadKeys(name, {"old": bytes(32), "new": bytes(range(32))}) for name in (None, "old", "new"))
 
 
@@ -61,3 +68,26 @@ async def test_an_answer_that_a_caller_has_no_key_for_ends_no_change(house, mode
     with pytest.raises(EngineRefused, match="encrypted by the key 'new', which is none of old"):
         await submit_change(await connected(temporal_address, old_only), change)
     assert (await ended(change)).state is ChangeState.DONE
+
+
+async def test_the_reason_of_a_cancellation_is_not_stored_and_is_told(
+    house, model, client, workers, carried_out, submit, until, ended, temporal_address
+):
+    house.apply(model, rollout=PACE)
+    assert (await carried_out(house.publish(model, 1))).state is ChangeState.DONE
+    house.apply(model, rollout={**PACE, "holdSeconds": 600})
+    change = house.publish(model, 2)
+    await submit(change)
+    await until(lambda: house.shares(model) == CANARY)
+    told = "looks odd " * 100
+    await control(client, model, ControlAction.ABORT, ControlAsked(by="anna", reason=told))
+    end = await ended(change)
+    assert (end.state, end.reason) == (ChangeState.ROLLED_BACK, Reason.ABORTED)
+    assert end.message.startswith("aborted by anna: looks odd")
+    run = names.lifecycle_workflow_id(model, change.id)
+    for workflow_id in (names.model_workflow_id(model), run, names.transition_workflow_id(change.id)):
+        assert b"looks odd" not in await stored(temporal_address, workflow_id)
+        history = await client.get_workflow_handle(workflow_id).fetch_history()
+        converter = client.data_converter
+        replayer = Replayer(workflows=WORKFLOWS, data_converter=converter, workflow_runner=runner_of(converter))
+        await replayer.replay_workflow(history)
