@@ -23,7 +23,7 @@ from ipnext.payloads import EncryptionCodec, decode_json, encode_json
 from ipnext.temporal_access import temporal_settings
 
 HIGHEST_PORT: Final = 65535
-MAX_BODY_BYTES: Final = 64 * 2**20
+MAX_BODY_BYTES: Final = 8 * 2**20
 """Larger than the payloads of a history of Temporal's default limits."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ipnext.errors import InvalidInput
-from ipnext.payload_keys import PayloadKeys, PayloadKeysFile
+from ipnext.payload_keys import FIELD, PayloadKeys, PayloadKeysFile
 
 _LONGEST_KEY: Final = 16_384
 _READ_ATTEMPTS: Final = 5
@@ -101,13 +102,20 @@ def read_access(settings: TemporalSettings) -> TemporalAccess:
         key=own[1],
         server_name=name,
         api_key=api_key,
-        payload_keys=None if keys_file is None else PayloadKeysFile(keys_file).current,
+        payload_keys=None if keys_file is None else _payload_keys(keys_file).current,
     )
 
 
 def _files(settings: TemporalSettings) -> dict[str, Path]:
-    named = settings.model_dump(include=set(TemporalSettings.model_fields))
+    """Return the files of a connection; keys of payloads are followed by those who use them."""
+    named = settings.model_dump(include=set(TemporalSettings.model_fields) - {FIELD})
     return {name: path for name, path in named.items() if isinstance(path, Path)}
+
+
+@cache
+def _payload_keys(path: Path) -> PayloadKeysFile:
+    """Return the file of this process, so that one that becomes invalid stops no new connection. InvalidInput."""
+    return PayloadKeysFile(path)
 
 
 def _pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:

@@ -1,13 +1,17 @@
 """Encrypts the reasons of cancellations, which Temporal stores as text beside the payloads."""
 
+from typing import TYPE_CHECKING
+
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.converter import DataConverter, SerializationContext, StorageDriverStoreContext
 from temporalio.worker import UnsandboxedWorkflowRunner, WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
-from temporalio.worker._command_aware_visitor import CommandInfo
 from temporalio.workflow import Info
 
 from ipnext.payloads import EncryptionCodec
+
+if TYPE_CHECKING:
+    from temporalio.worker._command_aware_visitor import CommandInfo
 
 _CANCELLING = ("request_cancel_external_workflow_execution", "cancel_child_workflow_execution")
 """Commands that have a reason."""
@@ -47,10 +51,10 @@ class _SealedInstance(WorkflowInstance):
                 cancelling.reason = self._codec.seal_text(cancelling.reason)
         return completion
 
-    def get_serialization_context(self, command_info: CommandInfo | None) -> SerializationContext | None:
+    def get_serialization_context(self, command_info: "CommandInfo | None") -> SerializationContext | None:
         return self._inner.get_serialization_context(command_info)
 
-    def get_external_store_context(self, command_info: CommandInfo | None) -> StorageDriverStoreContext:
+    def get_external_store_context(self, command_info: "CommandInfo | None") -> StorageDriverStoreContext:
         return self._inner.get_external_store_context(command_info)
 
     def get_info(self) -> Info:

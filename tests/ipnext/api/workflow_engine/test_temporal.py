@@ -167,11 +167,14 @@ def with_keys(tmp_path, monkeypatch):
     return TemporalLifecycle(ui_url=UI, access=TemporalSettings(temporal_payload_keys_file=file)), file
 
 
-async def test_credentials_that_become_invalid_leave_the_former_ones_in_use(with_keys, capsys):
-    engine, file = with_keys
-    file.write_text(KEYS)
+async def test_credentials_that_become_invalid_leave_the_former_ones_in_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(adapter, "LOOK_SECONDS", 0.0)
+    file = tmp_path / "key"
+    file.write_text("abc")
+    engine = TemporalLifecycle(ui_url=UI, access=TemporalSettings(temporal_api_key_file=file))
     assert not await engine.reachable()
-    file.write_text("{")
+    file.write_text("two\nlines")
     assert not await engine.reachable()
     with pytest.raises(Unavailable, match="can't be reached"):
         await engine.submit(CHANGE)
