@@ -140,6 +140,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/sources/oci/bundles.py": OTHERS,
     "ipnext/sources/oci/image.py": OTHERS,
     "ipnext/sources/oci/registry.py": OTHERS,
+    "ipnext/payload_keys.py": PEOPLE,
     "ipnext/sources/training_record.py": PEOPLE,
     "activities/validation/documents/json_process.py": ONE_BUILD,
     "activities/validation/chat_templates/process.py": ONE_BUILD,
