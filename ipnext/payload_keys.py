@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
 from ipnext.errors import InvalidInput
 
 FIELD: Final = "temporal_payload_keys_file"
@@ -65,6 +63,8 @@ class PayloadKeysFile:
         try:
             self._keys, self._stamp = read_payload_keys(self._path), stamp
         except InvalidInput as error:
+            import structlog  # noqa: PLC0415 - not of the base dependencies, which the client has alone
+
             structlog.get_logger().warning("temporal_payload_keys_not_in_use", error=error.message)
 
 

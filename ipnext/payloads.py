@@ -1,16 +1,15 @@
 """Encoding of values in Temporal: JSON by pydantic, whose readers accept fields of newer builds; encrypted by choice.
 
-Used by every client, worker and replayer of the platform (`ipnext.temporal.connect`).
+Used by every client, worker and replayer of the platform (`ipnext.temporal.connect`). The SDK's sandbox imports it with
+workflows, and can't import cryptography twice: only what encrypts imports that.
 """
 
 import os
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from temporalio.api.common.v1 import Payload, Payloads
@@ -29,6 +28,9 @@ from temporalio.converter import (
 from ipnext.errors import InvalidInput
 from ipnext.model.wire import decode
 from ipnext.payload_keys import PayloadKeys
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 ENCRYPTED: Final = b"binary/encrypted"
 """The encoding that an encrypted payload names, as Temporal's own samples do."""
@@ -117,21 +119,23 @@ class EncryptionCodec(PayloadCodec):
         opened = _open(self._current()[1], Payload(metadata=metadata, data=b64decode(found["data"])))
         return found["passed_on"] + opened.data.decode()
 
-    def _current(self) -> tuple[PayloadKeys, Mapping[str, AESGCMSIV]]:
+    def _current(self) -> "tuple[PayloadKeys, Mapping[str, AESGCMSIV]]":
         """Return the keys with their ciphers, in one value: other threads may replace them meanwhile."""
         keys, known = self._keys(), self._known
         if known is None or known[0] is not keys:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV  # noqa: PLC0415 - see the module
+
             known = self._known = keys, {name: AESGCMSIV(key) for name, key in keys.keys.items()}
         return known
 
 
-def _seal(name: str, cipher: AESGCMSIV, payload: Payload) -> Payload:
+def _seal(name: str, cipher: "AESGCMSIV", payload: Payload) -> Payload:
     nonce = os.urandom(NONCE_BYTES)
     data = nonce + cipher.encrypt(nonce, payload.SerializeToString(), name.encode())
     return Payload(metadata={"encoding": ENCRYPTED, KEY_NAME: name.encode()}, data=data)
 
 
-def _open(ciphers: Mapping[str, AESGCMSIV], payload: Payload) -> Payload:
+def _open(ciphers: "Mapping[str, AESGCMSIV]", payload: Payload) -> Payload:
     if payload.metadata.get("encoding") != ENCRYPTED:
         return payload
     name = payload.metadata.get(KEY_NAME, b"").decode("ascii", "replace")
@@ -139,6 +143,8 @@ def _open(ciphers: Mapping[str, AESGCMSIV], payload: Payload) -> Payload:
     if cipher is None:
         msg = f"payload: it is encrypted by the key {name[:64]!r}, which is none of {', '.join(ciphers)}"
         raise InvalidInput(msg, field=KEY_NAME, value=name[:64], allowed=tuple(ciphers))
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - see the module
+
     nonce, sealed = payload.data[:NONCE_BYTES], payload.data[NONCE_BYTES:]
     try:
         return Payload.FromString(cipher.decrypt(nonce, sealed, name.encode()))
