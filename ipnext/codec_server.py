@@ -24,7 +24,7 @@ from ipnext.temporal_access import temporal_settings
 
 HIGHEST_PORT: Final = 65535
 MAX_BODY_BYTES: Final = 8 * 2**20
-"""Larger than the payloads of a history of Temporal's default limits."""
+"""A body is decoded in the event loop, so that a large one would hold all other requests."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -38,7 +38,7 @@ def codec_app(codec: EncryptionCodec, allowed: AllowedHosts) -> web.Application:
         return web.Response(body=await decode_json(codec, await request.read()), content_type="application/json")
 
     app = web.Application(middlewares=[_checked(allowed)], client_max_size=MAX_BODY_BYTES)
-    app.on_response_prepare.append(_shown(allowed))
+    app.on_response_prepare.append(_readable_for(allowed))
     app.router.add_post("/encode", encode)
     app.router.add_post("/decode", decode)
     return app
@@ -62,8 +62,8 @@ def _checked(allowed: AllowedHosts) -> Middleware:
     return check
 
 
-def _shown(allowed: AllowedHosts) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Let pages of the allowed origins read every answer, also those of aiohttp (404, 405, 413)."""
+def _readable_for(allowed: AllowedHosts) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Return the step that lets pages of the allowed origins read every answer, also aiohttp's (404, 405, 413)."""
     origins = {one.lower() for one in allowed.origins}
 
     async def show(request: web.Request, answer: web.StreamResponse) -> None:

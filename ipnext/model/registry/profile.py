@@ -118,7 +118,7 @@ class AtTarget(Value):
     concurrency: float
     """Where on the curve, between two measured ones where it is no whole number."""
     bounded: bool
-    """False if the highest concurrency still met the target: more may be there, but nobody measured it."""
+    """False if the highest concurrency still met the target: the maximum was not measured."""
 
     def rate(self, unit: Unit) -> float:
         """Return the throughput in a model's unit."""

@@ -212,7 +212,7 @@ class NodeThread:
         assert self._ready.wait(PATIENCE_SECONDS)
 
     def stop(self) -> None:
-        """End the node with all its processes, as if its machine failed: the API is told nothing."""
+        """End the node with all its processes, as if its machine failed: nothing is reported to the API."""
         if self._task and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join(PATIENCE_SECONDS)

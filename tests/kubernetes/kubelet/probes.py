@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import httpx2
 
+from ipnext.infra.process.parent_death import tether
 from tests.kubernetes.server.errors import Json
 
 Teller = Callable[[str | None], Awaitable[None] | None]
@@ -55,7 +56,7 @@ async def _get(handler: Json, at: Surroundings) -> str | None:
     url = f"{scheme}://{place}/{handler.get('path', '').lstrip('/')}"
     headers = {each["name"]: each["value"] for each in handler.get("httpHeaders") or ()}
     try:
-        async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=None) as client:
+        async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=None) as client:  # as a kubelet
             answer = await client.get(url, headers=headers)
     except httpx2.HTTPError as error:
         return str(error) or type(error).__name__
@@ -75,7 +76,7 @@ async def _execute(command: list[str], at: Surroundings) -> str | None:
     nothing = asyncio.subprocess.DEVNULL
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, env=dict(at.environment), stdin=nothing, stdout=nothing, stderr=nothing
+            *command, env=dict(at.environment), stdin=nothing, stdout=nothing, stderr=nothing, preexec_fn=tether()
         )
     except OSError as error:
         return str(error)

@@ -115,7 +115,7 @@ class Storage:
         self._subscriptions.discard(subscription)
 
     def expire(self, *, running: bool) -> None:
-        """Forget the log: whoever resumes lists again; `running` watches get told as well."""
+        """Forget the log, so that clients list again before they watch; `running`: open watches get 410, too."""
         self._log.clear()
         self.oldest = self.version
         for one in list(self._subscriptions) if running else ():

@@ -1,8 +1,8 @@
 """Server-side apply and the ownership of fields, after the rules of Kubernetes' structured merge.
 
 An owner is a manager with its operation, Apply or Update, and a subresource. An apply conflicts if it changes a field
-that another one owns; a write by Update takes fields from their owners. A field that an applier drops goes if nobody
-else owns it.
+that another one owns; a write by Update takes fields from their owners. A field that an applier drops is
+removed if it has no other owner.
 """
 
 from collections.abc import Iterator, Mapping
