@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,5 +67,5 @@ def of_server(server) -> Iterator[RestClient]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let no test fail for a connection of a double that another test has cut, and that is collected during this one."""
     for item in items:
-        if item.path.is_relative_to(os.path.dirname(__file__)):  # noqa: PTH120 - one call
+        if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
