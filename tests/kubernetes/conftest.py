@@ -65,7 +65,7 @@ def of_server(server) -> Iterator[RestClient]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let no test fail for a connection of a double that another test has cut, and that is collected during this one."""
+    """Let no test fail for a connection that another test has cut, and that is collected during this one."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
