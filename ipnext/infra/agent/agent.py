@@ -34,6 +34,7 @@ from ipnext.infra.agent.supervisor_client import SupervisorClient
 from ipnext.infra.context import RegionContext
 from ipnext.infra.envoy.public_listener import public_listener
 from ipnext.infra.envoy.tls import PeerTls
+from ipnext.infra.host.local_runtime import LocalHosts
 from ipnext.infra.process.host_user import HostUser, host_user
 from ipnext.infra.process.identity import ProcessIdentity, identify, open_process
 from ipnext.infra.process.places import ProcessAddresses
@@ -116,7 +117,8 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
             owner=owner,
         )
         await supervisor.connect()
-        region = Region(replace(site, processes=supervisor), PeersFile(arguments.peers))
+        supervised = replace(site, processes=supervisor)
+        region = Region(supervised, PeersFile(arguments.peers), LocalHosts(supervised))
         await region.start()
         app = agent_app(
             region, region_name=arguments.region, allowed=site.allowed_hosts, authenticated=files is not None

@@ -21,13 +21,11 @@ from ipnext.infra.control import Control
 from ipnext.infra.envoy.config import Gateway
 from ipnext.infra.gateway.process import EnvoyProcess
 from ipnext.infra.generation_shares import OpenAIChoices, may_generate
-from ipnext.infra.host.limit import HostRoom, most_hosts
+from ipnext.infra.host.limit import HostRoom
 from ipnext.infra.host.log_retention import LogLimits, LogRetention
-from ipnext.infra.host.logs import read_logs
 from ipnext.infra.host.region_parts import RegionParts
-from ipnext.infra.host.replica import Adopted, HostReplica
-from ipnext.infra.process.notes import HostNote
-from ipnext.infra.process.notes import find_notes as found_processes
+from ipnext.infra.host.replica import HostReplica
+from ipnext.infra.host.runtime import Adopted, HostIdentity, HostRuntime
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router import table as router_table
 from ipnext.infra.router.access_delivery import AccessDelivery
@@ -53,8 +51,9 @@ ADOPT_POLL_SECONDS = 0.01
 class Region:
     """Reconciles the observed with the desired state. Call all methods in one event loop, in the main thread."""
 
-    def __init__(self, site: RegionContext, peers: PeersFile) -> None:
+    def __init__(self, site: RegionContext, peers: PeersFile, hosts: HostRuntime) -> None:
         self._site = site
+        self._hosts = hosts
         self._peers = peers
         self._wanted = DesiredState(site.directory / "wanted")
         self._access = AccessFile(site.directory / "wanted" / "access.json", site.access_file, region=site.region)
@@ -74,7 +73,7 @@ class Region:
         self._gateway = SharedWrite(self._publish_gateway, self._envoy.confirm)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
         self._timings = ReplicaTimings(control, self._replicas)
-        self._room = HostRoom(site.region, site.settings.max_hosts or most_hosts())
+        self._room = HostRoom(site.region, site.settings.max_hosts or hosts.most_hosts)
         self._lives: set[asyncio.Task[None]] = set()
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
@@ -98,6 +97,7 @@ class Region:
         Returns once the adopted processes have reported their state; no process is sent anything before that.
         """
         remove(self._cache.scraps())
+        await self._hosts.start()
         adopts = self._adopt()
         if not adopts:
             self._publish_table()
@@ -118,7 +118,7 @@ class Region:
 
     def _adopt(self) -> bool:
         """Adopt running hosts; return whether anything runs that requests depend on."""
-        hosts = found_processes(self._site.processes, HostNote)
+        hosts = self._hosts.find_adopted()
         if hosts or self._router.adopted or self._envoy.adoptable:
             self._publishing = False
             both = {
@@ -127,7 +127,11 @@ class Region:
             }
             self._served |= both
         for note, running in hosts.values():
-            self._live_with(self._new_replica(note.key, note.number, note.engine, adopted=(note, running)))
+            self._live_with(
+                self._new_replica(
+                    HostIdentity(key=note.key, number=note.number, engine=note.engine), adopted=(note, running)
+                )
+            )
         return not self._publishing
 
     @property
@@ -165,6 +169,10 @@ class Region:
 
     async def leave(self) -> None:
         """Stop this agent's own work. The processes that serve continue."""
+        await self._stop_work()
+        await self._hosts.stop()
+
+    async def _stop_work(self) -> None:
         for task in (self._watch, self._resuming):
             if task:
                 task.cancel()
@@ -177,13 +185,14 @@ class Region:
         It waits for the longest drain of the region's models, or for the time in the settings, and no longer once
         `hurry` is set.
         """
-        await self.leave()
+        await self._stop_work()
         told = self._site.settings.shutdown_drain_seconds
         await self._envoy.stop(self._longest_drain if told is None else told, hurry)
         for life in self._lives:
             life.cancel()
         hosts = [replica.end() for replicas in self._replicas.values() for replica in replicas]
         await asyncio.gather(self._router.stop(), *hosts)
+        await self._hosts.stop()
 
     def prefetch(self, uris: Iterable[str]) -> None:
         """Fetch snapshots that a deployment will name soon, in the background."""
@@ -296,8 +305,7 @@ class Region:
     async def logs(self, query: LogQuery) -> tuple[ReplicaLog, ...]:
         """Return the output of the processes of its replicas."""
         running = {replica.name for replicas in self._replicas.values() for replica in replicas}
-        region = self._site.region
-        return await asyncio.to_thread(read_logs, self._site.logs, query, region=region, running=running)
+        return await self._hosts.read_logs(query, running=running)
 
     async def time_replicas(self, asked: TimingRound) -> RoundTimes:
         """Send two replicas requests in turns, and return their times. Raises NotFound, Unavailable."""
@@ -346,13 +354,15 @@ class Region:
         key = deployment.key
         taken = {replica.number for replica in self._replicas[key]}
         number = next(n for n in range(len(taken) + 1) if n not in taken)
-        replica = self._new_replica(key, number, deployment.engine)
+        replica = self._new_replica(HostIdentity(key=key, number=number, engine=deployment.engine))
         self._live_with(replica)
         return replica
 
-    def _new_replica(self, key: DeploymentKey, number: int, engine: str, adopted: Adopted | None = None) -> HostReplica:
-        around = RegionParts(self._router, self._publish_table, self._all_fetched, self._changes.rise, self._room)
-        return HostReplica(key, number, engine=engine, site=self._site, around=around, adopted=adopted)
+    def _new_replica(self, identity: HostIdentity, adopted: Adopted | None = None) -> HostReplica:
+        around = RegionParts(
+            self._router, self._publish_table, self._all_fetched, self._changes.rise, self._room, self._hosts
+        )
+        return HostReplica(identity, site=self._site, around=around, adopted=adopted)
 
     def _live_with(self, replica: HostReplica) -> None:
         self._replicas[replica.key].append(replica)

@@ -26,7 +26,7 @@ from ipnext.infra.envoy.rendering import RouteRenderer
 from ipnext.infra.envoy.source_groups import SEED_BITS, SourceLimit
 from ipnext.infra.gateway.admin import AdminSocket
 from ipnext.infra.process.atomic_file import replace_file
-from ipnext.infra.process.child import ChildProcess
+from ipnext.infra.process.child import ChildProcess, LoggedCommand
 from ipnext.infra.process.notes import GatewayNote, as_note, find_notes
 from ipnext.infra.process.spawn import Note
 from ipnext.infra.process.wakeup import Wakeup
@@ -64,12 +64,15 @@ class EnvoyProcess:
         self._pulse = Wakeup()
         self._child = ChildProcess(
             "envoy",
-            self._command,
-            log_file=site.log_file("envoy"),
-            environment=site.environment(),
+            LoggedCommand(
+                self._command,
+                log_file=site.log_file("envoy"),
+                environment=site.environment(),
+                log_limit_bytes=site.settings.log_limit_bytes,
+                spawn=site.processes.spawn("envoy", self._note),
+            ),
             settings=site.settings,
             on_change=self._note_change,
-            spawn=site.processes.spawn("envoy", self._note),
         )
         self._task: asyncio.Task[None] | None = None
 

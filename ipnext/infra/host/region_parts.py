@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ipnext.infra.host.limit import HostRoom
+from ipnext.infra.host.runtime import HostRuntime
 from ipnext.infra.router.process import RouterProcess
 
 
@@ -19,3 +20,5 @@ class RegionParts(NamedTuple):
     """Called when the replica's observed state may have changed."""
     room: HostRoom
     """Grants places for hosts, up to the region's limit."""
+    hosts: HostRuntime
+    """Starts its host."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from secrets import token_hex
 
@@ -26,23 +25,19 @@ from ipnext.infra.context import RegionContext
 from ipnext.infra.control import Control
 from ipnext.infra.error_body import is_retryable
 from ipnext.infra.host.departure import finish
-from ipnext.infra.host.limit import HostPlace, machine_bytes
+from ipnext.infra.host.limit import HostPlace
 from ipnext.infra.host.load_watch import rest, tells
-from ipnext.infra.host.memory_watch import MemoryWatch
 from ipnext.infra.host.region_parts import RegionParts
 from ipnext.infra.host.repair import FailedLoads, HostRepair
+from ipnext.infra.host.runtime import Adopted, HostIdentity
 from ipnext.infra.host.swap_progress import SwapProgress
 from ipnext.infra.process.child import ChildProcess
-from ipnext.infra.process.notes import HostNote, as_note
-from ipnext.infra.process.spawn import Note, StartedProcess
+from ipnext.infra.process.notes import HostNote
+from ipnext.infra.process.spawn import StartedProcess
 from ipnext.infra.process.wakeup import Wakeup
-from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.host_control import HostHolds, HostState
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.router_table import PartEndpoint
-
-Adopted = tuple[HostNote, StartedProcess]
-"""A process of a former agent, and the note that this agent stored with it."""
 
 
 class HostReplica:
@@ -50,30 +45,23 @@ class HostReplica:
 
     def __init__(
         self,
-        key: DeploymentKey,
-        number: int,
+        identity: HostIdentity,
         *,
-        engine: str,
         site: RegionContext,
         around: RegionParts,
         adopted: Adopted | None = None,
     ) -> None:
-        self.key = key
-        self._engine = engine
-        self.number = number
-        self.name = f"{key.model}.{key.part}.{key.hardware}.{number}"
+        self._identity = identity
+        self.key, self.number, self.name = identity.key, identity.number, identity.name
         self.leaving = False
-        self._site = site
         self._settings = site.settings
         self._control = Control(site.session, probe_seconds=site.settings.probe_seconds)
         self._around = around
         self._router, self._publish, self._changed = around.router, around.publish, around.changed
-        self.url = ""
-        """URL of its host."""
-        self._engines = site.engine_addresses(engine)
+        self._engines = site.engine_addresses(identity.engine)
         self._memory_bytes: int | None = None
-        undeclared = site.settings.host_memory_bytes or machine_bytes() // 2
-        self._memory = MemoryWatch(site.settings.host_memory_allowance_bytes, undeclared)
+        self._started_with: int | None = None
+        """Memory limit of the running process."""
         self._drain_seconds = site.settings.drain_seconds
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None
@@ -89,26 +77,20 @@ class HostReplica:
         self._routed: tuple[int, ...] = ()
         self._routed_revision = 0
         self._pulse = Wakeup()
-        self._child = ChildProcess(
-            self.name,
-            self._command,
-            log_file=site.log_file(self.name),
-            environment=site.host_environment(engine),
-            settings=site.settings,
-            on_change=self._process_changed,
-            spawn=site.processes.spawn(self.name, self._note),
-        )
+        self._hosts = around.hosts
+        self._host = around.hosts.program(identity, self._note_start)
+        self._child = ChildProcess(self.name, self._host, settings=site.settings, on_change=self._process_changed)
         self._repair, self._failed_loads = HostRepair(site.settings), FailedLoads()
         if adopted is not None:
             self._adopt(*adopted)
 
     def _adopt(self, note: HostNote, running: StartedProcess) -> None:
         """Continue from the holds that the host was sent last. Its state is requested before anything is decided."""
-        self.url = note.url
-        self._site.places.adopt(self.name, note.url)
+        self._host.adopt(note)
         self._answered_at = time.monotonic()
         self._stamp = note.stamp or self._stamp
-        self._memory.budget_bytes = note.memory_bytes
+        self._started_with = self._memory_bytes = note.memory_bytes
+        self._host.set_memory(note.memory_bytes)
         if note.sent is not None:
             self._told, self._wanted = note.sent, HostHolds(holds=note.sent.holds)
         if note.swapping:
@@ -120,16 +102,32 @@ class HostReplica:
     def is_known(self) -> bool:
         """Whether its host has reported its state, or does not run, or has been silent for too long to wait for it."""
         silent = time.monotonic() - self._answered_at
-        return self._state is not None or self._child.pid is None or silent > self._settings.unanswered_seconds
+        return self._state is not None or self._child.running is None or silent > self._settings.unanswered_seconds
 
-    def _note(self, sent: HostHolds | None = None) -> Note:
+    @property
+    def url(self) -> str:
+        """URL of its host."""
+        return self._host.url
+
+    def _note(self, sent: HostHolds | None = None) -> HostNote:
         """Return the note for its process; `sent` are the holds that it is about to be sent."""
-        note = HostNote(key=self.key, number=self.number, engine=self._engine, url=self.url, sent=sent or self._told)
-        more = {"swapping": self._over.begun is not None, "stamp": self._stamp}
-        return as_note(note.model_copy(update={**more, "memory_bytes": self._memory.budget_bytes}))
+        return HostNote(
+            key=self.key,
+            number=self.number,
+            engine=self._identity.engine,
+            url=self.url,
+            sent=sent or self._told,
+            swapping=self._over.begun is not None,
+            stamp=self._stamp,
+            memory_bytes=self._started_with,
+        )
+
+    def _note_start(self) -> HostNote:
+        self._started_with = self._memory_bytes
+        return self._note()
 
     def _keep_note(self, sent: HostHolds | None = None) -> None:
-        self._site.processes.note(self.name, self._note(sent))
+        self._hosts.note(self.name, self._note(sent))
 
     @property
     def ready(self) -> tuple[int, ...]:
@@ -157,7 +155,7 @@ class HostReplica:
             id=self.name,
             key=self.key,
             phase=self._phase(),
-            url=self.url if self._child.pid else None,
+            url=self.url or None if self._child.running else None,
             pid=self._child.pid,
             ready=self.routed_generations,
             engines=engines_of(self.key.part, self._state.ready if self._state else ()),
@@ -166,11 +164,11 @@ class HostReplica:
                 *self._place.failures(self._wanted),
             ),
             restarts=self._child.restarts,
-            message=self._place.refusal or self._refusal or self._unread or self._child.message,
+            message=self._message,
             coming=self.coming,
             swaps=self._state.swaps if self._state else (),
             starts=self._state.starts if self._state else (),
-            log=str(self._site.log_file(self.name)),
+            log=self._host.log,
         )
 
     @property
@@ -220,6 +218,7 @@ class HostReplica:
             self._over.end()
             self._wanted = holds
         self._memory_bytes = memory_bytes
+        self._host.set_memory(memory_bytes)
         self._drain_seconds = self._settings.drain_seconds if drain_seconds is None else drain_seconds
 
     def release_after(self, revision: int) -> None:
@@ -252,16 +251,15 @@ class HostReplica:
     async def end(self) -> None:
         """End it now, when no client calls it any more: the host finishes its requests, within the grace time."""
         self.leaving = True
-        if self._child.pid is not None:
+        if self._child.running is not None:
             with suppress(Unavailable):
                 await self._control.drain(self.url)
         await self._child.stop(self._settings.grace_seconds)
 
-    def _command(self) -> Sequence[str]:
-        self._memory.budget_bytes = self._memory_bytes
-        template = self._site.host_template(self._engine)
-        self.url = self._site.places.choose(self.name, template, model=self.key.model)
-        return self._site.host_command(self.name, self.url, engine=self._engine, memory_bytes=self._memory_bytes)
+    @property
+    def _message(self) -> str | None:
+        waits = self._host.obstacle if self._child.running is not None else None
+        return self._place.refusal or self._refusal or self._unread or waits or self._child.message
 
     def _process_changed(self) -> None:
         """Reset all observed state: the process has just started or ended."""
@@ -280,7 +278,7 @@ class HostReplica:
     def _phase(self) -> ReplicaPhase:
         if self.leaving:
             return ReplicaPhase.DRAINING
-        if self._child.pid is None:
+        if self._child.running is None:
             return ReplicaPhase.FAILED if self._place.refusal or self._child.message else ReplicaPhase.STARTING
         return ReplicaPhase.RUNNING if self._state else ReplicaPhase.STARTING
 
@@ -291,17 +289,17 @@ class HostReplica:
         return self._settings.poll_seconds if changing else self._settings.idle_poll_seconds
 
     async def _ask(self) -> None:
-        pid = self._child.pid
-        if pid is None or self._too_large(pid):
+        process = self._child.running
+        if process is None or not self.url or self._too_large(process):
             return
         try:
             state = await self._control.host_state(self.url)
         except Unavailable as error:
-            if pid == self._child.pid:
+            if process is self._child.running:
                 self._not_answered(error)
             return
         self._unread = None
-        if pid == self._child.pid and not self._is_foreign(state):
+        if process is self._child.running and not self._is_foreign(state):
             self._answered_at = time.monotonic()
             self._see(state)
 
@@ -313,9 +311,9 @@ class HostReplica:
             self._child.kill(refusal)
         return refusal is not None
 
-    def _too_large(self, pid: int) -> bool:
+    def _too_large(self, process: StartedProcess) -> bool:
         """End a host that uses more memory than it may, which other processes of the machine need."""
-        excess = self._memory.excess(pid)
+        excess = self._host.find_excess(process)
         if excess is not None:
             structlog.get_logger().error("host takes too much memory, killed", replica=self.name, reason=excess)
             self._child.kill(excess)
@@ -429,19 +427,20 @@ class HostReplica:
 
         Snapshots being unloaded have the rest of the drain.
         """
-        pid = self._child.pid
+        process = self._child.running
         rest = max(0.0, self._release_deadline - time.monotonic())
         self._keep_note(holds)
         more = {"drain_seconds": rest, "ending_seconds": self._drain_seconds, "stamp": self._stamp}
         try:
+            await self._hosts.noted(self.name)
             await self._control.put_holds(self.url, holds.model_copy(update=more))
         except Unavailable as error:
-            if pid == self._child.pid:  # if it has ended, only its end matters
+            if process is self._child.running:  # if it has ended, only its end matters
                 self._refusal = error.message
                 self._changed()
             return
         self._refusal = None
-        if pid == self._child.pid:
+        if process is self._child.running:
             if holds != self._told:
                 self._pulse.strike()  # to observe at once that it loads
             self._told = holds
@@ -455,4 +454,4 @@ class HostReplica:
         await asyncio.sleep(self._settings.settle_seconds)
         await finish(self._control, self.url, drain_seconds=self._drain_seconds, settings=self._settings)
         await self._child.stop(self._settings.grace_seconds)
-        self._site.places.forget(self.name, self.url)
+        self._host.forget()

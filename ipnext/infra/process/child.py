@@ -37,22 +37,66 @@ class RestartSettings(Protocol):
         """A longer log is rotated at a start."""
 
 
-class ChildProcess:
-    """One program and its restarts. `command` is called at each start, so that it may pick another port.
+class Program(Protocol):
+    """What is started again and again."""
 
-    `on_change` is called, in the event loop, right after each start and each end.
-    """
+    async def start(self) -> StartedProcess:
+        """Start it. OSError, LookupError, ValueError if that is not possible now."""
 
-    def __init__(  # noqa: PLR0913 - all but two by keyword
+    def describe_end(self, status: int) -> str:
+        """Return how a start of it ended, for people."""
+
+    def read_last_output(self) -> str:
+        """Return the last lines of its output on one line; empty if there are none."""
+
+
+class LoggedCommand:
+    """A program of this machine whose output is appended to a file."""
+
+    def __init__(
         self,
-        name: str,
         command: Callable[[], Sequence[str]],
         *,
         log_file: Path,
         environment: Mapping[str, str],
-        settings: RestartSettings,
-        on_change: Callable[[], None],
+        log_limit_bytes: int,
         spawn: Spawn = fresh,
+    ) -> None:
+        """`command` is called at each start, so that it may pick another port.
+
+        A log of more than `log_limit_bytes` is rotated at a start.
+        """
+        self._command = command
+        self._log_file = log_file
+        self._environment = environment
+        self._log_limit_bytes = log_limit_bytes
+        self._spawn = spawn
+
+    async def start(self) -> StartedProcess:
+        """Start it. OSError, LookupError, ValueError: no such program, or a command template with a mistake."""
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        if self._log_file.exists() and self._log_file.stat().st_size > self._log_limit_bytes:
+            self._log_file.replace(self._log_file.with_suffix(".log.1"))
+        with self._log_file.open("ab") as log:
+            return await self._spawn(self._command(), self._environment, log)
+
+    def describe_end(self, status: int) -> str:
+        """Return how it ended: by its status, or by a signal."""
+        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    def read_last_output(self) -> str:
+        """Return the last lines of its log."""
+        return log_tail(self._log_file)
+
+
+class ChildProcess:
+    """One program and its restarts.
+
+    `on_change` is called, in the event loop, right after each start and each end.
+    """
+
+    def __init__(
+        self, name: str, program: Program, *, settings: RestartSettings, on_change: Callable[[], None]
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -60,20 +104,22 @@ class ChildProcess:
         """Why it ended last, with the last lines of its log; None if it never did."""
         self.started_at = 0.0
         """`time.monotonic()` of the last start."""
-        self._command = command
-        self._log_file = log_file
-        self._environment = environment
+        self._program = program
         self._settings = settings
         self._on_change = on_change
-        self._spawn_process = spawn
         self._process: StartedProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending = asyncio.Event()
         self._killed_for: str | None = None
 
     @property
+    def running(self) -> StartedProcess | None:
+        """Its present process; another one after each start."""
+        return self._process
+
+    @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
+        """Process id while it runs on this machine."""
         return self._process.pid if self._process else None
 
     @property
@@ -139,15 +185,15 @@ class ChildProcess:
             return
         status = await process.wait()
         self._process = None
-        why, self._killed_for = self._killed_for or _ending(status), None
-        self.message = f"{why}; last output: {log_tail(self._log_file) or 'none'}"
+        why, self._killed_for = self._killed_for or self._program.describe_end(status), None
+        self.message = f"{why}; last output: {self._program.read_last_output() or 'none'}"
         self._on_change()
 
     async def _start_process(self) -> StartedProcess | None:
         self.started_at = time.monotonic()
         try:
-            self._process = await self._spawn()
-        except (OSError, LookupError, ValueError) as error:  # no such program, or a command template with a mistake
+            self._process = await self._program.start()
+        except (OSError, LookupError, ValueError) as error:
             self.message = f"could not be started: {error!r}"
             self._on_change()
             return None
@@ -155,13 +201,6 @@ class ChildProcess:
             self.signal(signal.SIGTERM)
         self._on_change()
         return self._process
-
-    async def _spawn(self) -> StartedProcess:
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        if self._log_file.exists() and self._log_file.stat().st_size > self._settings.log_limit_bytes:
-            self._log_file.replace(self._log_file.with_suffix(".log.1"))
-        with self._log_file.open("ab") as log:
-            return await self._spawn_process(self._command(), self._environment, log)
 
 
 def log_tail(path: Path) -> str:
@@ -173,7 +212,3 @@ def log_tail(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return " | ".join(line.strip() for line in lines if line.strip())
-
-
-def _ending(status: int) -> str:
-    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra.process.child import ChildProcess, RestartSettings
+from ipnext.infra.process.child import ChildProcess, LoggedCommand, RestartSettings
 from ipnext.infra.process.forked_process import ForkedProcess, OrphanReaper, become_subreaper, end_fork
 from ipnext.infra.process.spawn import StartedProcess, fresh
 
@@ -69,12 +69,15 @@ class ForkServer:
         self._environment = dict(environment)
         self._child = ChildProcess(
             "fork-server",
-            lambda: [python, "-m", "ipnext.infra.process.fork_server_process", *self._modules],
-            log_file=log_file,
-            environment=environment,
+            LoggedCommand(
+                lambda: [python, "-m", "ipnext.infra.process.fork_server_process", *self._modules],
+                log_file=log_file,
+                environment=environment,
+                log_limit_bytes=settings.log_limit_bytes,
+                spawn=self._spawn_server,
+            ),
             settings=settings,
             on_change=self._note_change,
-            spawn=self._spawn_server,
         )
         self._socket: socket.socket | None = None
         self._asked: dict[int, asyncio.Future[int]] = {}

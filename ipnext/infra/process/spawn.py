@@ -18,8 +18,8 @@ class StartedProcess(Protocol):
     """A started process. It has one waiter."""
 
     @property
-    def pid(self) -> int:
-        """Its process id, and that of its process group."""
+    def pid(self) -> int | None:
+        """Its process id, and that of its process group; None if it runs elsewhere."""
 
     async def wait(self) -> int:
         """Return its status once it has ended; below zero the signal that ended it."""

@@ -13,7 +13,7 @@ from ipnext.components.sockets import is_socket_url, keep_caller_proof, socket_p
 from ipnext.errors import Unavailable
 from ipnext.infra.context import RegionContext
 from ipnext.infra.control import Control
-from ipnext.infra.process.child import ChildProcess
+from ipnext.infra.process.child import ChildProcess, LoggedCommand
 from ipnext.infra.process.notes import RouterNote, as_note
 from ipnext.infra.process.spawn import Note, StartedProcess
 from ipnext.model.access.predictions import KeyUseReport
@@ -57,12 +57,15 @@ class RouterInstance:
         self.name = f"router.{number}"
         self.child = ChildProcess(
             self.name,
-            self._command,
-            log_file=site.log_file("router"),
-            environment=site.environment(),
+            LoggedCommand(
+                self._command,
+                log_file=site.log_file("router"),
+                environment=site.environment(),
+                log_limit_bytes=site.settings.log_limit_bytes,
+                spawn=site.processes.spawn(self.name, self._note),
+            ),
             settings=site.settings,
             on_change=self._note_change,
-            spawn=site.processes.spawn(self.name, self._note),
         )
         if adopted is None:
             self.url = self._choose_url()

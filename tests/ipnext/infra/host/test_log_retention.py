@@ -11,7 +11,7 @@ import pytest
 from ipnext.infra.host import log_retention
 from ipnext.infra.host.log_retention import LogLimits, LogRetention, put_aside
 from ipnext.infra.host.logs import read_logs
-from ipnext.infra.process.child import ChildProcess
+from ipnext.infra.process.child import ChildProcess, LoggedCommand
 from ipnext.infra.settings import AgentSettings
 from ipnext.model.deployment.logs import LogQuery
 from tests.waiting import PATIENCE_SECONDS, eventually, until
@@ -233,10 +233,13 @@ async def test_a_log_beyond_the_limit_is_put_aside_at_a_start_too(tmp_path):
     log.write_text("much\n" * 200)
     child = ChildProcess(
         "host",
-        lambda: [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(60)"],
-        log_file=log,
-        environment=os.environ,
-        settings=AgentSettings(log_limit_bytes=500),
+        LoggedCommand(
+            lambda: [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(60)"],
+            log_file=log,
+            environment=os.environ,
+            log_limit_bytes=500,
+        ),
+        settings=AgentSettings(),
         on_change=lambda: None,
     )
     child.start()
