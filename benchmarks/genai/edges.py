@@ -105,7 +105,11 @@ class Edges:
         share = RouteShare(to=REGION, generation=1, fraction=1.0)
         table = RouteTable(model=MODEL, region=REGION, revision=1, shares=(share,), served=(_served("prefix"),))
         gateway = envoy.Gateway(
-            region=REGION, router_port=router_port, peers={}, tables={MODEL: table}, request_seconds=60.0
+            region=REGION,
+            router_url=f"http://127.0.0.1:{router_port}",
+            peers={},
+            tables={MODEL: table},
+            request_seconds=60.0,
         )
         port = free_port()
         config = bootstrap.bootstrap(

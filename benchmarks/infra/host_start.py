@@ -18,9 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
-import aiohttp
 import psutil
 import torch
 from rich.console import Console
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ipnext.artifacts.stores.locations import open_store
 from ipnext.artifacts.upload import ingest_directory
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import Unavailable
 from ipnext.infra.control import Control
 from ipnext.infra.process.fork_server import ForkServer
@@ -134,7 +135,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
         await asyncio.sleep(POLL_SECONDS)
     own = psutil.Process(server.pid)
     server_ready = {"wall": time.perf_counter() - began, "cpu": spent(own)}
-    async with aiohttp.ClientSession(trust_env=False) as session:
+    async with aclosing(HttpSessions()) as session:
         bench = Bench(place, Control(session, probe_seconds=5), environment)
         found: dict[str, list[Figures]] = {"forked": [], "fresh": []}
         memory = {}

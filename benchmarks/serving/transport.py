@@ -27,9 +27,10 @@ import uvicorn
 import uvloop
 import zmq.asyncio
 
+from ipnext.names import FRAMES
 from serving.http.connection import http_factory
 from serving.http.messages import Request, Response
-from serving.protocol.frames import UPGRADE, FrameProtocol, bytes_frame
+from serving.protocol.frames import FrameProtocol, bytes_frame
 from serving.routing.host_connection import Pieces, connect
 
 BODIES = {"batch 1": (264, 1_700), "batch 64": (17_000, 107_000), "batch 256": (67_000, 426_000)}
@@ -55,7 +56,7 @@ class Frames:
             )
             protocol.take_over(transport, rest)
 
-        factory, _ = http_factory(lambda _: Response(404), {UPGRADE: take_over})
+        factory, _ = http_factory(lambda _: Response(404), {FRAMES: take_over})
         await (await asyncio.get_running_loop().create_server(factory, sock=listener)).serve_forever()
 
     @staticmethod

@@ -114,7 +114,11 @@ class OwnServers:
         share = RouteShare(to=REGION, generation=GENERATION, fraction=1.0)
         table = RouteTable(model=MODEL, region=REGION, revision=1, shares=(share,), served=(_served(graph),))
         given = envoy.Gateway(
-            region=REGION, router_port=router.port, peers={}, tables={MODEL: table}, request_seconds=30.0
+            region=REGION,
+            router_url=f"http://{LOOPBACK}:{router.port}",
+            peers={},
+            tables={MODEL: table},
+            request_seconds=30.0,
         )
         routes, clusters = self._folder / f"{name}-routes.json", self._folder / f"{name}-clusters.json"
         routes.write_bytes(envoy.as_json(envoy.discovery(1, envoy.routes(given))))
