@@ -1,7 +1,7 @@
 """The port below a region's replicas: what starts hosts, stores notes with them, and finds those that run already.
 
-Implementations: `local_runtime` (processes of this machine) and `ipnext.infra.kubernetes` (pods). The reconciler
-decides when a host starts, what it loads and when it ends; a runtime only does it.
+`local_runtime` implements it by processes of this machine. The reconciler decides when a host starts, what it loads and
+when it ends; a runtime only does it.
 """
 
 from collections.abc import Callable, Collection, Mapping
