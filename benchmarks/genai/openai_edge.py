@@ -89,10 +89,11 @@ def ways(edges: Edges, direct: str) -> Iterator[Way]:
     yield Way("IPnext router", _url(router), (router,))
     gateway = edges.envoy(router.port)
     yield Way("IPnext Envoy and router", _url(gateway), (gateway, router))
-    for name, start in (
-        ("vllm-router", lambda: edges.vllm_router([direct], policy="cache_aware")),
-        ("LiteLLM proxy", lambda: edges.litellm([direct])),
-    ):
+    peers: dict[str, Callable[[], ServerProcess]] = {
+        "vllm-router": lambda: edges.vllm_router([direct], policy="cache_aware"),
+        "LiteLLM proxy": lambda: edges.litellm([direct]),
+    }
+    for name, start in peers.items():
         try:
             server = start()
         except (FileNotFoundError, RuntimeError) as error:

@@ -31,6 +31,10 @@ def rewrite(name: str, text: str) -> None:
     before, rest = page.split(begin, 1)
     _, after = rest.split(end, 1)
     words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
-    command = f"python -m {sys.modules['__main__'].__spec__.name} {shlex.join(words)}".rstrip()
+    program = sys.modules["__main__"].__spec__
+    if program is None:
+        msg = "the page tells a command: run the benchmark by `python -m`"
+        raise RuntimeError(msg)
+    command = f"python -m {program.name} {shlex.join(words)}".rstrip()
     told = f"`{command}`, {os.cpu_count()} cores:"
     PAGE.write_text(f"{before}{begin}\n\n{told}\n\n{text}\n{end}{after}", encoding="utf-8")

@@ -35,6 +35,8 @@ DENSE = 13
 class Ranker(nn.Module):
     """A DLRM: ids [B, T] and dense [B, 13] -> score [B], by the products of all pairs of vectors."""
 
+    pairs: Tensor
+
     def __init__(self, tables: int, rows: int, width: int) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(rows, width) for _ in range(tables))

@@ -61,7 +61,7 @@ class Ranker(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the row, and the tower's result for it."""
-        row = self.table(ids)
+        row: torch.Tensor = self.table(ids)
         return row + torch.relu(self.top(row))
 
 

@@ -67,6 +67,8 @@ GRAPH = PartGraph(
 class Sparse(nn.Module):
     """ids [B, 8] -> rows [B, 8 * 16], stamp [B]: what its weights are."""
 
+    number: Tensor
+
     def __init__(self, number: int, megabytes: float) -> None:
         super().__init__()
         torch.manual_seed(number)
@@ -82,6 +84,8 @@ class Sparse(nn.Module):
 
 class Dense(nn.Module):
     """features [B, 13], rows [B, 128], stamp [B] -> score [B], stamps [B, 2]: its own and the one it was given."""
+
+    number: Tensor
 
     def __init__(self, number: int) -> None:
         super().__init__()

@@ -110,7 +110,7 @@ def measure(rounds: int, seconds: float, place: Path) -> Mapping[str, Turns]:
 def ratio(found: Mapping[str, Turns], figure: str) -> float:
     """Return the median, over the rounds, of sockets over ports."""
     pairs = zip(getattr(found["sockets"], figure), getattr(found["ports"], figure), strict=True)
-    return statistics.median(ours / theirs for ours, theirs in pairs)
+    return float(statistics.median(ours / theirs for ours, theirs in pairs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -56,7 +56,10 @@ def start(directory: Path, ports: PortBook, stack: ExitStack) -> tuple[str, psut
     files["bootstrap"].write_bytes(envoy.as_json(config))
     routed = [*("--port", str(router)), *("--region", "eu"), *("--table", str(directory / "router.json"))]
     flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
-    commands = ([sys.executable, "-m", "serving.router", *routed], [envoy_binary(), "-c", files["bootstrap"], *flags])
+    commands = (
+        [sys.executable, "-m", "serving.router", *routed],
+        [str(envoy_binary()), "-c", str(files["bootstrap"]), *flags],
+    )
     for command in commands:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         stack.callback(process.wait)

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -128,7 +129,7 @@ async def measure(rounds: int, seconds: float, place: Path) -> Mapping[str, Turn
         finally:
             client.close()
             for process in started:
-                process.signal(15)
+                process.signal(signal.SIGTERM)
                 await process.wait()
     return found
 
@@ -146,7 +147,7 @@ async def until_called(client: HostClient, route: GenerationRoute) -> None:
 def ratio(found: Mapping[str, Turns], figure: str) -> float:
     """Return the median, over the rounds, of the proxy over the socket."""
     pairs = zip(getattr(found["proxy"], figure), getattr(found["socket"], figure), strict=True)
-    return statistics.median(ours / theirs for ours, theirs in pairs)
+    return float(statistics.median(ours / theirs for ours, theirs in pairs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

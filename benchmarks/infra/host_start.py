@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -92,7 +93,7 @@ class Bench:
         return process, {
             "answers": answers,
             "serves": time.perf_counter() - began,
-            "cpu": spent(psutil.Process(process.pid)),
+            "cpu": spent(psutil.Process(known(process.pid))),
         }
 
     async def until_held(self, url: str, *, tell: bool) -> None:
@@ -106,6 +107,14 @@ class Bench:
             except Unavailable:
                 pass
             await asyncio.sleep(POLL_SECONDS)
+
+
+def known(pid: int | None) -> int:
+    """Return the id of a process of this machine."""
+    if pid is None:
+        msg = "the process has no id on this machine"
+        raise RuntimeError(msg)
+    return pid
 
 
 def spent(process: psutil.Process) -> float:
@@ -133,7 +142,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
     began = time.perf_counter()
     while not server.ready:  # noqa: ASYNC110 - it tells nobody else
         await asyncio.sleep(POLL_SECONDS)
-    own = psutil.Process(server.pid)
+    own = psutil.Process(known(server.pid))
     server_ready = {"wall": time.perf_counter() - began, "cpu": spent(own)}
     async with aclosing(HttpSessions()) as session:
         bench = Bench(place, Control(session, probe_seconds=5), environment)
@@ -148,7 +157,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
         alone = pss([own.pid])
         for way, spawn in (("forked", server.spawn), ("fresh", fresh)):
             hosts = [(await bench.start(spawn, f"{way}-m{n}"))[0] for n in range(arguments.hosts)]
-            memory[way] = pss([h.pid for h in hosts] + ([own.pid] if way == "forked" else []))
+            memory[way] = pss([known(h.pid) for h in hosts] + ([own.pid] if way == "forked" else []))
             for host in hosts:
                 await end(host)
     await server.stop(5)
@@ -172,7 +181,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
 
 async def end(process: StartedProcess) -> None:
     """SIGTERM, and wait for it."""
-    os.kill(process.pid, 15)
+    process.signal(signal.SIGTERM)
     await process.wait()
 
 

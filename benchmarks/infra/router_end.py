@@ -93,7 +93,12 @@ class Room:
         ]
         self._command += ["--port", str(port), "--gateway-port", "0", "--artifacts", store]
         self._command += ["--owner", str(os.getpid())]
-        self._settings = os.environ | {"OMP_NUM_THREADS": "1", "IPNEXT_COMPONENT_AUTHENTICATION": "none"} | environment
+        self._settings = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "IPNEXT_COMPONENT_AUTHENTICATION": "none",
+            **environment,
+        }
         self.process = self.start()
         self.infra = LocalProcessInfrastructure({"here": f"http://{LOOPBACK}:{port}"})
 

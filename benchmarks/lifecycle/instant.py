@@ -7,11 +7,13 @@ import threading
 from collections.abc import Collection, Sequence
 
 from ipnext.errors import NotFound
+from ipnext.model.access.predictions import AccessList, AccessRevision, KeyUseReport
 from ipnext.model.deployment.applied_state import AppliedState
 from ipnext.model.deployment.deployment import Deployment, DeploymentKey
 from ipnext.model.deployment.region_state import RegionState
 from ipnext.model.deployment.replica import Replica, ReplicaPhase
 from ipnext.model.deployment.route_table import RouteTable
+from ipnext.model.gate.live import RoundTimes, TimingRound
 
 
 class InstantInfrastructure:
@@ -21,6 +23,7 @@ class InstantInfrastructure:
         self._regions = tuple(regions)
         self._deployments: dict[str, dict[str, dict[DeploymentKey, Deployment]]] = {region: {} for region in regions}
         self._tables: dict[str, dict[str, RouteTable]] = {region: {} for region in regions}
+        self._access: dict[str, AccessList] = {}
         self._lock = threading.Lock()
 
     def regions(self) -> tuple[str, ...]:
@@ -62,6 +65,11 @@ class InstantInfrastructure:
     def prefetch(self, region: str, uris: Sequence[str]) -> None:
         """See the port."""
 
+    def time_replicas(self, region: str, asked: TimingRound) -> RoundTimes:
+        """See the port. No replica answers requests."""
+        msg = f"no process of {asked.model}/{asked.part} in region {region!r}"
+        raise NotFound(msg)
+
     def delete(self, key: DeploymentKey) -> None:
         """See the port."""
         with self._lock:
@@ -71,6 +79,21 @@ class InstantInfrastructure:
         """See the port."""
         with self._lock:
             self._tables[region].pop(model, None)
+
+    def put_access(self, region: str, access: AccessList) -> AccessRevision:
+        """See the port."""
+        with self._lock:
+            self._access[region] = access
+        return AccessRevision.of(access)
+
+    def access_revision(self, region: str) -> AccessRevision:
+        """See the port."""
+        with self._lock:
+            return AccessRevision.of(self._access.get(region))
+
+    def key_uses(self, region: str) -> KeyUseReport:  # noqa: ARG002 - the port's signature
+        """See the port. No requests arrive."""
+        return KeyUseReport()
 
     def _of(self, key: DeploymentKey) -> dict[DeploymentKey, Deployment]:
         return self._deployments[key.region].setdefault(key.model, {})

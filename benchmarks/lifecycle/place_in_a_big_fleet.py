@@ -12,6 +12,7 @@ the same store with a hundredth of the models: what does not grow with the fleet
 
 import argparse
 import json
+import math
 import random
 import statistics
 import tempfile
@@ -104,6 +105,14 @@ def manifest(number: int, fleet: FleetSpec, draw: random.Random) -> ModelManifes
     )
 
 
+def known(qps: float | None) -> float:
+    """Return the QPS, which `manifest` gives to all parts and regions."""
+    if qps is None:
+        msg = "a manifest without QPS"
+        raise ValueError(msg)
+    return qps
+
+
 def rows_of(model: ModelManifest) -> tuple[list[ReplicaCount], list[TrafficShare]]:
     """Everything served at home by each part's first option."""
     replicas = [
@@ -112,7 +121,7 @@ def rows_of(model: ModelManifest) -> tuple[list[ReplicaCount], list[TrafficShare
             part=part.name,
             region=item.region,
             hardware=part.hardware[0].kind,
-            count=int(-(-item.qps // part.hardware[0].qps)),
+            count=math.ceil(known(item.qps) / known(part.hardware[0].qps)),
         )
         for item in model.spec.demand
         for part in model.spec.parts

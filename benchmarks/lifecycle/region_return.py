@@ -48,19 +48,19 @@ class Gateways(SlowGateways):
 
     def __init__(self, confirm_seconds: float) -> None:
         super().__init__(confirm_seconds)
-        self.calls = 0
+        self.sent = 0
 
     def _count_traffic(self, region: MemoryRegion) -> None:
         """No traffic: counting it would cost more than the work."""
 
     def route(self, table: RouteTable) -> None:
         """See the port."""
-        self.calls += 1
+        self.sent += 1
         super().route(table)
 
     def apply(self, deployment: Deployment) -> None:
         """See the port."""
-        self.calls += 1
+        self.sent += 1
         super().apply(deployment)
 
 
@@ -169,12 +169,12 @@ def cost_of(way: Way, case: str, given: argparse.Namespace, opened: Callable[[Fi
     infrastructure.confirm_seconds = 0.0
     prepared(infrastructure, store, case)
     infrastructure.begin()
-    infrastructure.calls = 0
+    infrastructure.sent = 0
     with counted(store._engine, cost):  # noqa: SLF001
         began = time.perf_counter()
         way(store, infrastructure)
         cost.seconds = time.perf_counter() - began
-    cost.calls = infrastructure.calls
+    cost.calls = infrastructure.sent
     return cost
 
 

@@ -13,7 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Rounds:
         self._client, self._sources, self._numbers = client, sources, count()
         self.seconds: dict[str, list[float]] = {}
 
-    def settle(self, rollout: dict[str, object], *, rolling: bool = True) -> None:
+    def settle(self, rollout: Mapping[str, object], *, rolling: bool = True) -> None:
         """Bring a generation to serving, and roll out another one by `rollout`.
 
         If `rolling`, the second rollout is at its canary when this returns.
@@ -94,7 +94,7 @@ class Rounds:
         self._applied(AT_ONCE)
         self.timed("baseline: a publish in one step", self.publish)
 
-    def _applied(self, rollout: dict[str, object]) -> None:
+    def _applied(self, rollout: Mapping[str, object]) -> None:
         for applied in self._client.apply(manifest(MODEL, **rollout)):
             change = getattr(applied, "change", None)
             if change is not None:

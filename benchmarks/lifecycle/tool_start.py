@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 from activities.optimization.step_process import StepSource, derive_in_process
 from activities.runtime import child_process, tool_process, tool_server
@@ -34,8 +35,7 @@ def main() -> None:
 def _time(snapshot: Path, run: Callable[..., int]) -> tuple[float, float]:
     """Return seconds elapsed and seconds of processor time of the step's processes."""
     step = OptimizationStep.model_validate({"quantize": {"embeddings": "int8"}})
-    tool_process.run_forked = run
-    with tempfile.TemporaryDirectory() as scratch:
+    with patch.object(tool_process, "run_forked", run), tempfile.TemporaryDirectory() as scratch:
         started, before = time.perf_counter(), _processor_seconds()
         derive_in_process(StepSource(snapshot), step, Path(scratch) / "out", lambda _: None)
         return time.perf_counter() - started, _processor_seconds() - before

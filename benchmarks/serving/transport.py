@@ -122,7 +122,7 @@ class Uvicorn(OwnHttp):
             await send({"type": "http.response.start", "status": 200, "headers": head})
             await send({"type": "http.response.body", "body": answer})
 
-        config = uvicorn.Config(application, log_level="error", lifespan="off", http="httptools", access_log=False)  # type: ignore[arg-type]
+        config = uvicorn.Config(application, log_level="error", lifespan="off", http="httptools", access_log=False)
         await uvicorn.Server(config).serve(sockets=[listener])
 
 

@@ -42,7 +42,7 @@ class Served(Model):
 
 
 if __name__ == "__main__":
-    uvicorn.Config = OnLoopback
+    uvicorn.Config = OnLoopback  # type: ignore[misc]  # the SDK has no setting for the address
     server = ModelServer(http_port=PORT, enable_grpc=False, enable_latency_logging=False)
     trace_logger.setLevel(logging.WARNING)
     server.start([Served()])

@@ -54,5 +54,6 @@ if __name__ == "__main__":
         log_to_driver=False,
     )
     serve.start(http_options=HTTPOptions(host=LOOPBACK, port=PORT, keep_alive_timeout_s=60))
-    serve.run(Served.bind(), route_prefix="/", name="dlrm")
+    application = Served.bind()  # type: ignore[attr-defined]  # what the decorator adds
+    serve.run(application, route_prefix="/", name="dlrm")
     signal.pause()

@@ -130,6 +130,12 @@ async def _part_server(part: LoadedPart, manifest: SnapshotManifest, stack: Exit
     return PartServer(held, queue, lambda _: None, region=REGION)
 
 
+def _connects(port: int) -> bool:
+    """Return True; ConnectionRefusedError if nothing listens."""
+    socket.create_connection((LOOPBACK, port), 10).close()
+    return True
+
+
 def _bare(reference: Reference, batch: int, folder: Path, stack: ExitStack) -> Contender:
     port = free_port()
     command = [
@@ -141,7 +147,7 @@ def _bare(reference: Reference, batch: int, folder: Path, stack: ExitStack) -> C
     environment = {"PYTHONPATH": str(ROOT)}
     log = folder / "bare.log"
     server = stack.enter_context(ServerProcess(command, port=port, log=log, environment=environment, folder=folder))
-    server.wait(lambda: not socket.create_connection((LOOPBACK, port), 10).close())
+    server.wait(lambda: _connects(port))
     connection = stack.enter_context(socket.create_connection((LOOPBACK, port), 30))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

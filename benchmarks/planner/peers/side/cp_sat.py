@@ -38,12 +38,12 @@ def rows_of(data: dict[str, Any]) -> list[tuple[Any, Any]]:
 def scaled_rows(data: dict[str, Any]) -> Iterator[tuple[Any, Any, int | None, int | None]]:
     """(columns, whole values, low, high) of every row; low and high are None if there is no limit."""
     scale, rules, models = data["scale"], data["row_rule"], data["row_model"]
-    demand = {}
     rows = rows_of(data)
-    for i in np.flatnonzero(rules == "served"):
-        total = scale[rows[i][0][0]]
-        demand[i] = int(np.ceil(data["low"][i] / total * QPS_SCALE - SLACK))
-    whole = {}
+    demand = {
+        int(i): int(np.ceil(data["low"][i] / scale[rows[i][0][0]] * QPS_SCALE - SLACK))
+        for i in np.flatnonzero(rules == "served")
+    }
+    whole: dict[Any, int] = {}
     for i, qps in demand.items():
         whole[models[i]] = whole.get(models[i], 0) + qps
     totals = {models[i]: scale[rows[i][0][0]] for i in demand}
@@ -57,8 +57,8 @@ def scaled_rows(data: dict[str, Any]) -> Iterator[tuple[Any, Any, int | None, in
             by_qps = scale[columns] > 1
             counts = np.floor(values / total * QPS_SCALE + SLACK).astype(np.int64)
             flows = np.sign(values).astype(np.int64)
-            low = whole[models[i]] if rules[i] == "survive" else 0
-            yield columns, np.where(by_qps, flows, counts), low, None
+            least = whole[models[i]] if rules[i] == "survive" else 0
+            yield columns, np.where(by_qps, flows, counts), least, None
         elif rules[i] == "min_replicas":
             low, high = data["low"][i], data["high"][i]
             whole_values = np.round(values).astype(np.int64)

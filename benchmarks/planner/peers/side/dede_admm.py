@@ -51,7 +51,7 @@ def main(program: str, answer: str) -> None:
     rows = list(constraints(data, columns))
     prices = data["cost"] * data["scale"]
     unit = float(prices.max())
-    objective = cp.sum([prices[j] / unit * columns[int(j)] for j in np.flatnonzero(prices)])
+    objective = cp.sum([prices[j] / unit * columns[int(j)] for j in np.flatnonzero(prices)])  # type: ignore[attr-defined]  # cvxpy exports it by `*`
     problem = dede.Problem(
         dede.Minimize(objective), [row for shared, row in rows if shared], [row for shared, row in rows if not shared]
     )

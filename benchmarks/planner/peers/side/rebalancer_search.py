@@ -66,7 +66,7 @@ def stated(data: dict[str, Any], seconds: float) -> Any:
     solver.add_dynamic_object_dimension("cost", "place", cost, 0.0)
     goal = {"name": "cost", "scope": "place", "dimension": "cost", "limit": limit(0.0)}
     solver.add_goal({"capacitySpec": goal}, 1.0)
-    moves = [{"singleMoveTypeSpec": {}}, {"swapMoveTypeSpec": {}}]
+    moves: list[dict[str, Any]] = [{"singleMoveTypeSpec": {}}, {"swapMoveTypeSpec": {}}]
     solver.add_solver(
         {"localSearchSolverSpec": {"solveTime": max(1, int(seconds)), "randomSeed": 0, "moveTypeList": moves}}
     )
