@@ -93,7 +93,7 @@ class Bench:
         return process, {
             "answers": answers,
             "serves": time.perf_counter() - began,
-            "cpu": spent(psutil.Process(known(process.pid))),
+            "cpu": spent(psutil.Process(require_pid(process.pid))),
         }
 
     async def until_held(self, url: str, *, tell: bool) -> None:
@@ -109,8 +109,8 @@ class Bench:
             await asyncio.sleep(POLL_SECONDS)
 
 
-def known(pid: int | None) -> int:
-    """Return the id of a process of this machine."""
+def require_pid(pid: int | None) -> int:
+    """Return the id of a process; RuntimeError if it does not run on this machine."""
     if pid is None:
         msg = "the process has no id on this machine"
         raise RuntimeError(msg)
@@ -142,7 +142,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
     began = time.perf_counter()
     while not server.ready:  # noqa: ASYNC110 - it tells nobody else
         await asyncio.sleep(POLL_SECONDS)
-    own = psutil.Process(known(server.pid))
+    own = psutil.Process(require_pid(server.pid))
     server_ready = {"wall": time.perf_counter() - began, "cpu": spent(own)}
     async with aclosing(HttpSessions()) as session:
         bench = Bench(place, Control(session, probe_seconds=5), environment)
@@ -157,7 +157,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
         alone = pss([own.pid])
         for way, spawn in (("forked", server.spawn), ("fresh", fresh)):
             hosts = [(await bench.start(spawn, f"{way}-m{n}"))[0] for n in range(arguments.hosts)]
-            memory[way] = pss([known(h.pid) for h in hosts] + ([own.pid] if way == "forked" else []))
+            memory[way] = pss([require_pid(h.pid) for h in hosts] + ([own.pid] if way == "forked" else []))
             for host in hosts:
                 await end(host)
     await server.stop(5)

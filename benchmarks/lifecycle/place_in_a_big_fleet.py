@@ -105,8 +105,8 @@ def manifest(number: int, fleet: FleetSpec, draw: random.Random) -> ModelManifes
     )
 
 
-def known(qps: float | None) -> float:
-    """Return the QPS, which `manifest` gives to all parts and regions."""
+def require_qps(qps: float | None) -> float:
+    """Return the QPS, which `manifest` gives to all parts and regions; ValueError if it is missing."""
     if qps is None:
         msg = "a manifest without QPS"
         raise ValueError(msg)
@@ -121,7 +121,7 @@ def rows_of(model: ModelManifest) -> tuple[list[ReplicaCount], list[TrafficShare
             part=part.name,
             region=item.region,
             hardware=part.hardware[0].kind,
-            count=math.ceil(known(item.qps) / known(part.hardware[0].qps)),
+            count=math.ceil(require_qps(item.qps) / require_qps(part.hardware[0].qps)),
         )
         for item in model.spec.demand
         for part in model.spec.parts

@@ -108,7 +108,7 @@ class LocalHosts:
         """Replace the note of a running host."""
         self._site.processes.note(name, as_note(note))
 
-    async def noted(self, name: str) -> None:
+    async def wait_noted(self, name: str) -> None:
         """Do nothing: the supervisor reads notes in order, also those of an agent that has ended since."""
 
     def find_adopted(self) -> Mapping[str, Adopted]:

@@ -432,7 +432,7 @@ class HostReplica:
         self._keep_note(holds)
         more = {"drain_seconds": rest, "ending_seconds": self._drain_seconds, "stamp": self._stamp}
         try:
-            await self._hosts.noted(self.name)
+            await self._hosts.wait_noted(self.name)
             await self._control.put_holds(self.url, holds.model_copy(update=more))
         except Unavailable as error:
             if process is self._child.running:  # if it has ended, only its end matters

@@ -79,7 +79,7 @@ class HostRuntime(Protocol):
     def note(self, name: str, note: HostNote) -> None:
         """Replace the note of a running host; do nothing if it does not run."""
 
-    async def noted(self, name: str) -> None:
+    async def wait_noted(self, name: str) -> None:
         """Return once the last note of this host is stored. Unavailable."""
 
     def find_adopted(self) -> Mapping[str, Adopted]:
