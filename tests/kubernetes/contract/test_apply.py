@@ -4,6 +4,7 @@ import pytest
 
 from tests.kubernetes.contract.objects import config_map, deployment, managers
 from tests.kubernetes.rest_client import Refused
+from tests.kubernetes.server.cluster import APPLY_PATCH
 
 
 def test_apply_creates_an_object_and_owns_what_it_names(kube):
@@ -218,8 +219,16 @@ def test_metadata_is_owned_by_its_labels(kube):
 
 def test_apply_names_its_manager(kube):
     with pytest.raises(Refused) as refused:
-        kube.send("PATCH", kube.path("ConfigMap", "settings"), config_map(), form="application/apply-patch+yaml")
-    assert refused.value.code in {400, 422}
+        kube.send("PATCH", kube.path("ConfigMap", "settings"), config_map(), form=APPLY_PATCH)
+    assert (refused.value.code, refused.value.causes[0]["field"]) == (422, "fieldManager")
+
+
+def test_apply_names_its_kind(kube):
+    body = {"metadata": {"name": "settings"}, "data": {"color": "red"}}
+
+    with pytest.raises(Refused) as refused:
+        kube.send("PATCH", kube.path("ConfigMap", "settings"), body, form=APPLY_PATCH, fieldManager="ours")
+    assert refused.value.code == 400
 
 
 def test_apply_of_an_older_version_is_a_conflict(kube):

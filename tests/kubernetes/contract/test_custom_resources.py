@@ -82,7 +82,7 @@ def test_a_custom_object_is_checked_by_its_schema(kube, kind):
     with pytest.raises(Refused) as refused:
         kube.create(custom(kind, model="much too long", replicas="many"))
     assert (refused.value.code, refused.value.reason) == (422, "Invalid")
-    assert {each["field"] for each in refused.value.causes} == {"spec.model", "spec.replicas"}
+    assert {each["field"].lstrip(".") for each in refused.value.causes} == {"spec.model", "spec.replicas"}
 
 
 def test_unknown_fields_are_pruned_unless_the_schema_keeps_them(kube, kind):
@@ -143,6 +143,12 @@ def test_lightkube_applies_and_watches_a_custom_kind(kube, kind, config):
         change, seen = next(events)
         events.close()
     assert (change, seen.spec["replicas"]) == ("MODIFIED", 4)
+
+
+def test_the_items_of_a_list_of_a_custom_kind_name_it(kube, kind):
+    kube.create(custom(kind))
+
+    assert [each["kind"] for each in kube.items(kind)] == [kind]
 
 
 def test_discovery_lists_the_kind_and_its_subresources(kube, kind):

@@ -197,6 +197,12 @@ def test_scale_reads_and_writes_the_number_of_replicas(kube):
     assert scale["status"]["selector"] == "app=web"
 
 
+def test_a_scale_of_zero_names_no_number(kube):
+    kube.create(unplaced(0))
+
+    assert kube.get("Deployment", "web", "scale")["spec"] == {}
+
+
 def test_a_pod_that_no_node_takes_says_why(kube):
     kube.create(unplaced(1))
     (found,) = until_pods(kube, 1)

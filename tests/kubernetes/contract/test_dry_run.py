@@ -52,10 +52,3 @@ def test_a_replacement_replaces_nothing(kube):
 
     assert kube.replace(made | {"data": {"color": "blue"}}, dryRun="All")["data"] == {"color": "blue"}
     assert kube.get("ConfigMap", "settings") == made
-
-
-def test_another_value_of_the_parameter_is_refused(kube):
-    with pytest.raises(Refused) as refused:
-        kube.create(config_map(), dryRun="Some")
-    assert refused.value.code in {400, 422}
-    assert not kube.exists("ConfigMap", "settings")

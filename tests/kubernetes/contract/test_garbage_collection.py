@@ -2,10 +2,15 @@
 
 import pytest
 
-from tests.kubernetes.contract.objects import config_map, owned
+from tests.kubernetes.contract.objects import config_map, deployment, owned, pod
 from tests.kubernetes.rest_client import Refused
 from tests.waiting import until
 
+GOING = {
+    "ConfigMap": config_map(),
+    "Deployment": deployment(replicas=0),
+    "Pod": pod(nodeSelector={"test.ipnext/node": "none"}),
+}
 HELD = {"metadata": {"name": "held", "finalizers": ["test.ipnext/hold"]}}
 
 
@@ -17,6 +22,17 @@ def test_a_finalizer_holds_an_object_until_it_is_removed(kube):
 
     kube.merge("ConfigMap", "held", {"metadata": {"finalizers": None}})
     assert not kube.exists("ConfigMap", "held")
+
+
+def test_a_deletion_answers_what_was_deleted(kube):
+    uids = {kind: kube.create(obj)["metadata"]["uid"] for kind, obj in GOING.items()}
+
+    answers = {kind: kube.delete(kind, GOING[kind]["metadata"]["name"]) for kind in GOING}
+
+    details = {kind: {"name": GOING[kind]["metadata"]["name"], "uid": uids[kind]} for kind in GOING}
+    assert answers["ConfigMap"]["details"] == details["ConfigMap"] | {"kind": "configmaps"}
+    assert answers["Deployment"]["details"] == details["Deployment"] | {"kind": "deployments", "group": "apps"}
+    assert answers["Pod"]["metadata"]["uid"] == uids["Pod"]
 
 
 def test_a_second_deletion_changes_nothing(kube):

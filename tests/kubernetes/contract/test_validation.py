@@ -4,6 +4,7 @@ import pytest
 
 from tests.kubernetes.contract.objects import config_map, deployment, pod
 from tests.kubernetes.rest_client import Refused
+from tests.kubernetes.server.cluster import APPLY_PATCH, MERGE_PATCH
 
 
 def test_an_unknown_field_is_refused_if_asked_for(kube):
@@ -23,12 +24,13 @@ def test_an_unknown_field_comes_with_a_warning(kube):
     answer = kube.http.post(kube.path("ConfigMap"), json=config_map() | {"datas": {}})
 
     assert answer.status_code == 201
-    assert 'unknown field "datas"' in answer.headers["Warning"]
+    assert answer.headers["Warning"] == r'299 - "unknown field \"datas\""'
 
 
 def test_apply_declares_its_fields(kube):
     with pytest.raises(Refused) as refused:
         kube.apply(deployment(imagePullPolice="Always"), "ours")
+    assert (refused.value.code, refused.value.reason) == (500, "")
     assert "imagePullPolice" in refused.value.message
     assert not kube.exists("Deployment", "web")
 
@@ -83,6 +85,62 @@ def test_a_name_is_one_of_dns(kube, name):
         kube.create(config_map(name))
     assert (refused.value.code, refused.value.reason) == (422, "Invalid")
     assert refused.value.causes[0]["field"] == "metadata.name"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b"{bad"])
+def test_a_body_is_an_object(kube, body):
+    with pytest.raises(Refused) as refused:
+        kube.send("POST", kube.path("ConfigMap"), body)
+    assert refused.value.code == 400
+
+
+def test_an_update_is_of_the_name_of_its_path(kube):
+    made = kube.create(config_map())
+    other = {**made, "metadata": made["metadata"] | {"name": "other"}}
+
+    for method, form in (("PUT", "application/json"), ("PATCH", MERGE_PATCH), ("PATCH", APPLY_PATCH)):
+        with pytest.raises(Refused) as refused:
+            kube.send(method, kube.path("ConfigMap", "settings"), other, form=form, fieldManager="ours")
+        assert (refused.value.code, refused.value.reason) == (400, "BadRequest")
+
+
+@pytest.mark.parametrize(("name", "value"), [("dryRun", "Some"), ("fieldValidation", "Sometimes")])
+def test_a_parameter_has_one_of_its_values(kube, name, value):
+    with pytest.raises(Refused) as refused:
+        kube.create(config_map(), **{name: value})
+    assert (refused.value.code, refused.value.reason) == (422, "Invalid")
+    assert (refused.value.causes[0]["field"], refused.value.causes[0]["reason"]) == (name, "FieldValueNotSupported")
+    assert refused.value.status["details"]["group"] == "meta.k8s.io"
+    assert not kube.exists("ConfigMap", "settings")
+
+
+def test_a_propagation_is_one_that_is_known(kube):
+    kube.create(config_map())
+
+    with pytest.raises(Refused) as refused:
+        kube.delete("ConfigMap", "settings", {"propagationPolicy": "Sideways"})
+    assert refused.value.code == 422
+    assert kube.exists("ConfigMap", "settings")
+
+
+def test_an_object_to_create_has_no_version(kube):
+    with pytest.raises(Refused) as refused:
+        kube.create(config_map() | {"metadata": {"name": "settings", "resourceVersion": "1"}})
+    assert (refused.value.code, refused.value.reason) == (500, "")
+
+
+def test_an_invalid_object_is_told_with_its_group(kube):
+    with pytest.raises(Refused) as refused:
+        kube.create(deployment() | {"spec": deployment()["spec"] | {"selector": {"matchLabels": {"app": "another"}}}})
+    details = refused.value.status["details"]
+    assert (details["group"], details["kind"], details["name"]) == ("apps", "Deployment", "web")
+    assert refused.value.message.startswith('Deployment.apps "web" is invalid: ')
+
+
+def test_namespaces_are_not_deleted_as_a_collection(kube):
+    with pytest.raises(Refused) as refused:
+        kube.send("DELETE", kube.path("Namespace"))
+    assert refused.value.code == 405
 
 
 def test_an_object_is_of_the_kind_of_its_path(kube):

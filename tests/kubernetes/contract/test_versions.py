@@ -41,6 +41,16 @@ def test_a_stale_replacement_is_a_conflict(kube):
     assert kube.get("ConfigMap", "settings")["data"] == {"color": "blue"}
 
 
+def test_a_conflict_names_the_object_and_its_group(kube):
+    first = kube.create(deployment(replicas=0))
+    kube.merge("Deployment", "web", {"metadata": {"labels": {"team": "ranking"}}})
+
+    with pytest.raises(Refused) as refused:
+        kube.replace(first)
+    assert refused.value.status["details"] == {"name": "web", "group": "apps", "kind": "deployments"}
+    assert 'deployments.apps "web"' in refused.value.message
+
+
 def test_a_stale_patch_is_a_conflict(kube):
     first = kube.create(config_map(color="red"))
     kube.replace(first | {"data": {"color": "blue"}})

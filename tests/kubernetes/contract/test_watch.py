@@ -97,6 +97,15 @@ def test_a_list_comes_in_pages_of_one_version(kube):
     assert "continue" not in third["metadata"]
 
 
+def test_the_items_of_a_list_name_no_kind(kube):
+    kube.create(labelled("a"))
+
+    found = kube.page("ConfigMap", **OURS)
+
+    assert (found["apiVersion"], found["kind"]) == ("v1", "ConfigMapList")
+    assert not {"apiVersion", "kind"} & set(found["items"][0])
+
+
 @pytest.mark.parametrize(
     ("selector", "expected"),
     [

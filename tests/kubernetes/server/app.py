@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from tests.kubernetes.server import discovery, errors, subresources
 from tests.kubernetes.server.access import Access, Act
-from tests.kubernetes.server.cluster import APPLY_PATCH, Cluster
+from tests.kubernetes.server.cluster import APPLY_PATCH, OPTIONS, Cluster
 from tests.kubernetes.server.errors import ApiFailure, Json
 from tests.kubernetes.server.failures import Failures
 from tests.kubernetes.server.lists import BOOKMARK_SECONDS, Pages, Query, Watch, line
@@ -24,6 +24,7 @@ from tests.kubernetes.server.writing import STRICT, WARN, Options
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 VALIDATIONS = (STRICT, WARN, "Ignore")
+PROPAGATIONS = (None, "", "Background", "Foreground", "Orphan")
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -131,7 +132,7 @@ class Api:
             return _json(self._write_subresource(request, target, body, options))
         found = self._write_object(request, target, body, options)
         code = 201 if request.method == "POST" else 200
-        headers = [("Warning", f'299 - "{each}"') for each in options.warnings]
+        headers = [("Warning", _warning(each)) for each in options.warnings]
         return _json(found, code=code, headers=dict(headers))
 
     def _write_object(self, request: Request, target: Target, body: Any, options: Options) -> Json:
@@ -148,8 +149,8 @@ class Api:
             case "DELETE", True:
                 asked = _deletion(request, body)
                 found = self.cluster.delete(resource, namespace, name, asked, dry_run=options.dry_run)
-                return found if "deletionTimestamp" in found["metadata"] else _success(target, found)
-            case "DELETE", False:
+                return found if _stays(found) else _success(target, found)
+            case "DELETE", False if resource.kind != "Namespace":
                 return self._delete_all(request, target, _deletion(request, body), options)
         raise errors.not_allowed(request.method)
 
@@ -178,10 +179,10 @@ def _options(request: Request) -> Options:
     query = request.query_params
     validation = query.get("fieldValidation") or WARN
     if validation not in VALIDATIONS:
-        raise errors.bad_request(f"fieldValidation must be one of {', '.join(VALIDATIONS)}, not {validation!r}")
+        raise _unsupported(request, "fieldValidation", validation)
     dry_run = query.get("dryRun", "")
     if dry_run not in {"", "All"}:
-        raise errors.bad_request(f"dryRun must be All, not {dry_run!r}")
+        raise _unsupported(request, "dryRun", dry_run)
     is_apply = request.headers.get("Content-Type", "").startswith(APPLY_PATCH)
     agent = "unknown" if is_apply else request.headers.get("User-Agent", "unknown").partition("/")[0]
     return Options(
@@ -190,6 +191,17 @@ def _options(request: Request) -> Options:
         field_validation=validation,
         force=query.get("force", "").lower() == "true",
     )
+
+
+def _unsupported(request: Request, name: str, value: str) -> ApiFailure:
+    kind = f"{VERBS[request.method].capitalize()}Options"
+    return errors.invalid(kind, "", [(name, f"Unsupported value: {value!r}")], group=OPTIONS)
+
+
+def _warning(text: str) -> str:
+    """Return the value of a header `Warning`."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'299 - "{escaped}"'
 
 
 def _decoded(body: bytes) -> Any:
@@ -212,11 +224,20 @@ def _deletion(request: Request, body: Any) -> Json:
         asked["gracePeriodSeconds"] = int(query["gracePeriodSeconds"])
     if "propagationPolicy" in query:
         asked["propagationPolicy"] = query["propagationPolicy"]
+    if asked.get("propagationPolicy") not in PROPAGATIONS:
+        raise _unsupported(request, "propagationPolicy", asked["propagationPolicy"])
     return asked
 
 
+def _stays(deleted: Json) -> bool:
+    """Return whether the answer to a deletion is the object: it waits for something, or it is a pod."""
+    return "deletionTimestamp" in deleted["metadata"] or deleted["kind"] == "Pod"
+
+
 def _success(target: Target, deleted: Json) -> Json:
-    details = {"name": target.name, "kind": target.resource.plural, "uid": deleted["metadata"]["uid"]}
+    resource = target.resource
+    group = {"group": resource.group} if resource.group else {}
+    details = {"name": target.name, **group, "kind": resource.plural, "uid": deleted["metadata"]["uid"]}
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
 

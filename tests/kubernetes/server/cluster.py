@@ -32,6 +32,8 @@ PROPAGATION = {"Orphan": ORPHAN, "Foreground": FOREGROUND}
 NAMESPACES = ("default", "kube-system", "kube-node-lease", "kube-public")
 JSON_PATCH, MERGE_PATCH = "application/json-patch+json", "application/merge-patch+json"
 STRATEGIC_PATCH, APPLY_PATCH = "application/strategic-merge-patch+json", "application/apply-patch+yaml"
+OPTIONS = "meta.k8s.io"
+"""Group of the parameters of requests, as errors name it."""
 DEFINITIONS = ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
 
@@ -95,7 +97,7 @@ class Cluster:
         if not metadata.get("name") and metadata.get("generateName"):
             metadata = metadata | {"name": generated_name(metadata["generateName"])}
         if metadata.get("resourceVersion"):
-            raise errors.bad_request("resourceVersion should not be set on objects to be created")
+            raise errors.internal("resourceVersion should not be set on objects to be created")
         return {**obj, "metadata": metadata}
 
     def _check_place(self, resource: Resource, obj: Json) -> None:
@@ -113,13 +115,13 @@ class Cluster:
         self, resource: Resource, namespace: str, name: str, obj: Json, options: Options, *, subresource: str = ""
     ) -> Json:
         """Replace an object. ApiFailure 409 if it names another resourceVersion or uid."""
+        _check_name(obj, name)
         obj = checked_fields(resource, identified(resource, obj, namespace), options)
-        if obj["metadata"].get("name", name) != name:
-            raise errors.bad_request(f"the name of the object is {obj['metadata']['name']}, that of the request {name}")
         old = self.get(resource, namespace, name)
         self._check_preconditions(resource, old, obj["metadata"])
         if resource.is_custom and not obj["metadata"].get("resourceVersion"):
-            raise errors.invalid(resource.kind, name, [("metadata.resourceVersion", "must be given for an update")])
+            why = [("metadata.resourceVersion", "must be given for an update")]
+            raise errors.invalid(resource.kind, name, why, group=resource.group)
         return self._replace(resource, old, obj, options, subresource)
 
     def _replace(self, resource: Resource, old: Json, new: Json, options: Options, subresource: str) -> Json:
@@ -140,11 +142,12 @@ class Cluster:
         return new if options.dry_run else self.storage.put(place_of(resource), new)
 
     def _check_preconditions(self, resource: Resource, old: Json, given: Json) -> None:
-        metadata = old["metadata"]
+        metadata, plural, group = old["metadata"], resource.plural, resource.group
         if given.get("uid") not in {None, "", metadata["uid"]}:
-            raise errors.conflict(resource.qualified, metadata["name"], f"uid is {metadata['uid']}, not {given['uid']}")
+            why = f"uid is {metadata['uid']}, not {given['uid']}"
+            raise errors.conflict(plural, metadata["name"], why, group=group)
         if given.get("resourceVersion") not in {None, "", metadata["resourceVersion"]}:
-            raise errors.stale(resource.qualified, metadata["name"])
+            raise errors.stale(plural, metadata["name"], group)
 
     def patch(
         self,
@@ -162,6 +165,7 @@ class Cluster:
             return self._apply(resource, namespace, name, patch, options, subresource)
         old = self.get(resource, namespace, name)
         patched = _patch_function(resource, form)(old, patch)
+        _check_name(patched, name)
         new = checked_fields(resource, identified(resource, patched, namespace), options)
         self._check_preconditions(resource, old, new["metadata"])
         return self._replace(resource, old, new, options, subresource)
@@ -169,8 +173,10 @@ class Cluster:
     def _apply(
         self, resource: Resource, namespace: str, name: str, config: Json, options: Options, subresource: str
     ) -> Json:
+        _check_name(config, name)
+        if not (config.get("apiVersion") and config.get("kind")):
+            raise errors.bad_request("an applied configuration names its apiVersion and its kind")
         config = identified(resource, config, namespace)
-        config["metadata"] = {"name": name} | config["metadata"]
         _check_configuration(resource, config)
         live = self.find(resource, namespace, name)
         if live is None and subresource:
@@ -255,19 +261,28 @@ def _finalizers(old: Json, propagation: str | None) -> list[str]:
     return held if extra is None or extra in held else [*held, extra]
 
 
+def _check_name(obj: Any, name: str) -> None:
+    """Refuse the object of a request if it is none, or does not name what the path names."""
+    if not isinstance(obj, dict):
+        raise errors.bad_request("the body is no object")
+    named = (obj.get("metadata") or {}).get("name") or ""
+    if named != name:
+        raise errors.bad_request(f"the name of the object is {named!r}, that of the request {name!r}")
+
+
 def _check_configuration(resource: Resource, config: Json) -> None:
     """Refuse an applied configuration with undeclared fields or with `managedFields`."""
     unknown = list(resource.schema.unknown_fields(config))
     if unknown:
         text = ", ".join(f".{each}: field not declared in schema" for each in unknown)
-        raise errors.bad_request(f"failed to create typed patch object: {text}")
+        raise errors.internal(f"failed to create typed patch object: {text}")
     if config["metadata"].get("managedFields"):
         raise errors.bad_request("metadata.managedFields must be nil")
 
 
 def _as_apply(options: Options) -> Options:
     if options.manager == "unknown":
-        raise errors.bad_request("fieldManager is required for apply patch")
+        raise errors.invalid("PatchOptions", "", [("fieldManager", "Required value: an apply names it")], group=OPTIONS)
     return Options(options.manager, APPLY, options.dry_run, options.field_validation, options.force, options.warnings)
 
 

@@ -4,6 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 Json = dict[str, Any]
+REASONS = {
+    "Required value": "FieldValueRequired",
+    "Unsupported value": "FieldValueNotSupported",
+    "Not found": "FieldValueNotFound",
+    "Too long": "FieldValueTooLong",
+}
+"""How a message begins -> why the field is wrong."""
 
 
 class ApiFailure(Exception):
@@ -18,14 +25,14 @@ class ApiFailure(Exception):
 
     def status(self) -> Json:
         """Return the document that the client gets."""
+        named = {"reason": self.reason, "details": self.details}
         return {
             "kind": "Status",
             "apiVersion": "v1",
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
-            "details": self.details,
+            **{name: each for name, each in named.items() if each},
             "code": self.code,
         }
 
@@ -46,28 +53,39 @@ def already_exists(plural: str, name: str, group: str = "") -> ApiFailure:
     )
 
 
-def conflict(plural: str, name: str, why: str, *, causes: Sequence[Json] = ()) -> ApiFailure:
+def conflict(plural: str, name: str, why: str, *, group: str = "") -> ApiFailure:
     """Build the error for a write that met another one."""
-    message = why if causes else f'Operation cannot be fulfilled on {plural} "{name}": {why}'
-    details = {"name": name, "kind": plural, **({"causes": list(causes)} if causes else {})}
+    message = f'Operation cannot be fulfilled on {_qualified(plural, group)} "{name}": {why}'
+    details = {"name": name, "kind": plural, **({"group": group} if group else {})}
     return ApiFailure(409, "Conflict", message, details=details)
 
 
-def stale(plural: str, name: str) -> ApiFailure:
+def stale(plural: str, name: str, group: str = "") -> ApiFailure:
     """Build the error for a write that names an older resourceVersion."""
-    return conflict(plural, name, "the object has been modified; read it again and repeat the change")
+    return conflict(plural, name, "the object has been modified; read it again and repeat the change", group=group)
 
 
-def invalid(kind: str, name: str, causes: Sequence[tuple[str, str]]) -> ApiFailure:
+def invalid(kind: str, name: str, causes: Sequence[tuple[str, str]], *, group: str = "") -> ApiFailure:
     """Build the error for an object that breaks rules: (field, message) each."""
-    text = ", ".join(f"{field}: {message}" for field, message in causes)
-    listed = [{"reason": "FieldValueInvalid", "message": message, "field": field} for field, message in causes]
+    told = [f"{field}: {message}" for field, message in causes]
+    text = told[0] if len(told) == 1 else f"[{', '.join(told)}]"
+    listed = [{"reason": _reason(message), "message": message, "field": field} for field, message in causes]
+    named = {"name": name, "group": group, "kind": kind}
     return ApiFailure(
         422,
         "Invalid",
-        f'{kind} "{name}" is invalid: {text}',
-        details={"name": name, "kind": kind, "causes": listed},
+        f'{_qualified(kind, group)} "{name}" is invalid: {text}',
+        details={key: each for key, each in named.items() if each} | {"causes": listed},
     )
+
+
+def _reason(message: str) -> str:
+    return next((reason for start, reason in REASONS.items() if message.startswith(start)), "FieldValueInvalid")
+
+
+def internal(message: str) -> ApiFailure:
+    """Build the error for what the server itself does not handle; it names no reason."""
+    return ApiFailure(500, "", message)
 
 
 def bad_request(message: str) -> ApiFailure:

@@ -78,7 +78,7 @@ class Pages:
             "kind": f"{resource.kind}List",
             "apiVersion": resource.api_version,
             "metadata": metadata,
-            "items": page,
+            "items": page if resource.is_custom else [_without_kind(each) for each in page],
         }
 
     def _remaining(self, query: Query) -> tuple[str, list[Json]]:
@@ -90,6 +90,11 @@ class Pages:
         if token not in self._rest:
             raise errors.expired("the continue token is too old: list from the beginning")
         return self._rest[token]
+
+
+def _without_kind(obj: Json) -> Json:
+    """Return an object as lists of Kubernetes' own kinds show it."""
+    return {name: each for name, each in obj.items() if name not in {"apiVersion", "kind"}}
 
 
 class Watch:

@@ -15,7 +15,7 @@ SCHEDULER = "kube-scheduler"
 
 
 def read_scale(resource: Resource, obj: Json) -> Json:
-    """Return the document of `scale`."""
+    """Return the document of `scale`, which does not name a desired number of zero."""
     paths = resource.scale or SCALE
     kept = {"name", "namespace", "uid", "resourceVersion", "creationTimestamp"}
     selector = _at(obj, paths["selector"]) if resource.is_custom else _selector_text(obj["spec"].get("selector"))
@@ -23,7 +23,7 @@ def read_scale(resource: Resource, obj: Json) -> Json:
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {name: each for name, each in obj["metadata"].items() if name in kept},
-        "spec": {"replicas": _at(obj, paths["spec"]) or 0},
+        "spec": {"replicas": replicas} if (replicas := _at(obj, paths["spec"])) else {},
         "status": {"replicas": _at(obj, paths["status"]) or 0} | ({"selector": selector} if selector else {}),
     }
 
@@ -34,7 +34,7 @@ def write_scale(cluster: Cluster, resource: Resource, namespace: str, name: str,
     scale = merge_patched(read_scale(resource, obj), change)
     replicas = scale["spec"].get("replicas", 0)
     if not isinstance(replicas, int) or replicas < 0:
-        raise errors.invalid("Scale", name, [("spec.replicas", f"{replicas!r} is no count")])
+        raise errors.invalid("Scale", name, [("spec.replicas", f"{replicas!r} is no count")], group="autoscaling")
     version = change.get("metadata", {}).get("resourceVersion") or obj["metadata"]["resourceVersion"]
     new = _with(obj, (resource.scale or SCALE)["spec"], replicas)
     new["metadata"] = obj["metadata"] | {"resourceVersion": version}

@@ -64,6 +64,8 @@ def checked_fields(resource: Resource, obj: Json, options: Options) -> Json:
 
 def identified(resource: Resource, obj: Json, namespace: str) -> Json:
     """Return the object with kind and namespace. ApiFailure 400 if they contradict the request."""
+    if not isinstance(obj, dict):
+        raise bad_request("the body is no object")
     for name, value in (("apiVersion", resource.api_version), ("kind", resource.kind)):
         if obj.get(name, value) != value:
             raise bad_request(f"{name} is {obj[name]}, but this is where {value} is served")
@@ -110,7 +112,7 @@ def check_rules(resource: Resource, obj: Json, old: Json | None) -> None:
     if old is not None:
         found += _changed_fixed_fields(obj, old)
     if found:
-        raise invalid(resource.kind, name, found)
+        raise invalid(resource.kind, name, found, group=resource.group)
 
 
 def _broken_rules(resource: Resource, obj: Json) -> list[tuple[str, str]]:
