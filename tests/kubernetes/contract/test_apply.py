@@ -208,12 +208,12 @@ def test_scaling_is_an_owner_of_its_own(kube):
 
 
 def test_metadata_is_owned_by_its_labels(kube):
-    kube.apply(config_map() | {"metadata": {"name": "settings", "labels": {"a": "1"}}}, "ours")
+    kube.apply(config_map(color="red") | {"metadata": {"name": "settings", "labels": {"a": "1"}}}, "ours")
 
-    both = kube.apply(config_map() | {"metadata": {"name": "settings", "labels": {"b": "2"}}}, "theirs")
+    both = kube.apply(config_map(color="red") | {"metadata": {"name": "settings", "labels": {"b": "2"}}}, "theirs")
     assert both["metadata"]["labels"] == {"a": "1", "b": "2"}
 
-    left = kube.apply(config_map(), "ours")
+    left = kube.apply(config_map(color="red"), "ours")
     assert left["metadata"]["labels"] == {"b": "2"}
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from tests.kubernetes.server.errors import Json, bad_request, invalid
 from tests.kubernetes.server.fields import ownership
 from tests.kubernetes.server.fields.ownership import BEFORE_FIRST_APPLY, UPDATE, Manager, Owned, Write
+from tests.kubernetes.server.schema.canonical import canonical
 from tests.kubernetes.server.schema.defaults import with_defaults
 from tests.kubernetes.server.schema.resources import Resource
 from tests.kubernetes.server.selectors import selects
@@ -88,7 +89,8 @@ def filled(resource: Resource, obj: Json) -> Json:
         return found
     if "spec" in obj and obj["spec"] is None:
         obj = {name: each for name, each in obj.items() if name != "spec"}
-    return with_defaults(resource.kind, _without_nulls(obj)) if _is_formed(obj) else obj
+    obj = canonical(_without_nulls(obj), resource.schema)
+    return with_defaults(resource.kind, obj) if _is_formed(obj) else obj
 
 
 def _is_formed(obj: Json) -> bool:

@@ -39,6 +39,28 @@ class Schema:
         return not self.properties and not isinstance(self.node.get("additionalProperties"), dict)
 
     @functools.cached_property
+    def required(self) -> frozenset[str]:
+        """Fields that an object has in any case."""
+        return frozenset(self.node.get("required", ()))
+
+    @functools.cached_property
+    def types(self) -> frozenset[str]:
+        """JSON types of its values; none if any is allowed."""
+        found = self.node.get("type", ())
+        return frozenset({found} if isinstance(found, str) else found)
+
+    @functools.cached_property
+    def is_map(self) -> bool:
+        """Whether an object here has keys of the client's choice."""
+        return "object" in self.types and not self.properties and "additionalProperties" in self.node
+
+    @functools.cached_property
+    def is_quantity(self) -> bool:
+        """Whether a value is a number with a suffix."""
+        forms = [each.get("type", ()) for each in self.node.get("oneOf", ())]
+        return any("number" in each for each in forms)
+
+    @functools.cached_property
     def is_atomic_map(self) -> bool:
         """Whether an object here has one owner for all its fields."""
         return self.node.get("x-kubernetes-map-type") == "atomic"
