@@ -177,7 +177,7 @@ def test_a_paused_deployment_starts_no_rollout(kube):
     kube.merge("Deployment", "web", {"spec": {"paused": True}})
 
     changed = kube.apply(unplaced(1, image="main:2"), "editor", force=True)
-    until(lambda: status(kube)["observedGeneration"] == changed["metadata"]["generation"])
+    until(lambda: status(kube).get("observedGeneration") == changed["metadata"]["generation"])
     assert images(kube) == ["main:1"]
 
     kube.merge("Deployment", "web", {"spec": {"paused": False}})

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from tests.kubernetes.server.errors import Json, bad_request, invalid
 from tests.kubernetes.server.fields import ownership
 from tests.kubernetes.server.fields.ownership import BEFORE_FIRST_APPLY, UPDATE, Manager, Owned, Write
-from tests.kubernetes.server.schema.canonical import canonical
+from tests.kubernetes.server.schema.canonical import canonical, counts
 from tests.kubernetes.server.schema.defaults import with_defaults
 from tests.kubernetes.server.schema.resources import Resource
 from tests.kubernetes.server.selectors import selects
@@ -89,7 +89,11 @@ def filled(resource: Resource, obj: Json) -> Json:
         return found
     if "spec" in obj and obj["spec"] is None:
         obj = {name: each for name, each in obj.items() if name != "spec"}
-    obj = canonical(_without_nulls(obj), resource.schema)
+    obj = _without_nulls(obj)
+    check_types(resource, obj)
+    obj = canonical(obj, resource.schema)
+    if resource.has_status:
+        obj |= {"status": counts(resource.schema.field("status")) | (obj.get("status") or {})}
     return with_defaults(resource.kind, obj) if _is_formed(obj) else obj
 
 
@@ -103,13 +107,17 @@ def _without_nulls(obj: Json) -> Json:
     }
 
 
+def check_types(resource: Resource, obj: Json) -> None:
+    """ApiFailure 400 if a value has another type than its field."""
+    wrong = [f"{path}: {message}" for path, message in resource.schema.violations(obj) if "is not of type" in message]
+    if wrong:
+        raise bad_request("; ".join(wrong))
+
+
 def check_rules(resource: Resource, obj: Json, old: Json | None) -> None:
-    """ApiFailure 422 with each rule that the object breaks, 400 if a value has another type."""
+    """ApiFailure 422 with each rule that the object breaks."""
     name = obj["metadata"].get("name", "")
     found = resource.schema.violations(obj)
-    wrong = [each for each in found if "is not of type" in each[1]]
-    if wrong and not resource.is_custom:
-        raise bad_request("; ".join(f"{path}: {message}" for path, message in wrong))
     found += _broken_rules(resource, obj)
     if old is not None:
         found += _changed_fixed_fields(obj, old)

@@ -7,7 +7,7 @@ from typing import Any
 from lightkube.utils.quantity import parse_quantity
 
 from tests.kubernetes.server.errors import bad_request
-from tests.kubernetes.server.schema.schema import Schema
+from tests.kubernetes.server.schema.schema import Json, Schema
 
 POWER_OF_TWO, POWER_OF_TEN = 1024, 1000
 BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
@@ -28,6 +28,11 @@ def canonical(value: Any, schema: Schema) -> Any:
         return value
     served = {name: canonical(each, schema.field(name)) for name, each in value.items()}
     return {name: each for name, each in served.items() if each or not _is_left_out(name, each, schema)}
+
+
+def counts(schema: Schema) -> Json:
+    """Return the counts that an object has even if nothing was counted."""
+    return {name: 0 for name in sorted(schema.required) if "integer" in schema.field(name).types}
 
 
 def _is_left_out(name: str, value: Any, schema: Schema) -> bool:

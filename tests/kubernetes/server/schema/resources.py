@@ -13,6 +13,11 @@ from tests.kubernetes.server.schema.schema import Schema, core_schema, custom_sc
 SCALE = {"spec": ".spec.replicas", "status": ".status.replicas", "selector": ".status.selector"}
 """Paths of the subresource `scale` if a custom resource names no others."""
 
+COUNTED = frozenset(
+    ("CustomResourceDefinition", "DaemonSet", "Deployment", "NetworkPolicy", "Pod", "PodDisruptionBudget")
+) | {"PriorityClass", "ReplicaSet", "StatefulSet"}
+"""Kubernetes' own kinds that have a generation."""
+
 
 @dataclass(frozen=True)
 class Resource:
@@ -42,7 +47,7 @@ class Resource:
     @property
     def counts_generations(self) -> bool:
         """Whether `metadata.generation` grows with each change of the desired state."""
-        return self.is_custom or self.has_status
+        return self.is_custom or self.kind in COUNTED
 
     @property
     def qualified(self) -> str:
