@@ -81,6 +81,7 @@ class Cluster:
             obj = {name: each for name, each in obj.items() if name != "status"}
         new = created(filled(resource, obj))
         check_rules(resource, new, None)
+        self._check_free(resource, new)
         if resource.kind == "Pod":
             self._check_quotas(namespace, new)
         empty = {"apiVersion": new["apiVersion"], "kind": new["kind"], "metadata": {}}
@@ -100,11 +101,15 @@ class Cluster:
             raise errors.internal("resourceVersion should not be set on objects to be created")
         return {**obj, "metadata": metadata}
 
-    def _check_place(self, resource: Resource, obj: Json) -> None:
-        """Refuse a name that is taken and a namespace that is not there or ends."""
-        name, namespace = obj["metadata"].get("name", ""), obj["metadata"].get("namespace", "")
+    def _check_free(self, resource: Resource, obj: Json) -> None:
+        """Refuse a name that is taken."""
+        namespace, name = _key(obj)
         if self.find(resource, namespace, name) is not None:
             raise errors.already_exists(resource.plural, name, resource.group)
+
+    def _check_place(self, resource: Resource, obj: Json) -> None:
+        """Refuse a namespace that is not there or ends."""
+        name, namespace = obj["metadata"].get("name", ""), obj["metadata"].get("namespace", "")
         if not resource.namespaced:
             return
         parent = self.get(self.resource("v1", "Namespace"), "", namespace)

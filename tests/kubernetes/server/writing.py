@@ -1,7 +1,6 @@
 """From a request's object to what is stored: unknown fields, defaults, rules, versions and owners of fields."""
 
 import random
-import re
 import string
 import uuid
 from dataclasses import dataclass, field
@@ -13,18 +12,17 @@ from tests.kubernetes.server.fields.ownership import BEFORE_FIRST_APPLY, UPDATE,
 from tests.kubernetes.server.schema.canonical import canonical, counts
 from tests.kubernetes.server.schema.defaults import with_defaults
 from tests.kubernetes.server.schema.resources import Resource
-from tests.kubernetes.server.selectors import selects
+from tests.kubernetes.server.schema.rules import broken_rules
 
 STRICT, WARN = "Strict", "Warn"
-DNS_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
-FREE_NAMES = frozenset({"rbac.authorization.k8s.io"})
-"""Groups whose names need not be those of DNS."""
 WRITTEN_BY_SERVER = (
     *("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds"),
     *("name", "namespace"),
 )
 FIXED = {"Deployment": ("selector",), "ReplicaSet": ("selector",)}
 """Fields of a spec that no update changes."""
+FIXED_OUTSIDE = ("roleRef",)
+"""The same outside of a spec."""
 CHANGEABLE_OF_PODS = ("image", "resources")
 
 
@@ -118,47 +116,20 @@ def check_rules(resource: Resource, obj: Json, old: Json | None) -> None:
     """ApiFailure 422 with each rule that the object breaks."""
     name = obj["metadata"].get("name", "")
     found = resource.schema.violations(obj)
-    found += _broken_rules(resource, obj)
+    found += broken_rules(resource, obj)
     if old is not None:
         found += _changed_fixed_fields(obj, old)
     if found:
         raise invalid(resource.kind, name, found, group=resource.group)
 
 
-def _broken_rules(resource: Resource, obj: Json) -> list[tuple[str, str]]:
-    found = []
-    name = obj["metadata"].get("name", "")
-    if resource.group not in FREE_NAMES and not (DNS_NAME.match(name) and len(name) <= 253):
-        found.append(("metadata.name", f"{name!r} is no lower-case name of letters, digits, '-' and '.'"))
-    spec = obj.get("spec") or {}
-    if resource.kind in FIXED and spec.get("template") and not _template_matches(spec):
-        found.append(("spec.template.metadata.labels", "`selector` does not match the labels of the template"))
-    if (template := _pod_template(resource.kind, obj)) is not None and not (template.get("spec") or {}).get(
-        "containers"
-    ):
-        place = "spec" if resource.kind == "Pod" else "spec.template.spec"
-        found.append((f"{place}.containers", "Required value"))
-    return found
-
-
-def _pod_template(kind: str, obj: Json) -> Json | None:
-    """Return what has the spec of a pod: the pod or a template, None of other kinds."""
-    template = (obj.get("spec") or {}).get("template") or {}
-    return obj if kind == "Pod" else template if kind in FIXED else None
-
-
-def _template_matches(spec: Json) -> bool:
-    labels = (spec["template"].get("metadata") or {}).get("labels") or {}
-    selector = spec.get("selector")
-    return bool(selector) and selects(selector, labels)
-
-
 def _changed_fixed_fields(obj: Json, old: Json) -> list[tuple[str, str]]:
     if obj["kind"] == "Pod" and _fixed_of_pod(obj) != _fixed_of_pod(old):
         return [("spec", "of a pod only images, tolerations and resources may change")]
     new, former = obj.get("spec") or {}, old.get("spec") or {}
-    fixed = (name for name in FIXED.get(obj["kind"], ()) if new.get(name) != former.get(name))
-    return [(f"spec.{name}", "the field does not change") for name in fixed]
+    fixed = [f"spec.{name}" for name in FIXED.get(obj["kind"], ()) if new.get(name) != former.get(name)]
+    fixed += [name for name in FIXED_OUTSIDE if obj.get(name) != old.get(name)]
+    return [(name, "the field does not change") for name in fixed]
 
 
 def _fixed_of_pod(pod: Json) -> Json:

@@ -114,7 +114,7 @@ def _projection(part: Json) -> Json:
 
 
 def _workload(obj: Json, defaults: Mapping[str, Any]) -> Json:
-    spec = {**defaults, **obj["spec"]}
+    spec = {"template": {}, **defaults, **obj["spec"]}
     template = spec.get("template")
     if isinstance(template, dict) and isinstance(template.get("spec"), dict):
         spec["template"] = {**template, "spec": _pod_spec(template["spec"])}

@@ -13,6 +13,7 @@ import orjson
 Json = dict[str, Any]
 KEY_DEFAULTS = {"protocol": "TCP"}
 """Of keys of list items that a manifest may leave out."""
+MISSING = re.compile(r'"(.+)" is a required property')
 PACKAGE = "kubernetes_validate"
 
 
@@ -152,7 +153,13 @@ class Schema:
 
     def violations(self, value: Any) -> list[tuple[str, str]]:
         """Return (field, message) of each rule that the value breaks."""
-        return [(_dotted(error.instance_path), error.message) for error in self._validator.iter_errors(value)]
+        return [_told(_dotted(error.instance_path), error.message) for error in self._validator.iter_errors(value)]
+
+
+def _told(field: str, message: str) -> tuple[str, str]:
+    """Return what is broken; a missing field by its own name."""
+    missing = MISSING.fullmatch(message)
+    return (f"{field}.{missing[1]}".lstrip("."), "Required value") if missing else (field, message)
 
 
 def _dotted(path: list[str | int]) -> str:
