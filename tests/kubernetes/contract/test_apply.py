@@ -148,6 +148,13 @@ def test_list_items_merge_by_their_keys(kube):
     }
 
 
+def test_an_applied_list_repeats_no_key(kube):
+    with pytest.raises(Refused) as refused:
+        kube.apply(deployment(replicas=0, env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "ours")
+    assert (refused.value.code, refused.value.reason) == (500, "")
+    assert not kube.exists("Deployment", "web")
+
+
 def test_a_conflict_names_the_item_of_a_list(kube):
     kube.apply(deployment(replicas=0), "ours")
 

@@ -138,6 +138,11 @@ def test_nothing_is_found_where_nothing_is(kube):
     assert (refused.value.code, refused.value.reason) == (404, "NotFound")
     assert refused.value.status["details"] == {"name": "nothing", "kind": "configmaps"}
 
+    assert kube.http.get("/apis/none.test.ipnext/v1/things").text == "404 page not found\n"
+    with pytest.raises(Refused) as refused:
+        kube.send("GET", f"/api/v1/namespaces/{kube.namespace}/things")
+    assert (refused.value.code, refused.value.reason) == (404, "NotFound")
+
     with pytest.raises(Refused) as refused:
         kube.inside("no-such-namespace").create(config_map())
     assert refused.value.code == 404

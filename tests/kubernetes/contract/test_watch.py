@@ -132,6 +132,35 @@ def test_field_selectors(kube):
     assert names(kube.items("ConfigMap", fieldSelector="metadata.name!=b", **OURS)) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "selector"),
+    [
+        ("Event", "involvedObject.kind=Pod,involvedObject.name=one,reason=Pulled,type=Normal"),
+        ("Node", "spec.unschedulable=false"),
+        ("Pod", "spec.nodeName=one,status.phase!=Failed,spec.restartPolicy=Always,status.podIP=127.0.0.2"),
+        ("Secret", "type=Opaque"),
+        ("Service", "spec.type=ClusterIP"),
+    ],
+)
+def test_some_fields_can_be_selected(kube, kind, selector):
+    assert kube.items(kind, fieldSelector=f"metadata.name=none,{selector}") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("ConfigMap", "data.color"), ("ReplicaSet", "status.replicas"), ("Pod", "spec.dnsPolicy")]
+)
+def test_a_field_that_cannot_be_selected_is_refused(kube, kind, field):
+    with pytest.raises(Refused) as refused:
+        kube.page(kind, fieldSelector=f"{field}=red")
+    assert (refused.value.code, refused.value.reason) == (400, "BadRequest")
+
+
+def test_a_version_is_a_number(kube):
+    with pytest.raises(Refused) as refused:
+        kube.page("ConfigMap", resourceVersion="newest")
+    assert refused.value.code == 400
+
+
 def test_a_selector_that_is_none_is_refused(kube):
     with pytest.raises(Refused) as refused:
         kube.page("ConfigMap", labelSelector="a in (")

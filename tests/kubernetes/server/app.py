@@ -72,6 +72,8 @@ class Api:
         user = self.access.user(request.headers.get("Authorization"))
         if request.method == "GET" and (found := discovery.document(self.cluster.registry, parts)):
             return _json(found)
+        if not self._has_version(parts):
+            return PlainTextResponse("404 page not found\n", 404)
         target = self._target(parts)
         act = target.act(request)
         await self.failures.meet(act)
@@ -80,10 +82,19 @@ class Api:
             return await self._read(request, target)
         return await self._write(request, target)
 
+    def _has_version(self, parts: list[str]) -> bool:
+        """Return whether a path begins with a version of the API that is served."""
+        match parts:
+            case ["api", "v1", *_]:
+                return True
+            case ["apis", group, version, *_]:
+                return version in self.cluster.registry.versions().get(group, ())
+        return False
+
     def _target(self, parts: list[str]) -> Target:
         """Read a path. ApiFailure 404 if nothing is served there."""
-        root, rest = (2, "") if parts[:1] == ["api"] else (3, parts[1] if len(parts) > 1 else "")
-        if parts[:1] not in (["api"], ["apis"]) or len(parts) <= root:
+        root, rest = (2, "") if parts[0] == "api" else (3, parts[1])
+        if len(parts) <= root:
             raise errors.ApiFailure(404, "NotFound", "the server could not find the requested resource")
         version, path, namespace = parts[root - 1], parts[root:], ""
         if path[0] == "namespaces" and len(path) > 2 and path[2] not in {"status", "finalize"}:

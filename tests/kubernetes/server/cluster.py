@@ -276,10 +276,11 @@ def _check_name(obj: Any, name: str) -> None:
 
 
 def _check_configuration(resource: Resource, config: Json) -> None:
-    """Refuse an applied configuration with undeclared fields or with `managedFields`."""
-    unknown = list(resource.schema.unknown_fields(config))
-    if unknown:
-        text = ", ".join(f".{each}: field not declared in schema" for each in unknown)
+    """Refuse an applied configuration with undeclared fields, repeated items or `managedFields`."""
+    wrong = [f".{each}: field not declared in schema" for each in resource.schema.unknown_fields(config)]
+    wrong += [f"{each}: duplicate entries" for each in resource.schema.repeated_items(config)]
+    if wrong:
+        text = ", ".join(wrong)
         raise errors.internal(f"failed to create typed patch object: {text}")
     if config["metadata"].get("managedFields"):
         raise errors.bad_request("metadata.managedFields must be nil")

@@ -34,7 +34,7 @@ class Query:
     def matcher(self) -> Matcher:
         """Return whether an object is selected. ApiFailure 400 if a selector cannot be parsed."""
         labels = parse_labels(self.parameters.get("labelSelector", ""))
-        fields = parse_fields(self.parameters.get("fieldSelector", ""))
+        fields = parse_fields(self.parameters.get("fieldSelector", ""), self.resource.kind)
         return lambda obj: self._is_near(obj) and labels(obj) and fields(obj)
 
     def _is_near(self, obj: Json) -> bool:
@@ -66,6 +66,7 @@ class Pages:
     def page(self, query: Query) -> Json:
         """Return a list or its next page. ApiFailure 410 if the page is gone."""
         limit = query.number("limit")
+        query.number("resourceVersion")
         version, items = self._remaining(query)
         page, rest = (items[:limit], items[limit:]) if limit else (items, [])
         metadata: Json = {"resourceVersion": version}

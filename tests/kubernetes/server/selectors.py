@@ -6,6 +6,23 @@ from typing import Any
 
 from tests.kubernetes.server.errors import Json, bad_request
 
+FIELDS = ("metadata.name", "metadata.namespace")
+FIELDS_OF = {
+    "Event": (
+        *("involvedObject.apiVersion", "involvedObject.fieldPath", "involvedObject.kind", "involvedObject.name"),
+        *("involvedObject.namespace", "involvedObject.resourceVersion", "involvedObject.uid"),
+        *("reason", "reportingComponent", "source", "type"),
+    ),
+    "Namespace": ("status.phase",),
+    "Node": ("spec.unschedulable",),
+    "Pod": (
+        *("spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork"),
+        *("status.phase", "status.podIP", "status.nominatedNodeName"),
+    ),
+    "Secret": ("type",),
+    "Service": ("spec.clusterIP", "spec.type"),
+}
+"""Fields of a kind beside these that a selector may name."""
 Matcher = Callable[[Json], bool]
 SETS = re.compile(r"^\s*(?P<key>[^\s!=,()]+)\s+(?P<operator>in|notin)\s*\((?P<values>[^)]*)\)\s*$")
 EQUALS = re.compile(r"^\s*(?P<key>[^\s!=,()]+)\s*(?P<operator>==|=|!=)\s*(?P<value>[^\s!=,()]*)\s*$")
@@ -56,16 +73,18 @@ def selects(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bo
     return equal and all(term(labels) for term in expressions)
 
 
-def parse_fields(text: str) -> Matcher:
-    """Return the matcher of `fieldSelector`. ApiFailure 400 if it is none."""
-    terms = [_field_term(each) for each in text.split(",") if each.strip()]
+def parse_fields(text: str, kind: str) -> Matcher:
+    """Return the matcher of `fieldSelector`. ApiFailure 400 if it is none, or names a field that cannot be selected."""
+    terms = [_field_term(each, (*FIELDS, *FIELDS_OF.get(kind, ()))) for each in text.split(",") if each.strip()]
     return lambda obj: all(term(obj) for term in terms)
 
 
-def _field_term(text: str) -> Matcher:
+def _field_term(text: str, known: tuple[str, ...]) -> Matcher:
     found = EQUALS.match(text)
     if not found:
         raise bad_request(f"unable to parse the field selector {text!r}")
+    if found["key"] not in known:
+        raise bad_request(f"{found['key']!r} is no field to select by: {', '.join(known)}")
     path, value, differs = found["key"].split("."), found["value"], found["operator"] == "!="
     return lambda obj: (_text_at(obj, path) == value) != differs
 

@@ -129,6 +129,17 @@ class Schema:
             for number, each in enumerate(value):
                 yield from self.items.unknown_fields(each, f"{path}[{number}]")
 
+    def repeated_items(self, value: Any, path: str = "") -> Iterator[str]:
+        """Yield paths of items of lists that have the key of another one."""
+        if isinstance(value, dict):
+            for name, each in value.items():
+                yield from self.field(name).repeated_items(each, f"{path}.{name}")
+        elif isinstance(value, list):
+            keys = [self.item_key(each) for each in value] if self.list_type != "atomic" else []
+            yield from (f"{path}[{key}]" for number, key in enumerate(keys) if key in keys[:number])
+            for number, each in enumerate(value):
+                yield from self.items.repeated_items(each, f"{path}[{number}]")
+
     def pruned(self, value: Any) -> Any:
         """Return the value without undeclared fields."""
         if isinstance(value, dict):
