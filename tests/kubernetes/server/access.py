@@ -1,7 +1,9 @@
 """Who may do what: bearer tokens, and the rules of roles for service accounts."""
 
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from tests.kubernetes.server import errors
 from tests.kubernetes.server.cluster import Cluster
@@ -9,6 +11,7 @@ from tests.kubernetes.server.errors import Json
 
 RBAC = "rbac.authorization.k8s.io/v1"
 ADMINISTRATOR = "admin"
+TOKEN_SECONDS, LEAST_TOKEN_SECONDS = 3600, 600
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,38 @@ class Access:
     def __init__(self, cluster: Cluster, tokens: Mapping[str, str]) -> None:
         self._cluster = cluster
         self.tokens = dict(tokens)
+        self._ends: dict[str, datetime] = {}
+        """When tokens expire, of those that do."""
 
     def user(self, authorization: str | None) -> str:
         """Return the user of a request. ApiFailure 401 if there is none."""
         kind, _, token = (authorization or "").partition(" ")
-        if kind.lower() != "bearer" or token not in self.tokens:
+        if kind.lower() != "bearer" or token not in self.tokens or self._is_over(token):
             raise errors.unauthorized()
         return self.tokens[token]
+
+    def _is_over(self, token: str) -> bool:
+        return token in self._ends and self._ends[token] <= datetime.now(UTC)
+
+    def requested_token(self, namespace: str, name: str, asked: Json) -> Json:
+        """Return a new token of a service account. ApiFailure 404 if there is no such account."""
+        self._cluster.get(self._cluster.resource("v1", "ServiceAccount"), namespace, name)
+        spec = asked.get("spec") or {}
+        seconds = int(spec.get("expirationSeconds") or TOKEN_SECONDS)
+        if seconds < LEAST_TOKEN_SECONDS:
+            why = "may not specify a duration less than 10 minutes"
+            raise errors.invalid("TokenRequest", name, [("spec.expirationSeconds", why)])
+        token = secrets.token_hex(16)
+        self.tokens[token] = service_account(namespace, name)
+        self._ends[token] = datetime.now(UTC) + timedelta(seconds=seconds)
+        status = {"token": token, "expirationTimestamp": self._ends[token].strftime("%Y-%m-%dT%H:%M:%SZ")}
+        return {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"audiences": ["https://kubernetes.default.svc"], **spec, "expirationSeconds": seconds},
+            "status": status,
+        }
 
     def check(self, user: str, act: Act) -> None:
         """ApiFailure 403 if no role of the user allows it."""

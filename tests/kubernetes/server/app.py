@@ -139,8 +139,9 @@ class Api:
     async def _write(self, request: Request, target: Target) -> Response:
         body = _decoded(await request.body())
         options = _options(request)
-        if target.subresource in {"scale", "binding", "eviction"}:
-            return _json(self._write_subresource(request, target, body, options))
+        if target.subresource in {"scale", "binding", "eviction", "token"}:
+            code = 200 if target.subresource == "scale" else 201
+            return _json(self._write_subresource(request, target, body, options), code=code)
         found = self._write_object(request, target, body, options)
         code = 201 if request.method == "POST" else 200
         headers = [("Warning", _warning(each)) for each in options.warnings]
@@ -181,6 +182,8 @@ class Api:
                 return subresources.write_scale(cluster, target.resource, namespace, name, body, options)
             case "binding", "POST":
                 return subresources.bind(cluster, namespace, name, body)
+            case "token", "POST":
+                return self.access.requested_token(namespace, name, body)
             case "eviction", "POST":
                 return subresources.evict(cluster, namespace, name, body, dry_run=options.dry_run)
         raise errors.not_allowed(request.method)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.kubernetes.server import errors
+from tests.kubernetes.server.accounts import ACCOUNT, ROOT_AUTHORITY, with_account
+from tests.kubernetes.server.certificates import authority
 from tests.kubernetes.server.errors import Json
 from tests.kubernetes.server.fields.ownership import APPLY, with_owners
 from tests.kubernetes.server.fields.patches import json_patched, merge_patched, strategic_patched
@@ -42,7 +44,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.registry, self.storage = Registry(), Storage()
-        self.storage.listeners.append(self._follow_definitions)
+        self.storage.listeners += [self._follow_definitions, self._furnish]
         for name in NAMESPACES:
             self.create(self.resource("v1", "Namespace"), "", {"metadata": {"name": name}}, Options())
         for definition in installed_definitions():
@@ -83,10 +85,20 @@ class Cluster:
         check_rules(resource, new, None)
         self._check_free(resource, new)
         if resource.kind == "Pod":
+            new = self._with_account(new)
             self._check_quotas(namespace, new)
         empty = {"apiVersion": new["apiVersion"], "kind": new["kind"], "metadata": {}}
         new = with_updated_owners(resource, numbered(resource, new, None), empty, options, "")
         return self._commit(resource, new, options)
+
+    def _with_account(self, pod: Json) -> Json:
+        """Return the pod with its service account. ApiFailure 403 if there is none of that name."""
+        namespace, name = pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName") or ACCOUNT
+        account = self.find(self.resource("v1", "ServiceAccount"), namespace, name)
+        if account is None:
+            why = f'error looking up service account {namespace}/{name}: serviceaccount "{name}" not found'
+            raise errors.forbidden(f'pods "{pod["metadata"]["name"]}" is forbidden: {why}')
+        return with_account(pod, account)
 
     def _check_quotas(self, namespace: str, pod: Json) -> None:
         quotas = self.objects(self.resource("v1", "ResourceQuota"), namespace)
@@ -222,6 +234,16 @@ class Cluster:
         if old is None:
             return obj
         return self._replace(resource, old, obj, Options(manager=manager), subresource)
+
+    def _furnish(self, change: Change) -> None:
+        """Give a new namespace what each one has: an account, and the authority of this API server."""
+        if change.place != ("", "namespaces") or change.old is not None or change.new is None:
+            return
+        name = change.key[1]
+        self.create(self.resource("v1", "ServiceAccount"), name, {"metadata": {"name": ACCOUNT}}, Options())
+        data = {"ca.crt": authority().pem.decode()}
+        entries = {"metadata": {"name": ROOT_AUTHORITY}, "data": data}
+        self.create(self.resource("v1", "ConfigMap"), name, entries, Options())
 
     def _follow_definitions(self, change: Change) -> None:
         if change.place != (DEFINITIONS[0], DEFINITIONS[2]):

@@ -12,7 +12,7 @@ SECONDS = 10.0
 async def node_log(cluster: Cluster, pod: Json, parameters: dict[str, str]) -> str:
     """Return the log of a container. ApiFailure 400 of a pod that has none yet, 500 if its node does not answer."""
     metadata = pod["metadata"]
-    container = parameters.pop("container", "") or pod["spec"]["containers"][0]["name"]
+    container = _chosen(pod, parameters.pop("container", ""))
     if not pod["spec"].get("nodeName"):
         raise errors.bad_request(f'container "{container}" in pod "{metadata["name"]}" is waiting to start')
     node = cluster.get(cluster.resource("v1", "Node"), "", pod["spec"]["nodeName"])
@@ -25,6 +25,19 @@ async def node_log(cluster: Cluster, pod: Json, parameters: dict[str, str]) -> s
     if answer.status_code != 200:
         raise errors.bad_request(answer.text)
     return answer.text
+
+
+def _chosen(pod: Json, asked: str) -> str:
+    """Return the name of a container. ApiFailure 400 if the pod has another one, or several and none is named."""
+    spec, name = pod["spec"], pod["metadata"]["name"]
+    names = [each["name"] for each in spec["containers"]]
+    if not asked and len(names) > 1:
+        text = " ".join(names)
+        raise errors.bad_request(f"a container name must be specified for pod {name}, choose one of: [{text}]")
+    known = names + [each["name"] for each in spec.get("initContainers") or ()]
+    if asked and asked not in known:
+        raise errors.bad_request(f"container {asked} is not valid for pod {name}")
+    return asked or names[0]
 
 
 def _address(node: Json) -> str:

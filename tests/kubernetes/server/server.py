@@ -1,9 +1,11 @@
 """An API server double that listens on the loopback: the entry point of tests."""
 
 import asyncio
+import base64
 import contextlib
 import secrets
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.kubernetes.controllers.manager import ControllerManager, Makers
 from tests.kubernetes.controllers.standard import standard_controllers
 from tests.kubernetes.server.access import ADMINISTRATOR, Access
 from tests.kubernetes.server.app import Api
+from tests.kubernetes.server.certificates import authority, server_context
 from tests.kubernetes.server.cluster import Cluster
 from tests.kubernetes.server.errors import Json
 from tests.kubernetes.server.failures import Failures, Refusal
@@ -40,6 +43,8 @@ class ApiServer:
         self._serving: asyncio.Task[None] | None = None
         self._manager = ControllerManager(self.cluster, standard_controllers() if makers is None else makers)
         self._controlling: asyncio.Task[None] | None = None
+        with tempfile.TemporaryDirectory(prefix="ipnext-api-") as directory:
+            self._context = server_context(*authority().write_server(Path(directory)))
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -65,7 +70,7 @@ class ApiServer:
     @property
     def url(self) -> str:
         """Address of the API."""
-        return f"http://{LOOPBACK}:{self.port}"
+        return f"https://{LOOPBACK}:{self.port}"
 
     def start(self) -> None:
         """Begin to serve; returns once it listens."""
@@ -98,7 +103,13 @@ class ApiServer:
 
     def _serve(self, listener: socket.socket) -> None:
         config = uvicorn.Config(
-            self.api.app, log_level="error", ws="none", lifespan="off", timeout_keep_alive=60, access_log=False
+            self.api.app,
+            log_level="error",
+            ws="none",
+            lifespan="off",
+            timeout_keep_alive=60,
+            access_log=False,
+            ssl_context_factory=lambda *_: self._context,
         )
         self._server = uvicorn.Server(config)
         self._serving = self.loop.create_task(self._server.serve(sockets=[listener]))
@@ -184,11 +195,12 @@ class ApiServer:
     def kubeconfig(self, *, token: str | None = None, namespace: str = "default") -> Json:
         """Return the configuration of a client."""
         name = "double"
+        cluster = {"server": self.url, "certificate-authority-data": base64.b64encode(authority().pem).decode()}
         return {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": name,
-            "clusters": [{"name": name, "cluster": {"server": self.url}}],
+            "clusters": [{"name": name, "cluster": cluster}],
             "users": [{"name": name, "user": {"token": token or self.token}}],
             "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": namespace}}],
         }

@@ -71,7 +71,7 @@ def core_resources() -> tuple[Resource, ...]:
         _core("Service", "status", short_names=("svc",)),
         _core("ConfigMap", short_names=("cm",)),
         _core("Secret"),
-        _core("ServiceAccount", short_names=("sa",)),
+        _core("ServiceAccount", "token", short_names=("sa",)),
         _core("Event", short_names=("ev",)),
         _core("PersistentVolumeClaim", "status", short_names=("pvc",)),
         _core("ResourceQuota", "status", short_names=("quota",)),
