@@ -1,11 +1,12 @@
 """Nodes that fall silent, and pods of nodes that are gone."""
 
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from tests.kubernetes.controllers.pods import PODS, is_terminating, read_time, with_condition
 from tests.kubernetes.controllers.replica_sets import MANAGER
-from tests.kubernetes.controllers.scheduler import NODES
+from tests.kubernetes.controllers.scheduler import NODES, is_met
 from tests.kubernetes.server.cluster import Cluster
 from tests.kubernetes.server.errors import Json
 from tests.kubernetes.server.storage import Change, Key
@@ -86,6 +87,51 @@ class NodeLifecycle:
         for pod in self._pods_of(node):
             if not is_terminating(pod):
                 self._cluster.delete(self._pods, pod["metadata"]["namespace"], pod["metadata"]["name"], {})
+
+
+class TaintEviction:
+    """Deletes the pods of a node that do not tolerate a taint with NoExecute, at once or after their time."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._nodes, self._pods = cluster.resource("v1", "Node"), cluster.resource("v1", "Pod")
+        self._since: dict[tuple[str, str], float] = {}
+        """When a taint of a pod's node was seen first, by uid of the pod and key."""
+
+    def concerned(self, change: Change) -> Iterable[Key]:
+        """Return the pods of a node that changes, and pods that do."""
+        if change.place == NODES and change.new is not None:
+            bound = (one for one in self._cluster.objects(self._pods) if one["spec"].get("nodeName") == change.key[1])
+            yield from ((one["metadata"]["namespace"], one["metadata"]["name"]) for one in bound)
+        elif change.place == PODS and change.new is not None:
+            yield change.key
+
+    def reconcile(self, key: Key) -> float | None:
+        """Delete the pod if a taint was not tolerated for long enough."""
+        pod = self._cluster.find(self._pods, *key)
+        node = pod and self._cluster.find(self._nodes, "", pod["spec"].get("nodeName", ""))
+        if pod is None or node is None or is_terminating(pod):
+            return None
+        left = [self._seconds_left(pod, taint) for taint in node["spec"].get("taints") or () if _ends_pods(taint)]
+        soonest = min((each for each in left if each is not None), default=None)
+        if soonest is not None and soonest <= 0:
+            self._cluster.delete(self._pods, *key, {})
+            return None
+        return soonest
+
+    def _seconds_left(self, pod: Json, taint: Json) -> float | None:
+        """Return after how many seconds the pod goes, None if the taint is tolerated for ever."""
+        now = time.monotonic()
+        begun = self._since.setdefault((pod["metadata"]["uid"], taint["key"]), now)
+        met = [each for each in pod["spec"].get("tolerations") or () if is_met(each, taint)]
+        if not met:
+            return 0.0
+        limits = [each["tolerationSeconds"] for each in met if each.get("tolerationSeconds") is not None]
+        return min(limits) - (now - begun) if limits else None
+
+
+def _ends_pods(taint: Json) -> bool:
+    return bool(taint["effect"] == "NoExecute" and taint["key"] != UNREACHABLE["key"])
 
 
 class PodGarbage:

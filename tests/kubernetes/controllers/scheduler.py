@@ -111,12 +111,22 @@ class Scheduler:
 
 
 def requests_of(pod: Json) -> Counter[str]:
-    """Return what the containers of a pod request, and the pod itself."""
+    """Return what a pod needs at any time: its containers and sidecars together, or an initial container before."""
     total: Counter[str] = Counter({"pods": Decimal(1)})
+    highest: Counter[str] = Counter()
+    for container in pod["spec"].get("initContainers") or ():
+        if container.get("restartPolicy") == "Always":
+            total.update(_requested(container))
+        else:
+            highest |= total + _requested(container)
     for container in pod["spec"]["containers"]:
-        resources = container.get("resources") or {}
-        total.update(_quantities({**(resources.get("limits") or {}), **(resources.get("requests") or {})}))
-    return total
+        total.update(_requested(container))
+    return total | highest
+
+
+def _requested(container: Json) -> Counter[str]:
+    resources = container.get("resources") or {}
+    return Counter(_quantities({**(resources.get("limits") or {}), **(resources.get("requests") or {})}))
 
 
 def _quantities(given: Mapping[str, str]) -> dict[str, Decimal]:
@@ -143,10 +153,11 @@ def _is_ready(node: Json) -> bool:
 
 
 def _tolerates(spec: Json, taint: Json) -> bool:
-    return taint["effect"] not in HINDERING or any(_is_met(each, taint) for each in spec.get("tolerations") or ())
+    return taint["effect"] not in HINDERING or any(is_met(each, taint) for each in spec.get("tolerations") or ())
 
 
-def _is_met(toleration: Json, taint: Json) -> bool:
+def is_met(toleration: Json, taint: Json) -> bool:
+    """Return whether a toleration is for a taint."""
     if toleration.get("effect") not in {None, "", taint["effect"]}:
         return False
     if toleration.get("operator", "Equal") == "Exists":

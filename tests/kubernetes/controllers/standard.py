@@ -7,7 +7,7 @@ from tests.kubernetes.controllers.disruption_budgets import DisruptionBudgetCont
 from tests.kubernetes.controllers.garbage import GarbageCollector, NamespaceEnd
 from tests.kubernetes.controllers.leader_worker_sets import LeaderWorkerSetController
 from tests.kubernetes.controllers.manager import Makers
-from tests.kubernetes.controllers.nodes import EVICTION_SECONDS, GRACE_SECONDS, NodeLifecycle, PodGarbage
+from tests.kubernetes.controllers.nodes import EVICTION_SECONDS, GRACE_SECONDS, NodeLifecycle, PodGarbage, TaintEviction
 from tests.kubernetes.controllers.replica_sets import ReplicaSetController
 from tests.kubernetes.controllers.scheduler import Scheduler
 
@@ -24,6 +24,7 @@ def standard_controllers(
         LeaderWorkerSetController,
         DisruptionBudgetController,
         functools.partial(NodeLifecycle, grace_seconds=node_grace_seconds, eviction_seconds=eviction_seconds),
+        TaintEviction,
         PodGarbage,
         Scheduler,
     )

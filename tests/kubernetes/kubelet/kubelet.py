@@ -2,32 +2,28 @@
 
 import asyncio
 import contextlib
-import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
-import uvicorn
 from lightkube.config.kubeconfig import KubeConfig
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
 from tests.kubernetes.kubelet.addresses import AddressPool
 from tests.kubernetes.kubelet.api import STRATEGIC, Gone, NodeApi
-from tests.kubernetes.kubelet.container import time_text
-from tests.kubernetes.kubelet.pod_worker import PodWorker, Settings
+from tests.kubernetes.kubelet.node_server import serving_logs
+from tests.kubernetes.kubelet.pod_worker import ENDED, PodWorker
+from tests.kubernetes.kubelet.processes import isolation, memory
+from tests.kubernetes.kubelet.settings import Images, Settings
+from tests.kubernetes.kubelet.times import time_text
 from tests.kubernetes.server.errors import Json
 from tests.waiting import PATIENCE_SECONDS
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "500"}
-ENDED = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True)
@@ -40,29 +36,47 @@ class Node:
     capacity: Mapping[str, str] = field(default_factory=dict)
     """Beside the usual one, such as devices."""
     taints: tuple[Json, ...] = ()
-    images: Collection[str] | None = None
-    """Images that can be pulled; None: all."""
+    images: Images = None
+    """Images that can be pulled, as a mapping with the words of their entry points; None: all."""
     pace: float = 1.0
     """Factor of the pauses between probes and between restarts."""
     lease_seconds: float = 10.0
     """Pause between two renewals of the lease."""
+    refresh_seconds: float = 60.0
+    """Pause between two looks at objects that volumes show."""
+    token_seconds: float | None = None
+    """After so many seconds a token is renewed; None: after the usual part of its life."""
+    is_isolated: bool = True
+    """Whether containers have namespaces of their own, if this user may make them."""
+    has_memory_groups: bool = True
+    """Whether memory limits are kept by groups of the kernel, if they can be made here."""
+
+    def settings(self, directory: Path) -> Settings:
+        """Return what its pods need of it."""
+        has_namespaces = self.is_isolated and isolation.is_possible()
+        has_groups = self.has_memory_groups and memory.has_groups()
+        pauses = {"refresh_seconds": self.refresh_seconds, "token_seconds": self.token_seconds}
+        return Settings(
+            directory, self.images, self.pace, **pauses, is_isolated=has_namespaces, has_memory_groups=has_groups
+        )
 
 
 class Kubelet:
     """One node, in the event loop that runs it."""
 
-    def __init__(self, node: Node, logs: Path) -> None:
+    def __init__(self, node: Node, directory: Path) -> None:
         self.node = node
         self.workers: dict[str, PodWorker] = {}
         self._api = NodeApi(node.config)
-        self._settings = Settings(logs, node.images, node.pace)
+        self._directory, self._settings = directory, node.settings(directory)
         self._addresses = AddressPool()
         self._port = 0
 
     async def run(self, started: asyncio.Event) -> None:
         """Be a node until cancelled; then all its processes end, and the API keeps the pods as they are."""
         try:
-            async with self._serving_logs(), asyncio.TaskGroup() as group:
+            memory.sweep_groups()
+            async with serving_logs(self._log, self._directory) as self._port, asyncio.TaskGroup() as group:
                 await self._register()
                 group.create_task(self._renew())
                 started.set()
@@ -149,6 +163,7 @@ class Kubelet:
             if pod.get("status", {}).get("phase") in ENDED and not is_ending:
                 return
             self.workers[uid] = PodWorker(self._api, self.node.name, pod, self._addresses.take(), self._settings)
+        self.workers[uid].observe(pod)
         if is_ending:
             self.workers[uid].end(pod["metadata"].get("deletionGracePeriodSeconds", 0))
 
@@ -157,36 +172,18 @@ class Kubelet:
         if worker := self.workers.get(uid):
             worker.end(0).add_done_callback(lambda _: self.workers.pop(uid, None))
 
-    @contextlib.asynccontextmanager
-    async def _serving_logs(self) -> AsyncIterator[None]:
-        """Answer the API server's questions for logs."""
-        app = Starlette(routes=[Route("/containerLogs/{namespace}/{name}/{container}", self._log)])
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
-        listener = socket.create_server(("127.0.0.1", 0))
-        self._port = listener.getsockname()[1]
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield
-        finally:
-            server.should_exit = server.force_exit = True
-            await asyncio.shield(serving)
-
-    async def _log(self, request: Request) -> PlainTextResponse:
-        place = request.path_params["namespace"], request.path_params["name"]
-        path = f"/api/v1/namespaces/{place[0]}/pods/{place[1]}"
+    def _log(self, namespace: str, name: str, container: str, is_previous: bool) -> Path | None:
+        """Find the log of a container."""
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
         worker = next((each for each in self.workers.values() if each.path == path), None)
-        if worker is None or not worker.log.exists():
-            return PlainTextResponse(f"no log of {place[1]}", 404)
-        lines = worker.log.read_text(errors="replace").splitlines(keepends=True)
-        tail = request.query_params.get("tailLines")
-        return PlainTextResponse("".join(lines[-int(tail) :] if tail else lines))
+        return worker and worker.log(container, previous=is_previous)
 
 
 class NodeThread:
     """A node in a thread of its own, for tests that do not run in its event loop."""
 
-    def __init__(self, node: Node, logs: Path) -> None:
-        self._node, self._logs = node, logs
+    def __init__(self, node: Node, directory: Path) -> None:
+        self._node, self._directory = node, directory
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"node {node.name}", daemon=True)
         self._ready = threading.Event()
@@ -198,7 +195,7 @@ class NodeThread:
 
     async def _live(self) -> None:
         started = asyncio.Event()
-        self._task = asyncio.create_task(Kubelet(self._node, self._logs).run(started))
+        self._task = asyncio.create_task(Kubelet(self._node, self._directory).run(started))
         waiting = asyncio.create_task(started.wait())
         await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
         self._ready.set()
@@ -222,8 +219,9 @@ class NodeThread:
 @contextlib.contextmanager
 def running_node(node: Node) -> Iterator[NodeThread]:
     """A node that ends with the block."""
-    with tempfile.TemporaryDirectory(prefix="ipnext-node-") as logs:
-        thread = NodeThread(node, Path(logs))
+    with tempfile.TemporaryDirectory(prefix="ipnext-node-") as directory:
+        Path(directory).chmod(0o755)
+        thread = NodeThread(node, Path(directory))
         thread.start()
         try:
             yield thread

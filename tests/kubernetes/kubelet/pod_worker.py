@@ -1,272 +1,199 @@
-"""One pod on a node: runs its first container, probes it, restarts it, ends it and reports how it is."""
+"""One pod on a node: its volumes, then its containers in their order, their end, and the report of how it is."""
 
 import asyncio
-from collections.abc import Awaitable, Collection
-from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
 
 import httpx2
 
-from tests.kubernetes.kubelet.api import STRATEGIC, Gone, NodeApi
-from tests.kubernetes.kubelet.container import Container, time_text
-from tests.kubernetes.kubelet.environment import ConfigMissing, command_of, environment_of, fields_of
-from tests.kubernetes.kubelet.probes import Surroundings, Teller, follow, handled
+from tests.kubernetes.kubelet.api import PAUSE_SECONDS, STRATEGIC, Gone, NodeApi
+from tests.kubernetes.kubelet.container_worker import ContainerWorker
+from tests.kubernetes.kubelet.pod_status import Conditions, Role, is_reported, phase_of
+from tests.kubernetes.kubelet.settings import PodContext, Settings
+from tests.kubernetes.kubelet.times import time_text
+from tests.kubernetes.kubelet.volumes.volumes import MountFailed, Volumes
 from tests.kubernetes.server.errors import Json
 
-BACK_OFF_SECONDS, LONGEST_BACK_OFF_SECONDS = 10.0, 300.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a node does in its own way."""
-
-    logs: Path
-    images: Collection[str] | None = None
-    """Images that can be pulled; None: all."""
-    pace: float = 1.0
-    """Factor of the pauses between probes and between restarts."""
-
-
-@dataclass
-class PodState:
-    """What is reported of the container."""
-
-    phase: str = "Pending"
-    state: Json = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
-    last: Json = field(default_factory=dict)
-    is_started: bool = False
-    is_ready: bool = False
-    restarts: int = 0
+MOUNT_RETRY_SECONDS = 2.0
+ENDED = frozenset({"Succeeded", "Failed"})
 
 
 class PodWorker:
     """The life of one pod, as a task."""
 
     def __init__(self, api: NodeApi, node: str, pod: Json, address: str, settings: Settings) -> None:
-        self._api, self._node, self._pod, self._settings = api, node, pod, settings
-        self.address, self.state = address, PodState()
+        self._api, self.address = api, address
         self.uid: str = pod["metadata"]["uid"]
-        self._spec: Json = pod["spec"]["containers"][0]
-        self._container: Container | None = None
-        self._at: Surroundings | None = None
+        directory = settings.directory / address.partition(".")[2]
         self._changed = asyncio.Event()
-        self._conditions: dict[str, Json] = {}
+        self._context = PodContext(api, node, pod, address, settings, directory, self._changed.set)
+        (directory / "s").mkdir(parents=True)
+        self._volumes = Volumes(api, pod, self._context.fields, self._context.volumes, settings.token_seconds)
+        self._inits = [
+            ContainerWorker(self._context, each, _role(each)) for each in pod["spec"].get("initContainers") or ()
+        ]
+        self._mains = [ContainerWorker(self._context, each, Role.MAIN) for each in pod["spec"]["containers"]]
+        self._conditions = Conditions()
         self._begun = time_text()
         self._running = asyncio.create_task(self._run())
         self._reporting = asyncio.create_task(self._report())
         self._ending: asyncio.Task[None] | None = None
 
     @property
-    def log(self) -> Path:
-        """Output of all runs of the container."""
-        return self._settings.logs / f"{self.uid}.log"
-
-    @property
     def path(self) -> str:
         """Where the API has the pod."""
-        metadata = self._pod["metadata"]
-        return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        return f"/api/v1/namespaces/{self._context.namespace}/pods/{self._context.name}"
 
-    def _tell(self) -> None:
+    @property
+    def _workers(self) -> list[ContainerWorker]:
+        return [*self._inits, *self._mains]
+
+    @property
+    def _sidecars(self) -> list[ContainerWorker]:
+        return [each for each in self._inits if each.role is Role.SIDECAR]
+
+    def log(self, container: str, *, previous: bool) -> Path | None:
+        """Return the output of a container, None if there is none."""
+        found = next((each for each in self._workers if each.state.name == container), None)
+        return found and found.log(previous=previous)
+
+    def observe(self, pod: Json) -> None:
+        """Take over what the API has of the pod now."""
+        self._context.pod = self._volumes.pod = pod
+        self._volumes.fields = self._context.fields
         self._changed.set()
 
     async def _run(self) -> None:
-        """Run the container, again and again as its restart policy says."""
-        policy = self._pod["spec"].get("restartPolicy", "Always")
-        pause = BACK_OFF_SECONDS
-        while True:
-            code = await self._run_once()
-            if self._ending is not None:
-                return
-            if policy == "Never" or (policy == "OnFailure" and code == 0):
-                self.state.phase = "Failed" if code else "Succeeded"
-                self._tell()
-                return
-            if self.state.restarts or code is None:
-                await self._back_off(pause)
-                pause = min(2 * pause, LONGEST_BACK_OFF_SECONDS)
-            self.state.restarts += code is not None
-
-    async def _back_off(self, seconds: float) -> None:
-        if "terminated" in self.state.state:
-            self.state.last = self.state.state
-            message = f"back-off {seconds:g}s restarting failed container={self._spec['name']}"
-            self.state.state = {"waiting": {"reason": "CrashLoopBackOff", "message": message}}
-            self._tell()
-        await asyncio.sleep(seconds * self._settings.pace)
-
-    async def _run_once(self) -> int | None:
-        """Return the exit code; None if the container could not be started."""
-        images = self._settings.images
-        if images is not None and self._spec["image"] not in images:
-            self._wait("ErrImagePull", f'failed to pull image "{self._spec["image"]}": not found')
-            return None
-        try:
-            await self._start()
-        except (ConfigMissing, Gone, httpx2.HTTPError) as error:
-            self._wait("CreateContainerConfigError", str(error) or type(error).__name__)
-            return None
-        except OSError as error:
-            self._wait("RunContainerError", str(error))
-            return None
-        return await self._follow()
-
-    def _wait(self, reason: str, message: str) -> None:
-        self.state.state = {"waiting": {"reason": reason, "message": message}}
-        self._tell()
-
-    async def _start(self) -> None:
-        fields = fields_of(self._pod, self.address, self._node)
-        namespace = self._pod["metadata"]["namespace"]
-        environment = await environment_of(
-            self._spec, fields, lambda kind, name: self._api.entries(namespace, kind, name)
-        )
-        words = command_of(self._spec, environment)
-        if not words:
-            msg = "no command specified: the node double has no images that could have one"
-            raise OSError(msg)
-        self._at = Surroundings(self.address, self._spec, environment)
-        self._container = await Container.start(words, environment, self.log)
-
-    async def _follow(self) -> int:
-        """Probe the running container until it ends, and return its exit code."""
-        assert self._container
-        self.state.phase = "Running"
-        self.state.state = {"running": {"startedAt": self._container.started_at}}
-        self.state.is_started = "startupProbe" not in self._spec
-        self.state.is_ready = self.state.is_started and "readinessProbe" not in self._spec
-        self._tell()
-        probing = asyncio.create_task(self._probe())
-        try:
-            code = await self._container.wait()
-        finally:
-            probing.cancel()
-        self._note_end(code)
-        return code
-
-    def _note_end(self, code: int) -> None:
-        assert self._container
-        self.state.is_started = self.state.is_ready = False
-        reason = "Completed" if code == 0 else "Error"
-        times = {"startedAt": self._container.started_at, "finishedAt": time_text()}
-        self.state.state = {"terminated": {"exitCode": code, "reason": reason, **times}}
-        self._tell()
-
-    async def _probe(self) -> None:
-        started = asyncio.Event()
-        if self.state.is_started:
-            started.set()
+        """Run the containers: initial ones one by one, then the others together, then the end of the sidecars."""
         async with asyncio.TaskGroup() as group:
-            if "startupProbe" in self._spec:
-                group.create_task(self._probe_startup(started))
-            await started.wait()
-            if "readinessProbe" in self._spec:
-                group.create_task(self._follow_probe("readinessProbe", self._note_readiness))
-            if "livenessProbe" in self._spec:
-                group.create_task(self._follow_probe("livenessProbe", self._restart_if))
+            await self._mount()
+            refreshing = group.create_task(self._refresh())
+            if await self._initialize(group):
+                await asyncio.gather(*(each.run() for each in self._mains))
+            if self._ending is None:
+                await self._end_in_order(self._sidecars, self._context.grace_seconds)
+                self._changed.set()
+            refreshing.cancel()
 
-    async def _follow_probe(self, name: str, tell: Teller) -> None:
-        assert self._at
-        await follow(self._spec[name], self._at, tell, pace=self._settings.pace)
+    async def _mount(self) -> None:
+        if self._inits:
+            for each in self._mains:
+                each.state.state = {"waiting": {"reason": "PodInitializing"}}
+        while True:
+            try:
+                await self._volumes.mount()
+            except MountFailed as error:
+                await self._context.warn("FailedMount", str(error))
+            except httpx2.HTTPError:
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            else:
+                return
+            await asyncio.sleep(MOUNT_RETRY_SECONDS * self._context.settings.pace)
 
-    async def _probe_startup(self, started: asyncio.Event) -> None:
-        following = asyncio.create_task(
-            self._follow_probe("startupProbe", lambda error: self._restart() if error else started.set())
-        )
-        try:
-            await started.wait()
-        finally:
-            following.cancel()
-        self.state.is_started = True
-        self.state.is_ready = "readinessProbe" not in self._spec
-        self._tell()
+    async def _refresh(self) -> None:
+        """Keep volumes as the API has their objects."""
+        while True:
+            await asyncio.sleep(self._context.settings.refresh_seconds)
+            try:
+                await self._volumes.refresh()
+            except httpx2.HTTPError:
+                continue
 
-    def _note_readiness(self, error: str | None) -> None:
-        if self.state.is_ready != (error is None):
-            self.state.is_ready = error is None
-            self._tell()
+    async def _initialize(self, group: asyncio.TaskGroup) -> bool:
+        """Run the initial containers; return whether the others may run."""
+        for each in self._inits:
+            if each.role is Role.SIDECAR:
+                group.create_task(each.run())
+                await each.started.wait()
+                continue
+            await each.run()
+            if each.state.exit_code != 0:
+                return False
+        return True
 
-    def _restart_if(self, error: str | None) -> Awaitable[None] | None:
-        return None if error is None else self._restart()
-
-    async def _restart(self) -> None:
-        """End a container whose probe failed; its restart policy decides on what follows."""
-        assert self._container
-        await self._container.stop(self._pod["spec"].get("terminationGracePeriodSeconds", 30))
+    async def _end_in_order(
+        self, sidecars: list[ContainerWorker], seconds: float, first: "asyncio.Future[object] | None" = None
+    ) -> None:
+        """End sidecars, the last one first, each once its successor has ended; `first` comes before all of them."""
+        turn, tasks = first, []
+        for each in reversed(sidecars):
+            turn = asyncio.ensure_future(each.end(seconds, turn))
+            tasks.append(turn)
+        await asyncio.gather(*tasks)
 
     def end(self, seconds: float) -> "asyncio.Task[None]":
         """End the pod, within so many seconds; a second call can only shorten them."""
         if self._ending is None:
             self._ending = asyncio.create_task(self._end(seconds))
-        elif seconds == 0:
-            self.kill()
+        else:
+            asyncio.get_running_loop().call_later(seconds, self._kill)
         return self._ending
+
+    def _kill(self) -> None:
+        for each in self._workers:
+            each.kill_soon()
 
     async def _end(self, seconds: float) -> None:
         """Hook, signal, kill; then the pod is removed from the API."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        if self._container and self._container.process.returncode is None:
-            hook = (self._spec.get("lifecycle") or {}).get("preStop")
-            if hook and seconds and self._at:
-                await handled(hook, self._at, seconds)
-            await self._container.stop(max(0.0, deadline - asyncio.get_running_loop().time()))
+        others = [each for each in self._workers if each.role is not Role.SIDECAR]
+        ended = asyncio.ensure_future(asyncio.gather(*(each.end(seconds) for each in others)))
+        await asyncio.gather(ended, self._end_in_order(self._sidecars, seconds, ended))
+        self._running.cancel()
+        await asyncio.wait([self._running])
+        if seconds:
+            self._reporting.cancel()
+            await asyncio.wait([self._reporting])
+            await self._api.persist("PATCH", f"{self.path}/status", {"status": self._status()}, form=STRATEGIC)
         await self.abandon()
         precondition = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
         await self._api.persist("DELETE", self.path, precondition)
 
-    def kill(self) -> None:
-        """Kill the container at once."""
-        if self._container and self._container.process.returncode is None:
-            self._container.signal(9)
-
     async def abandon(self) -> None:
-        """Kill the container and report nothing more."""
+        """Kill the containers and report nothing more."""
         self._reporting.cancel()
         self._running.cancel()
         await asyncio.wait([self._reporting, self._running])
-        self.kill()
-        if self._container:
-            await self._container.wait()
+        await asyncio.gather(*(each.kill() for each in self._workers))
+        self._volumes.remove()
+        shutil.rmtree(self._context.directory, ignore_errors=True)
 
     async def _report(self) -> None:
-        """Write the status, each time it changed, as long as it takes."""
-        self._tell()
+        """Write the status, each time it or the API's copy changed, as long as it takes."""
+        self._changed.set()
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self._api.persist("PATCH", f"{self.path}/status", {"status": self._status()}, form=STRATEGIC)
+            status = self._status()
+            if is_reported(status, self._context.pod.get("status") or {}):
+                continue
+            try:
+                found = await self._api.send("PATCH", f"{self.path}/status", {"status": status}, form=STRATEGIC)
+            except Gone:
+                continue
+            except httpx2.HTTPError:
+                await asyncio.sleep(PAUSE_SECONDS)
+                self._changed.set()
+            else:
+                if found["metadata"]["uid"] == self.uid:
+                    self._context.pod = found
 
     def _status(self) -> Json:
-        state = self.state
-        status = {
-            "name": self._spec["name"],
-            "image": self._spec["image"],
-            "imageID": "",
-            "ready": state.is_ready,
-            "started": state.is_started,
-            "restartCount": state.restarts,
-            "state": state.state,
-            "lastState": state.last,
-        }
+        states = [each.state for each in self._workers]
+        policy = self._context.pod["spec"].get("restartPolicy", "Always")
+        phase = phase_of(states, policy, is_ending=self._ending is not None and self._ending.done() is False)
+        inits = {"initContainerStatuses": [each.state.document() for each in self._inits]} if self._inits else {}
         return {
-            "phase": state.phase,
+            "phase": phase,
             "hostIP": "127.0.0.1",
             "podIP": self.address,
             "podIPs": [{"ip": self.address}],
             "startTime": self._begun,
-            "containerStatuses": [status],
-            "conditions": [
-                self._condition("Initialized", True),
-                self._condition("ContainersReady", state.is_ready),
-                self._condition("Ready", state.is_ready),
-            ],
+            **inits,
+            "containerStatuses": [each.state.document() for each in self._mains],
+            "conditions": self._conditions.of(self._context.pod, states, phase),
         }
 
-    def _condition(self, kind: str, value: bool) -> Json:
-        """Return a condition with the time since which it has its status."""
-        known = self._conditions.get(kind)
-        if known is None or known["status"] != str(value):
-            known = {"type": kind, "status": str(value), "lastTransitionTime": time_text()}
-            known |= {} if value else {"reason": "ContainersNotReady"}
-            self._conditions[kind] = known
-        return known
+
+def _role(container: Json) -> Role:
+    return Role.SIDECAR if container.get("restartPolicy") == "Always" else Role.INIT

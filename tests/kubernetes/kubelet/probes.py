@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+import functools
+import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import httpx2
 
-from ipnext.infra.process.parent_death import tether
+from tests.kubernetes.kubelet.processes.container import Container
 from tests.kubernetes.server.errors import Json
 
 Teller = Callable[[str | None], Awaitable[None] | None]
@@ -20,7 +22,7 @@ class Surroundings:
 
     address: str
     container: Json
-    environment: Mapping[str, str]
+    run: Container
 
     def port(self, value: int | str) -> int:
         """Return a port that may be named."""
@@ -56,7 +58,7 @@ async def _get(handler: Json, at: Surroundings) -> str | None:
     url = f"{scheme}://{place}/{handler.get('path', '').lstrip('/')}"
     headers = {each["name"]: each["value"] for each in handler.get("httpHeaders") or ()}
     try:
-        async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=None) as client:  # as a kubelet
+        async with httpx2.AsyncClient(trust_env=False, verify=_trusting(), timeout=None) as client:
             answer = await client.get(url, headers=headers)
     except httpx2.HTTPError as error:
         return str(error) or type(error).__name__
@@ -73,20 +75,19 @@ async def _connect(handler: Json, at: Surroundings) -> str | None:
 
 
 async def _execute(command: list[str], at: Surroundings) -> str | None:
-    nothing = asyncio.subprocess.DEVNULL
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, env=dict(at.environment), stdin=nothing, stdout=nothing, stderr=nothing, preexec_fn=tether()
-        )
+        code = await at.run.execute(command)
     except OSError as error:
         return str(error)
-    try:
-        code = await process.wait()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
     return f"the command ended with {code}" if code else None
+
+
+@functools.cache
+def _trusting() -> ssl.SSLContext:
+    """Return TLS settings that accept any certificate, as a kubelet's."""
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    found.check_hostname, found.verify_mode = False, ssl.CERT_NONE
+    return found
 
 
 async def follow(probe: Json, at: Surroundings, tell: Teller, *, pace: float) -> None:

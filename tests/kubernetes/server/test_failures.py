@@ -8,6 +8,7 @@ import pytest
 from lightkube.config.kubeconfig import KubeConfig
 
 from tests.kubernetes.contract.objects import config_map, deployment
+from tests.kubernetes.contract.pods import SLEEP
 from tests.kubernetes.controllers.standard import standard_controllers
 from tests.kubernetes.kubelet.kubelet import Node, running_node
 from tests.kubernetes.rest_client import Refused, RestClient, open_http
@@ -176,7 +177,7 @@ def test_pods_of_a_silent_node_run_elsewhere():
         config = KubeConfig.from_dict(server.kubeconfig())
         with open_http(config) as http, running_node(Node("first", config, lease_seconds=0.2)) as first:
             client = RestClient(http)
-            client.create(deployment(command=["sleep", "1000"]))
+            client.create(deployment(command=SLEEP))
             until(lambda: ready_nodes(client) == ["first"])
             with running_node(Node("second", config, lease_seconds=0.2)):
                 first.stop()
@@ -190,7 +191,7 @@ def test_pods_of_a_silent_node_run_elsewhere():
 def test_a_node_follows_its_pods_after_an_outage(server, of_server):
     config = KubeConfig.from_dict(server.kubeconfig())
     with running_node(Node("only", config, lease_seconds=0.2)):
-        of_server.create(deployment(command=["sleep", "1000"]))
+        of_server.create(deployment(command=SLEEP))
         until(lambda: ready_nodes(of_server) == ["only"])
         (before,) = of_server.items("Pod")
         with server.away():
@@ -211,7 +212,7 @@ def test_a_node_follows_its_pods_after_an_outage(server, of_server):
 def test_an_image_that_cannot_be_pulled_is_named(server, of_server):
     config = KubeConfig.from_dict(server.kubeconfig())
     with running_node(Node("only", config, images={"other:1"}, pace=0.01)):
-        of_server.create(deployment(command=["sleep", "1000"]))
+        of_server.create(deployment(command=SLEEP))
 
         def waiting():
             statuses = [each["status"].get("containerStatuses") for each in of_server.items("Pod")]

@@ -1,0 +1,1 @@
+"""Processes of containers: their namespaces, limits and ends."""
