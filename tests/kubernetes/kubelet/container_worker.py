@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from lightkube.utils.quantity import parse_quantity
@@ -52,7 +53,7 @@ class ContainerWorker:
         self._run_now: Container | None = None
         self._at: Surroundings | None = None
         self._runs = 0
-        self._is_ending = False
+        self._ending = asyncio.Event()
         self._pause = BACK_OFF_SECONDS
 
     def log(self, *, previous: bool = False) -> Path:
@@ -61,9 +62,9 @@ class ContainerWorker:
 
     async def run(self) -> None:
         """Run the container, again and again as its restart policy says."""
-        while not self._is_ending:
+        while not self._ending.is_set():
             code = await self._run_once()
-            if self._is_ending:
+            if self._ending.is_set():
                 return
             if code is not None and not self._is_restarted_after(code):
                 self.state.is_done = True
@@ -160,7 +161,8 @@ class ContainerWorker:
             return Command(words, variables, user, isolation=isolation)
         texts = {name: mounts.rewritten(each) for name, each in declared.items()}
         place = None if directory is None else mounts.rewritten(expanded(directory, variables))
-        return Command([mounts.rewritten(each) for each in words], variables | texts, directory=place)
+        words = [mounts.rewritten(each) for each in words]
+        return Command(words, variables | texts, directory=place, rewrite=mounts.rewritten)
 
     def _given(self) -> dict[str, str]:
         """Return the variables that each container has."""
@@ -249,14 +251,14 @@ class ContainerWorker:
 
     async def _restart(self, probe: str, error: str) -> None:
         """End a container whose probe failed; its restart policy decides on what follows."""
-        if self._is_ending:
+        if self._ending.is_set():
             return
         kind = probe.removesuffix("Probe").capitalize()
         await self._context.warn("Unhealthy", f"{kind} probe failed: {error}")
         grace = self.spec[probe].get("terminationGracePeriodSeconds", self._context.grace_seconds)
         await self.terminate(float(grace))
 
-    async def terminate(self, seconds: float, turn: "asyncio.Future[object] | None" = None) -> None:
+    async def terminate(self, seconds: float, turn: "asyncio.Future[Any] | None" = None) -> None:
         """Run the hook, wait for the turn, send SIGTERM, and kill what has not ended after so many seconds."""
         run, at = self._run_now, self._at
         if run is None or at is None or not run.is_running:
@@ -270,14 +272,14 @@ class ContainerWorker:
             await asyncio.wait([turn], timeout=max(0.0, deadline - loop.time()))
         await run.stop(max(LEAST_GRACE_SECONDS, deadline - loop.time()) if seconds else 0)
 
-    async def end(self, seconds: float, turn: "asyncio.Future[object] | None" = None) -> None:
+    async def end(self, seconds: float, turn: "asyncio.Future[Any] | None" = None) -> None:
         """End the container for good."""
-        self._is_ending = True
+        self._ending.set()
         await self.terminate(seconds, turn)
 
     async def kill(self) -> None:
         """Kill the container at once, and return when it has ended."""
-        self._is_ending = True
+        self._ending.set()
         if self._run_now is not None:
             self._run_now.kill()
             await self._run_now.wait()

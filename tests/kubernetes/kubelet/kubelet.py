@@ -55,9 +55,14 @@ class Node:
         """Return what its pods need of it."""
         has_namespaces = self.is_isolated and isolation.is_possible()
         has_groups = self.has_memory_groups and memory.has_groups()
-        pauses = {"refresh_seconds": self.refresh_seconds, "token_seconds": self.token_seconds}
         return Settings(
-            directory, self.images, self.pace, **pauses, is_isolated=has_namespaces, has_memory_groups=has_groups
+            directory,
+            self.images,
+            self.pace,
+            self.refresh_seconds,
+            self.token_seconds,
+            is_isolated=has_namespaces,
+            has_memory_groups=has_groups,
         )
 
 
@@ -176,7 +181,7 @@ class Kubelet:
         """Find the log of a container."""
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
         worker = next((each for each in self.workers.values() if each.path == path), None)
-        return worker and worker.log(container, previous=is_previous)
+        return None if worker is None else worker.log(container, previous=is_previous)
 
 
 class NodeThread:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -55,7 +56,7 @@ class PodWorker:
     def log(self, container: str, *, previous: bool) -> Path | None:
         """Return the output of a container, None if there is none."""
         found = next((each for each in self._workers if each.state.name == container), None)
-        return found and found.log(previous=previous)
+        return None if found is None else found.log(previous=previous)
 
     def observe(self, pod: Json) -> None:
         """Take over what the API has of the pod now."""
@@ -113,10 +114,11 @@ class PodWorker:
         return True
 
     async def _end_in_order(
-        self, sidecars: list[ContainerWorker], seconds: float, first: "asyncio.Future[object] | None" = None
+        self, sidecars: list[ContainerWorker], seconds: float, first: "asyncio.Future[Any] | None" = None
     ) -> None:
         """End sidecars, the last one first, each once its successor has ended; `first` comes before all of them."""
-        turn, tasks = first, []
+        turn = first
+        tasks: list[asyncio.Future[Any]] = []
         for each in reversed(sidecars):
             turn = asyncio.ensure_future(each.end(seconds, turn))
             tasks.append(turn)

@@ -37,7 +37,9 @@ class ApiServer:
         self.token = secrets.token_hex(16)
         self.failures = Failures()
         self.api = Api(self.cluster, Access(self.cluster, {self.token: ADMINISTRATOR}), self.failures)
-        self.port = 0
+        self._reserved = _bound(0)
+        self.port: int = self._reserved.getsockname()[1]
+        """Kept while the server is away, so that no other process takes it then."""
         self._thread = threading.Thread(target=self._run, name="kubernetes-api", daemon=True)
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -84,6 +86,7 @@ class ApiServer:
         self.stop_controllers()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE_SECONDS)
+        self._reserved.close()
         assert not self._thread.is_alive()
 
     def call(self, work: Callable[[], T]) -> T:
@@ -96,8 +99,8 @@ class ApiServer:
 
     def come_back(self) -> None:
         """Listen again, at the port of before."""
-        listener = _listen(self.port)
-        self.port = listener.getsockname()[1]
+        listener = _bound(self.port)
+        listener.listen(1024)
         self.call(lambda: self._serve(listener))
         until(lambda: self._server and self._server.started, why=lambda: "the API server did not start")
 
@@ -211,12 +214,12 @@ class ApiServer:
         return path
 
 
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((LOOPBACK, port))
-    listener.listen(1024)
-    return listener
+def _bound(port: int) -> socket.socket:
+    """Return a socket at a port, which others that do not listen may have, too."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind((LOOPBACK, port))
+    return found
 
 
 @contextlib.contextmanager

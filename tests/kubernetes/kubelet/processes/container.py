@@ -27,6 +27,8 @@ class Command:
     directory: str | None = None
     isolation: Isolation | None = None
     """None: the container shares the namespaces of the node."""
+    rewrite: Callable[[str], str] = str
+    """Without namespaces: replaces the paths of the container in a text."""
 
 
 @dataclass
@@ -108,6 +110,8 @@ class Container:
             raise OSError(msg)
         if self.command.isolation is not None:
             words = joined(first, words, self.command.user)
+        else:
+            words = [self.command.rewrite(each) for each in words]
         nothing = asyncio.subprocess.DEVNULL
         process = await asyncio.create_subprocess_exec(
             *words,

@@ -88,7 +88,8 @@ class Volumes:
         place.chmod(0o777)
 
     async def _projected(self, volume: Json) -> dict[str, Content]:
-        mode, found = volume.get("defaultMode", MODE), {}
+        mode = volume.get("defaultMode", MODE)
+        found: dict[str, Content] = {}
         for source in volume.get("sources") or ():
             for kind in source:
                 found |= await self._files(kind, source[kind], mode)
