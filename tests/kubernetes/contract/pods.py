@@ -64,5 +64,6 @@ def processes_of(word: str) -> list[psutil.Process]:
 
 
 def logs(kube: RestClient, name: str = "one", **query: Any) -> str:
-    """The log of a container, or the message that there is none."""
-    return kube.http.get(kube.path("Pod", name, "log"), params=query).text
+    """The log of a container, empty as long as there is none."""
+    answer = kube.http.get(kube.path("Pod", name, "log"), params=query)
+    return answer.text if answer.is_success else ""
