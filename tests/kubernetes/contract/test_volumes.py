@@ -49,6 +49,15 @@ def test_containers_share_an_empty_directory(kube, node, medium):
     assert not Path("/test-ipnext").exists()
 
 
+def test_a_volume_at_the_temporary_directory_hides_no_other_one(kube, node):
+    mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "data", "mountPath": "/tmp/inner/data"}]
+    script = "echo hello > /tmp/inner/data/file; ls /tmp; cat /tmp/inner/data/file; exec sleep 1000"
+    volumes = [{"name": name, "emptyDir": {}} for name in ("tmp", "data")]
+    one = main(["sh", "-c", script], volumeMounts=mounts)
+    kube.create(pod(**on(node, one), volumes=volumes, terminationGracePeriodSeconds=0))
+    until_log(kube, "inner\nhello\n")
+
+
 def test_an_empty_directory_outlives_its_container_and_ends_with_its_pod(kube, node):
     script = "echo x >> /run/ipnext-test/runs; cat /run/ipnext-test/runs; test $(wc -l < /run/ipnext-test/runs) -ge 2"
     kube.create(mounted(node, f"{script} || exit 1", "/run/ipnext-test", {"emptyDir": {}}))

@@ -20,6 +20,8 @@ NEW_MOUNTS, NEW_HOST_NAME = 0x00020000, 0x04000000
 READ_ONLY, REMOUNT, BIND, MOVE, RECURSIVE, PRIVATE = 1, 32, 4096, 8192, 16384, 1 << 18
 TOOLS = ("unshare", "nsenter", "setpriv")
 NEW_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+SPARE_PLACE = "/mnt"
+"""Where a file system is put together if a volume hides the scratch directory, until it is moved away."""
 CANNOT_START = 128
 """Exit code of a container that does not come to run its command."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -77,15 +79,17 @@ class _Places:
         self._volumes: list[str] = []
 
     def mount(self, mounts: Sequence[Mount]) -> None:
-        """Bind the sources, outer paths before inner ones."""
-        for each in sorted(mounts, key=lambda one: one.target.count("/")):
+        """Bind the sources, outer paths before inner ones: one may hide where the source of another one is."""
+        opened = [(each, os.open(each.source, os.O_PATH)) for each in mounts]
+        for each, descriptor in sorted(opened, key=lambda one: one[0].target.count("/")):
             target = os.path.realpath(each.target)
-            source = os.path.realpath(each.source)
+            source = f"/proc/self/fd/{descriptor}"
             self._make(target, is_directory=os.path.isdir(source))
             _mount(source, target, BIND | RECURSIVE)
             if each.is_read_only:
                 _mount(None, target, BIND | REMOUNT | READ_ONLY)
             self._volumes.append(target)
+            os.close(descriptor)
 
     def _make(self, target: str, *, is_directory: bool) -> None:
         """Make a mount point unless there is one."""
@@ -109,14 +113,15 @@ class _Places:
     def _cover(self, directory: str) -> None:
         """Cover a directory by a temporary file system with the same entries."""
         entries = list(os.scandir(directory))
-        _mount("tmpfs", self._scratch, 0, "tmpfs")
-        os.chmod(self._scratch, os.stat(directory).st_mode & 0o7777)
+        place = self._scratch if os.path.isdir(self._scratch) else SPARE_PLACE
+        _mount("tmpfs", place, 0, "tmpfs")
+        os.chmod(place, os.stat(directory).st_mode & 0o7777)
         for each in entries:
-            self._copy(each, os.path.join(self._scratch, each.name))
+            self._copy(each, os.path.join(place, each.name))
         if directory == "/":
-            os.chroot(self._scratch)
+            os.chroot(place)
         else:
-            _mount(self._scratch, directory, MOVE)
+            _mount(place, directory, MOVE)
         self._private.add(directory)
 
     def _copy(self, entry: "os.DirEntry[str]", place: str) -> None:
