@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,10 +61,3 @@ def of_server(server) -> Iterator[RestClient]:
     """A client of the test's own double."""
     with open_http(config_of(server)) as client:
         yield RestClient(client)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let no test fail for a connection that another test has cut, and that is collected during this one."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
