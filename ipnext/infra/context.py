@@ -30,6 +30,18 @@ user."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostPaths:
+    """Where the command of a host finds what it needs."""
+
+    python: str
+    """The interpreter."""
+    cache: Path
+    """Directory of fetched snapshots."""
+    store_environment: Path | None
+    """File with the variables for the artifact store; None: it needs none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegionContext:
     """One region on this machine. Created once, in the agent's entry point."""
 
@@ -78,11 +90,27 @@ class RegionContext:
         """Return the file of a process's output."""
         return self.logs / f"{name}.log"
 
+    @property
+    def host_paths(self) -> HostPaths:
+        """Where hosts of this machine find what they need."""
+        variables = self.store_environment_file if self.store_variables else None
+        return HostPaths(python=sys.executable, cache=self.cache, store_environment=variables)
+
     def host_command(
-        self, name: str, url: str, *, engine: str = "torch", memory_bytes: int | None = None
+        self,
+        name: str,
+        url: str,
+        *,
+        engine: str = "torch",
+        memory_bytes: int | None = None,
+        paths: HostPaths | None = None,
     ) -> Sequence[str]:
-        """Return the command line of an engine's host process. `memory_bytes` is its memory limit, if there is one."""
-        fields = {"id": name, "artifacts": self.artifacts, "cache": str(self.cache)}
+        """Return the command line of an engine's host process.
+
+        `memory_bytes` is its memory limit, if there is one; `paths` are those of this machine unless it runs elsewhere.
+        """
+        paths = paths or self.host_paths
+        fields = {"id": name, "artifacts": self.artifacts, "cache": str(paths.cache), "python": paths.python}
         endpoint = self.settings.s3_endpoint_url
         more = [*self._names(), *(["--s3-endpoint-url", endpoint] if endpoint else [])]
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
@@ -95,8 +123,8 @@ class RegionContext:
         more += [f"--writable={path}" for path in self.settings.host_writable]
         if self.host_user is not None and self._is_own(engine):
             more += [f"--user={self.host_user.argument}"]
-        if self.store_variables and self._is_own(engine):
-            more += ["--store-environment", str(self.store_environment_file)]
+        if paths.store_environment is not None and self._is_own(engine):
+            more += ["--store-environment", str(paths.store_environment)]
         if engine == "vllm":
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
@@ -143,6 +171,13 @@ class RegionContext:
         allowed = (*HOST_VARIABLES, *self.settings.host_environment_inherit, *names)
         own = {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
         return {**inherited_environment(os.environ, allowed=allowed), **own}
+
+    @property
+    def router_environment(self) -> Mapping[str, str]:
+        """The environment of the router, with the files by which it reaches hosts on other machines."""
+        files = {name: getattr(self.settings, f"router_{name}_file") for name in ("certificate", "key", "ca")}
+        given = {f"IPNEXT_COMPONENT_{name.upper()}_FILE": str(file) for name, file in files.items() if file}
+        return {**self.environment("IPNEXT_TRUST_DOMAIN"), **given}
 
     def host_environment(self, engine: str) -> Mapping[str, str]:
         """Return the environment of an engine's hosts. A host program of the operator fetches by itself."""

@@ -28,6 +28,8 @@ class AgentSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_AGENT_", frozen=True, populate_by_name=True)
 
+    runtime: Literal["processes", "kubernetes"] = "processes"
+    """What hosts are: processes of the agent's machine, or pods of a cluster (settings `IPNEXT_KUBERNETES_...`)."""
     host_command: tuple[str, ...] = HOST_COMMAND
     """Starts a host. Fields: python, sockets, port, region, id, artifacts, cache. A command with the field `port`
     and without `sockets` listens on a loopback port, where any process of the machine may call it."""
@@ -75,6 +77,12 @@ class AgentSettings(BaseSettings):
     """Its private key (PEM), in the same directory."""
     gateway_ca_file: Path | None = None
     """CA certificates (PEM) by which other gateways are verified."""
+    router_certificate_file: Path | None = None
+    """Certificate chain (PEM) that names the region's router, by which it reaches hosts on other machines."""
+    router_key_file: Path | None = None
+    """Its private key (PEM)."""
+    router_ca_file: Path | None = None
+    """CA certificates (PEM) by which the router verifies hosts."""
     engine_arguments_allow: tuple[str, ...] = ()
     """vLLM arguments that manifests may give beyond the built-in list, such as `--speculative-config`. If such an
     argument loads code, authors of manifests can run code on the hosts of this region."""

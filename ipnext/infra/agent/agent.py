@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import structlog
@@ -35,6 +36,7 @@ from ipnext.infra.context import RegionContext
 from ipnext.infra.envoy.public_listener import public_listener
 from ipnext.infra.envoy.tls import PeerTls
 from ipnext.infra.host.local_runtime import LocalHosts
+from ipnext.infra.host.runtime import HostRuntime
 from ipnext.infra.process.host_user import HostUser, host_user
 from ipnext.infra.process.identity import ProcessIdentity, identify, open_process
 from ipnext.infra.process.places import ProcessAddresses
@@ -118,7 +120,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
         )
         await supervisor.connect()
         supervised = replace(site, processes=supervisor)
-        region = Region(supervised, PeersFile(arguments.peers), LocalHosts(supervised))
+        region = Region(supervised, PeersFile(arguments.peers), _hosts(supervised, components))
         await region.start()
         app = agent_app(
             region, region_name=arguments.region, allowed=site.allowed_hosts, authenticated=files is not None
@@ -143,6 +145,34 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: Ho
             await region.stop(hurry)
             await supervisor.end()
             site.places.close()
+
+
+def _hosts(site: RegionContext, components: ComponentSettings) -> HostRuntime:
+    """Return what starts hosts. InvalidInput."""
+    if site.settings.runtime == "processes":
+        return LocalHosts(site)
+    _check_router(site.settings)
+    try:
+        kubernetes = import_module("ipnext.infra.kubernetes.region_hosts")
+    except ModuleNotFoundError as error:
+        msg = (
+            f"IPNEXT_AGENT_RUNTIME: kubernetes needs the package {error.name}: pip install 'ipnext[kubernetes]'; "
+            "allowed without it: processes"
+        )
+        raise InvalidInput(msg, field="runtime", value="kubernetes", allowed=["processes"]) from error
+    hosts: HostRuntime = kubernetes.region_hosts(site, components)
+    return hosts
+
+
+def _check_router(settings: AgentSettings) -> None:
+    """Raise InvalidInput unless the router has a certificate: hosts in pods are on other machines."""
+    for name in ("router_certificate_file", "router_key_file", "router_ca_file"):
+        if getattr(settings, name) is None:
+            msg = (
+                f"IPNEXT_AGENT_{name.upper()}: the router reaches hosts in pods by a certificate of its own; "
+                "give certificate, key and CA"
+            )
+            raise InvalidInput(msg, field=name)
 
 
 def _protocols(runner: web.AppRunner) -> Callable[[], asyncio.BaseProtocol]:

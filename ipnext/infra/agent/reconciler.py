@@ -196,7 +196,8 @@ class Region:
 
     def prefetch(self, uris: Iterable[str]) -> None:
         """Fetch snapshots that a deployment will name soon, in the background."""
-        self._prefetching.begin(uris)
+        if self._hosts.shares_disk:
+            self._prefetching.begin(uris)
 
     async def apply(self, deployment: Deployment) -> None:
         """Make this the desired state of its replica set; it is reconciled in the background."""
@@ -212,6 +213,7 @@ class Region:
 
     def _remove(self, key: DeploymentKey) -> None:
         self._wanted.remove_deployment(key)
+        self._hosts.keep_available(key, 0)
         for replica in self._replicas.get(key, ()):
             replica.leave()
 
@@ -332,6 +334,7 @@ class Region:
     def _reconcile(self, deployment: Deployment) -> None:
         """Start missing replicas, end surplus ones, and send all of them their desired snapshots."""
         replicas = self._replicas[deployment.key]
+        self._hosts.keep_available(deployment.key, deployment.replicas)
         sets = replica_sets(deployment)
         staying = [(r, r.digests) for r in _by_worth(replicas) if not r.leaving]
         members, surplus = assign_processes(sets, staying, swap=deployment.swap)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
 
 from ipnext.infra.context import RegionContext
 from ipnext.infra.host.limit import machine_bytes, most_hosts
@@ -11,6 +12,7 @@ from ipnext.infra.host.runtime import Adopted, HostIdentity
 from ipnext.infra.process.child import LoggedCommand
 from ipnext.infra.process.notes import HostNote, as_note, find_notes
 from ipnext.infra.process.spawn import Note, StartedProcess
+from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
 
 
@@ -86,6 +88,8 @@ class LocalHost:
 class LocalHosts:
     """`HostRuntime` of processes that the region's supervisor starts and stores notes with."""
 
+    shares_disk: Final = True
+
     def __init__(self, site: RegionContext) -> None:
         self._site = site
 
@@ -110,6 +114,12 @@ class LocalHosts:
 
     async def wait_noted(self, name: str) -> None:
         """Do nothing: the supervisor reads notes in order, also those of an agent that has ended since."""
+
+    def keep_available(self, key: DeploymentKey, replicas: int) -> None:
+        """Do nothing: whoever ends processes of this machine asks nobody."""
+
+    def show_serving(self, name: str, *, serving: bool) -> None:
+        """Do nothing: nobody else asks."""
 
     def find_adopted(self) -> Mapping[str, Adopted]:
         """Return the hosts that ran before this agent."""

@@ -330,6 +330,7 @@ class HostReplica:
             self._keep_note()
         if self.ready != before:
             self._routed_revision = self._publish()
+            self._hosts.show_serving(self.name, serving=bool(self.ready))
         self._changed()
 
     def _not_answered(self, error: Unavailable) -> None:

@@ -1,7 +1,7 @@
 """The port below a region's replicas: what starts hosts, stores notes with them, and finds those that run already.
 
-`local_runtime` implements it by processes of this machine. The reconciler decides when a host starts, what it loads and
-when it ends; a runtime only does it.
+`local_runtime` implements it by processes of this machine, `ipnext.infra.kubernetes.runtime` by pods of a cluster. The
+reconciler decides when a host starts, what it loads and when it ends; a runtime only does it.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -64,6 +64,10 @@ class HostRuntime(Protocol):
     """Starts the hosts of a region."""
 
     @property
+    def shares_disk(self) -> bool:
+        """Whether hosts read the snapshots that the agent has fetched."""
+
+    @property
     def most_hosts(self) -> int:
         """The number of hosts that may run at once if the settings say nothing."""
 
@@ -81,6 +85,12 @@ class HostRuntime(Protocol):
 
     async def wait_noted(self, name: str) -> None:
         """Return once the last note of this host is stored. Unavailable."""
+
+    def keep_available(self, key: DeploymentKey, replicas: int) -> None:
+        """Keep a replica set of this size, 0 for none, from disruptions that the runtime can refuse."""
+
+    def show_serving(self, name: str, *, serving: bool) -> None:
+        """Show the runtime whether a running host has snapshots that requests are sent to."""
 
     def find_adopted(self) -> Mapping[str, Adopted]:
         """Return the hosts that ran before this agent and still run, by name."""

@@ -60,7 +60,7 @@ class RouterInstance:
             LoggedCommand(
                 self._command,
                 log_file=site.log_file("router"),
-                environment=site.environment(),
+                environment=site.router_environment,
                 log_limit_bytes=site.settings.log_limit_bytes,
                 spawn=site.processes.spawn(self.name, self._note),
             ),
