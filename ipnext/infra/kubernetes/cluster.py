@@ -72,8 +72,9 @@ class Cluster:
         await self._http.aclose()
 
     async def create(self, kind: tuple[str, str], document: Json) -> Json:
-        """Create an object; return it. ClusterRefused."""
-        return await self._call("POST", self._path(kind), document, parameters={"fieldManager": MANAGER})
+        """Create an object; return it. ClusterRefused, also if a field is not known."""
+        parameters = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        return await self._call("POST", self._path(kind), document, parameters=parameters)
 
     async def apply(self, kind: tuple[str, str], document: Json) -> Json:
         """Apply an object by the server, without force; return it.
@@ -85,7 +86,7 @@ class Cluster:
             self._path(kind, document["metadata"]["name"]),
             document,
             form="application/apply-patch+yaml",
-            parameters={"fieldManager": MANAGER},
+            parameters={"fieldManager": MANAGER, "fieldValidation": "Strict"},
         )
 
     async def patch(self, kind: tuple[str, str], name: str, document: Json, *, part: str = "") -> Json:

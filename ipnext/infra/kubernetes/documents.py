@@ -178,7 +178,12 @@ def render_pod(pod: HostPod, settings: KubernetesSettings, templates: PodTemplat
         },
         "spec": _spec(pod, settings),
     }
-    return {"apiVersion": "v1", "kind": "Pod", **merge(templates.of(pod.identity.key.hardware), own)}
+    images = {
+        kind: [{"name": name, "image": settings.image}]
+        for kind, name in (("initContainers", PROXY_CONTAINER), ("containers", HOST_CONTAINER))
+    }
+    given = merge({"spec": images}, templates.of(pod.identity.key.hardware))
+    return {"apiVersion": "v1", "kind": "Pod", **merge(given, own)}
 
 
 def _label(pod: HostPod) -> str:
@@ -215,7 +220,6 @@ def _host(pod: HostPod, settings: KubernetesSettings) -> Json:
         mounts.append(_mount("store", _STORE, is_read_only=True))
     return {
         "name": HOST_CONTAINER,
-        "image": settings.image,
         "command": list(pod.command),
         "env": [{"name": name, "value": value} for name, value in pod.environment.items()],
         "resources": _resources(pod),
@@ -240,7 +244,6 @@ def _proxy(pod: HostPod, settings: KubernetesSettings) -> Json:
     files = {"CERTIFICATE": "tls.crt", "KEY": "tls.key", "CA": "ca.crt"}
     return {
         "name": PROXY_CONTAINER,
-        "image": settings.image,
         "restartPolicy": "Always",
         "command": [settings.python, "-m", "ipnext.infra.host_proxy_process", "--region", region, *address, *places],
         "env": [

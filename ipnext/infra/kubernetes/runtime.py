@@ -319,7 +319,7 @@ class PodHosts:
             pod.see(document)
             if self._has_adopted:
                 self._end_stray(pod)
-            elif note := _read_note(document):
+            elif not pod.is_final and (note := _read_note(document)):
                 self._offer(note, pod)
             return
         pod.see(document)
