@@ -7,9 +7,9 @@ import pytest
 from ipnext.infra.kubernetes.documents import read_templates
 from ipnext.infra.kubernetes.runtime import PodHosts
 from tests.ipnext.infra.kubernetes.samples import kubernetes_settings_of, region_context
+from tests.kubernetes.conftest import config_of
 from tests.kubernetes.rest_client import RestClient, open_http
 from tests.kubernetes.server.server import running_server
-from tests.kubernetes.conftest import config_of
 
 QUICK = {"retry_seconds": 0.05, "request_seconds": 60.0}
 

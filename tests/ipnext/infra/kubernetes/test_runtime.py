@@ -265,7 +265,7 @@ async def test_a_note_waits_for_an_api_server_that_is_away(pod_hosts, kube, serv
         started = await program_of(hosts).start()
         server.go_away()
         hosts.note(identity().name, note(identity(), stamp="late"))
-        with pytest.raises(Unavailable, match="not written within 0.5 s"):
+        with pytest.raises(Unavailable, match=r"not written within 0\.5 s"):
             await hosts.wait_noted(identity().name)
         server.come_back()
         await eventually(lambda: "late" in kube.get("Pod", started.name)["metadata"]["annotations"][NOTE_ANNOTATION])
