@@ -3,7 +3,7 @@
 A digest that starts with "bad" fails to load. Setting `engine_url`: the address that it reports for its engine. Loading
 takes as long as the settings `load_seconds` and `load_until` say, having at hand what is coming as long as
 `fetch_seconds` and `fetch_until`; an answer comes not before the request's `until`. Each `until` is a file that a test
-makes. `endless_state`: its state is blanks without an end.
+makes. `endless_state`: its state is blanks without an end. It listens on a port, or on the sockets of its callers.
 """
 
 import argparse
@@ -14,6 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from aiohttp import web
+
+from ipnext.components.identity import Component
+from ipnext.components.sockets import bind_socket
 
 
 async def there(file):
@@ -128,8 +131,10 @@ class Host:
 
 async def serve(given):
     parser = argparse.ArgumentParser()
-    for name in ("--port", "--region", "--id", "--artifacts", "--cache"):
+    for name in ("--region", "--id", "--artifacts", "--cache"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--sockets", type=Path)
     parser.add_argument("--memory-bytes")
     arguments = parser.parse_args(given)
     host = Host(arguments.id)
@@ -142,7 +147,11 @@ async def serve(given):
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", int(arguments.port)).start()
+    if arguments.sockets:
+        for caller in (Component.AGENT, Component.ROUTER):
+            await web.SockSite(runner, bind_socket(arguments.sockets, caller)).start()
+    else:
+        await web.TCPSite(runner, "127.0.0.1", arguments.port).start()
     await ended.wait()
     host.draining = True
     while host.in_flight:  # noqa: ASYNC110 (a stand-in)

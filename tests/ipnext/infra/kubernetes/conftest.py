@@ -35,7 +35,7 @@ def pod_hosts(server, tmp_path):
 
     @asynccontextmanager
     async def pod_hosts(agent=None, **settings):
-        given = kubernetes_settings_of(tmp_path, kubeconfig_file=config, **(QUICK | settings))
+        given = kubernetes_settings_of(tmp_path, **({"kubeconfig_file": config} | QUICK | settings))
         site = region_context(tmp_path, **(agent or {}))
         hosts = PodHosts(site, given, read_templates(given), trust_domain="ipnext.local")
         await hosts.start()
