@@ -23,6 +23,7 @@ from ipnext.model.deployment.route_table import RouteShare, RouteTable
 from ipnext.model.deployment.served_generation import ServedGeneration
 from ipnext.model.registry.registry import GraphNode, PartGraph
 from tests.forked_programs import ForkServer
+from tests.ipnext.infra.kubernetes.region import running_cluster
 from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = Path(__file__).parent
@@ -43,6 +44,13 @@ STAND_INS = {
 }
 
 
+POD_STAND_IN = json.dumps(
+    [
+        *("{python}", str(HERE / "stand_in_host.py"), "--sockets", "{sockets}", "--region", "{region}"),
+        *("--id", "{id}", "--artifacts", "{artifacts}", "--cache", "{cache}"),
+    ]
+)
+"""Host of a pod, behind its proxy."""
 OPEN = {"IPNEXT_COMPONENT_AUTHENTICATION": "none"}
 """What certificates do has tests of its own (test_agent_certificates.py)."""
 AGENT = "ipnext.infra.agent"
@@ -359,9 +367,33 @@ def session_agent(tmp_path_factory, subprocesses):
 def shared_agent(session_agent):
     """The package's agent; the hosts that the test started end with it ("weighted" serves a whole module)."""
     yield session_agent
-    for key in {replica.key for replica in session_agent.infra.observe("eu").replicas}:
+    _end_hosts(session_agent)
+
+
+def _end_hosts(agent):
+    for key in {replica.key for replica in agent.infra.observe("eu").replicas}:
         if key.model != "weighted":
-            session_agent.infra.delete(key)
+            agent.infra.delete(key)
+
+
+@pytest.fixture(scope="module")
+def module_pod_agent(tmp_path_factory, subprocesses, listeners):
+    """One agent whose hosts are pods, for all tests of a module that leave it running."""
+    directory = tmp_path_factory.mktemp("pods")
+    with running_cluster(directory, "eu") as cluster:
+        environment = {**cluster.environment(), "IPNEXT_AGENT_HOST_COMMAND": POD_STAND_IN}
+        agent = RunningAgent("eu", directory, certificates=cluster.certificates, environment=environment)
+        try:
+            yield agent.start()
+        finally:
+            agent.close()
+
+
+@pytest.fixture
+def shared_pod_agent(module_pod_agent):
+    """The same; the hosts that the test started end with it."""
+    yield module_pod_agent
+    _end_hosts(module_pod_agent)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One contract for both implementations of the port: the fake, and agents with real processes."""
+"""One contract for all implementations of the port: the fake, and agents whose hosts are processes or pods."""
 
 import threading
 import zlib
@@ -15,14 +15,14 @@ from ipnext.model.gate.live import TimedReplica, TimingRound
 from ipnext.model.value import digest_of
 from tests.waiting import until
 
-PROCESSES = pytest.param("local_process", marks=pytest.mark.integration)
+AGENTS = {"local_process": "shared_agent", "kubernetes": "shared_pod_agent"}
 
 
-@pytest.fixture(params=["memory", PROCESSES])
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.integration) for name in AGENTS)])
 def infra(request):
     if request.param == "memory":
         return MemoryInfrastructure(["eu"])
-    return request.getfixturevalue("shared_agent").infra
+    return request.getfixturevalue(AGENTS[request.param]).infra
 
 
 @pytest.fixture

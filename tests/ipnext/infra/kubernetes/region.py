@@ -1,0 +1,116 @@
+"""A region whose hosts are pods: a cluster of doubles, certificates, and what its agent needs to know."""
+
+import base64
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from lightkube.config.kubeconfig import KubeConfig
+
+from ipnext.components.authority import CertificateAuthority
+from ipnext.components.certificates import CertificateFiles
+from ipnext.components.identity import Component, ComponentIdentity
+from ipnext.components.issuing import Issuer
+from ipnext.components.settings import ComponentSettings
+from tests.kubernetes.kubelet.kubelet import Node, NodeThread, running_node
+from tests.kubernetes.rest_client import RestClient, open_http
+from tests.kubernetes.server.server import ApiServer, running_server
+
+DOMAIN = "ipnext.local"
+SECRET = "hosts"
+PACE = 0.05
+"""Factor of the nodes' pauses between probes."""
+
+
+class RegionCertificates:
+    """Certificates of all components of a region, as `RunningAgent` asks for them."""
+
+    def __init__(self, directory: Path, region: str) -> None:
+        authority = CertificateAuthority.create()
+        self._issuer = Issuer(authority, directory, lasts_seconds=86_400, renewed_at=0.9)
+        self._identities = {
+            component: ComponentIdentity(DOMAIN, component, region)
+            for component in (Component.AGENT, Component.ROUTER, Component.GATEWAY, Component.HOST)
+        }
+        self._plane = ComponentIdentity(DOMAIN, Component.CONTROL_PLANE)
+        self._issuer.issue([self._plane, *self._identities.values()])
+
+    def of(self, component: Component) -> CertificateFiles:
+        return self._issuer.files(self._identities[component])
+
+    def control_plane(self) -> ComponentSettings:
+        files = self._issuer.files(self._plane)
+        return ComponentSettings(
+            component_certificate_file=files.certificate,
+            component_key_file=files.key,
+            component_ca_file=files.authorities,
+        )
+
+    def environment(self, _region: str) -> Mapping[str, str]:
+        places = {
+            "IPNEXT_COMPONENT": Component.AGENT,
+            "IPNEXT_AGENT_ROUTER": Component.ROUTER,
+            "IPNEXT_AGENT_GATEWAY": Component.GATEWAY,
+        }
+        found = {"IPNEXT_COMPONENT_AUTHENTICATION": "required"}
+        for prefix, component in places.items():
+            files = self.of(component)
+            paths = {"CERTIFICATE": files.certificate, "KEY": files.key, "CA": files.authorities}
+            found |= {f"{prefix}_{name}_FILE": str(path) for name, path in paths.items()}
+        return found
+
+    def secret(self) -> dict[str, object]:
+        """The Secret of the region's hosts."""
+        files = self.of(Component.HOST)
+        content = {"tls.crt": files.certificate, "tls.key": files.key, "ca.crt": files.authorities}
+        data = {name: base64.b64encode(path.read_bytes()).decode() for name, path in content.items()}
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "data": data}
+
+
+class RegionCluster:
+    """One namespace of a cluster, with nodes that are processes of this machine."""
+
+    def __init__(self, server: ApiServer, kube: RestClient, directory: Path, region: str) -> None:
+        self.server, self.kube, self.region = server, kube, region
+        self.certificates = RegionCertificates(directory / "certificates", region)
+        self._directory = directory
+        self._nodes: dict[str, NodeThread] = {}
+        kube.create(self.certificates.secret())
+
+    def node(self, name: str) -> Node:
+        return Node(name, KubeConfig.from_dict(self.server.kubeconfig()), pace=PACE, lease_seconds=1)
+
+    def environment(self, **settings: str) -> Mapping[str, str]:
+        """Settings of the agent, beyond its certificates."""
+        files = {
+            "KUBECONFIG_FILE": (self.server.kubeconfig(), "kubeconfig"),
+            "HARDWARE_FILE": ({"cpu": {}}, "hardware.yaml"),
+        }
+        given = {"IMAGE": "ipnext", "PYTHON": sys.executable, "CERTIFICATE_SECRET": SECRET, "USER": "0"} | settings
+        for name, (content, file) in files.items():
+            (self._directory / file).write_text(yaml.safe_dump(content))
+            given.setdefault(name, str(self._directory / file))
+        return {
+            "IPNEXT_AGENT_RUNTIME": "kubernetes",
+            **{f"IPNEXT_KUBERNETES_{name}": value for name, value in given.items()},
+        }
+
+
+@contextmanager
+def running_cluster(directory: Path, region: str, *, nodes: int = 1) -> Iterator[RegionCluster]:
+    """A cluster with nodes, which ends with the block."""
+    with running_server() as server, open_http(KubeConfig.from_dict(server.kubeconfig())) as http:
+        cluster = RegionCluster(server, RestClient(http), directory, region)
+        with _nodes(cluster, [f"node-{number}" for number in range(nodes)]):
+            yield cluster
+
+
+@contextmanager
+def _nodes(cluster: RegionCluster, names: list[str]) -> Iterator[None]:
+    if not names:
+        yield
+        return
+    with running_node(cluster.node(names[0])), _nodes(cluster, names[1:]):
+        yield
