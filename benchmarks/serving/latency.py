@@ -15,7 +15,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -125,6 +125,24 @@ def _peers(
                         yield section, iter([row for row in rows if row.section == section])
 
 
+def measure_sections(
+    pieces: Iterable[tuple[Section, Iterator[Row]]], report: Report, path: Path
+) -> tuple[Report, list[Section]]:
+    """Measure one section after the other, and write each. Return the report, and the sections that failed."""
+    missing: list[Section] = []
+    for section, rows in pieces:
+        try:
+            found = list(rows)
+        except (RuntimeError, OSError, IPnextError) as error:
+            CONSOLE.print(f"{section}: not measured: {error}")
+            missing.append(section)
+            continue
+        report = report.with_section(section, found, command())
+        report.write(path)
+        CONSOLE.print(f"{section}: {len(found)} rows in {path}")
+    return report, missing
+
+
 def main() -> None:
     """Measures, and writes what was asked for."""
     asked = arguments()
@@ -137,23 +155,17 @@ def main() -> None:
     path = asked.source or asked.results or ROOT / ".ipnext" / "bench" / f"serving-{asked.rows}.json"
     if asked.source is not None and not asked.source.is_file():
         sys.exit(f"--from: {asked.source} is no file")
-    report = Report.at(path, asked.rows)
+    report, missing = Report.at(path, asked.rows), []
     if asked.source is None:
-        for section, rows in parts(asked):
-            try:
-                found = list(rows)
-            except (RuntimeError, OSError, IPnextError) as error:
-                CONSOLE.print(f"{section}: not measured: {error}")
-                continue
-            report = report.with_section(section, found, command())
-            report.write(path)
-            CONSOLE.print(f"{section}: {len(found)} rows in {path}")
+        report, missing = measure_sections(parts(asked), report, path)
     show(report, Console(width=None if sys.stdout.isatty() else 200))
     if asked.docs:
         from benchmarks.serving.plots import draw  # noqa: PLC0415 - matplotlib is an extra
 
         draw(report, PAGE.parent / "images" / "serving")
         PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), report), encoding="utf-8")
+    if missing:
+        sys.exit(f"not measured: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

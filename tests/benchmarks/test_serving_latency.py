@@ -17,6 +17,7 @@ from benchmarks.serving.bodies import FORMS
 from benchmarks.serving.closed_loop import closed_loop
 from benchmarks.serving.dlrm import FEATURES, TABLES, draw, make
 from benchmarks.serving.http_wire import Connection, answer_size, answers, read_answer, request_bytes
+from benchmarks.serving.latency import measure_sections
 from benchmarks.serving.peer_list import ENVIRONMENTS, PEERS
 from benchmarks.serving.reference import Asked, Reference
 from benchmarks.serving.report import Figures, Report, Row
@@ -150,6 +151,19 @@ def row(subject, p50, *, section="peers", batch=1, beside="A", qps=1.0, p99=None
     eager = Figures(fastest=1, p50=1, p99=1, cpu=1, calls=1, qps=1)
     values = {"form": "own JSON", "baseline": eager, "own": own} | more
     return Row(section=section, subject=subject, batch=batch, beside=beside, **values)
+
+
+def test_a_section_that_fails_is_named_and_the_others_are_written(tmp_path):
+    def fail():
+        msg = "no server"
+        raise OSError(msg)
+        yield
+
+    rows = (Row(section="ours", subject="V2 JSON", batch=1),)
+    path = tmp_path / "report.json"
+    report, missing = measure_sections([("split", fail()), ("ours", iter(rows))], Report.at(path, 100), path)
+    assert missing == ["split"]
+    assert report.rows == Report.at(path, 100).rows == rows
 
 
 def test_the_best_peer_is_the_one_nearest_to_ours_in_its_own_turns():
