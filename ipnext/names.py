@@ -165,6 +165,7 @@ SNAPSHOT_FILES_GROUP: Final = "ipnext.snapshot_files"
 SOURCE_GROUP: Final = "ipnext.sources"
 OPTIMIZATION_GROUP: Final = "ipnext.optimizations"
 STAGE_GROUP: Final = "ipnext.stages"
+RENDER_GROUP: Final = "ipnext.render_targets"
 
 # native code in a snapshot
 LIBRARY_FILE: Final = "library.so"

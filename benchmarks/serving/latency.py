@@ -155,7 +155,8 @@ def main() -> None:
     path = asked.source or asked.results or ROOT / ".ipnext" / "bench" / f"serving-{asked.rows}.json"
     if asked.source is not None and not asked.source.is_file():
         sys.exit(f"--from: {asked.source} is no file")
-    report, missing = Report.at(path, asked.rows), []
+    report = Report.at(path, asked.rows)
+    missing: list[Section] = []
     if asked.source is None:
         report, missing = measure_sections(parts(asked), report, path)
     show(report, Console(width=None if sys.stdout.isatty() else 200))

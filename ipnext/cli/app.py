@@ -8,7 +8,18 @@ import stamina.instrumentation
 import typer
 
 from ipnext.cli.access import audit, identity, keys, roles, signing
-from ipnext.cli.commands import changes, controls, drains, freezes, logs, machine, platform, prediction, queries
+from ipnext.cli.commands import (
+    changes,
+    controls,
+    drains,
+    freezes,
+    logs,
+    machine,
+    platform,
+    prediction,
+    queries,
+    rendering,
+)
 from ipnext.cli.commands.registry import artifacts, checkpoint_import, denials, lineage, profiles, snapshots, sources
 from ipnext.cli.plugin_group import PluginGroup
 from ipnext.cli.session import Session
@@ -38,6 +49,7 @@ MODULES = (
     prediction,
     profiles,
     machine,
+    rendering,
     identity,
     signing,
     checkpoint_import,

@@ -50,7 +50,10 @@ def write(value: object, form: Form, table: Callable[[], Table | Iterable[Table 
         made = table()
         console = _console()
         for piece in [made] if isinstance(made, Table) else made:
-            console.print(escape_controls(piece) if isinstance(piece, str) else piece, markup=False, highlight=False)
+            if isinstance(piece, str):  # a line that somebody copies or pipes: the terminal wraps it, we don't
+                console.print(escape_controls(piece), markup=False, highlight=False, soft_wrap=True)
+            else:
+                console.print(piece, markup=False, highlight=False)
 
 
 class _Dumper(yaml.SafeDumper):

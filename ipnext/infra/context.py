@@ -11,10 +11,11 @@ from ipnext.infra.envoy.public_listener import PublicListener
 from ipnext.infra.envoy.tls import PeerTls
 from ipnext.infra.process.engine_addresses import EngineAddresses
 from ipnext.infra.process.host_user import HostUser
-from ipnext.infra.process.places import ProcessAddresses, address_fields
+from ipnext.infra.process.places import ProcessAddresses
 from ipnext.infra.process.ports import LOOPBACK
 from ipnext.infra.process.spawn import ChildProcesses, Processes
-from ipnext.infra.settings import HOST_COMMAND, VLLM_HOST_COMMAND, AgentSettings
+from ipnext.infra.region_commands import HostPaths, RegionCommands
+from ipnext.infra.settings import AgentSettings
 from ipnext.network.allowed_hosts import AllowedHosts
 from ipnext.process.inherited_environment import inherited_environment
 from ipnext.process.store_environment import store_variables, write_store_environment
@@ -23,22 +24,6 @@ VLLM_COMMAND = "IPNEXT_VLLM_COMMAND"
 """Variable with another command of engines; without the field `socket` they listen on ports."""
 HOST_VARIABLES = ("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", VLLM_COMMAND, "IPNEXT_VLLM_PYTHON")
 """Variables of the agent that hosts read, beyond those of `ipnext.process.inherited_environment`."""
-
-OWN_HOSTS = (HOST_COMMAND[:3], VLLM_HOST_COMMAND[:3])
-"""First words of commands whose program changes its user itself. Other programs of an operator run as the agent's
-user."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostPaths:
-    """Where the command of a host finds what it needs."""
-
-    python: str
-    """The interpreter."""
-    cache: Path
-    """Directory of fetched snapshots."""
-    store_environment: Path | None
-    """File with the variables for the artifact store; None: it needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,42 +95,27 @@ class RegionContext:
         `memory_bytes` is its memory limit, if there is one; `paths` are those of this machine unless it runs elsewhere.
         """
         paths = paths or self.host_paths
-        fields = {"id": name, "artifacts": self.artifacts, "cache": str(paths.cache), "python": paths.python}
-        endpoint = self.settings.s3_endpoint_url
-        more = [*self._names(), *(["--s3-endpoint-url", endpoint] if endpoint else [])]
-        more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
-        if engine == "torch" and self.settings.load_seconds is not None:
-            more += ["--load-seconds", str(self.settings.load_seconds)]
-        more += self.reserve_arguments
-        if self.settings.host_confinement != "available":  # the default of hosts
-            more += [f"--confinement={self.settings.host_confinement}"]
-        more += [f"--readable={path}" for path in self.settings.host_readable]
-        more += [f"--writable={path}" for path in self.settings.host_writable]
-        if self.host_user is not None and self._is_own(engine):
-            more += [f"--user={self.host_user.argument}"]
-        if paths.store_environment is not None and self._is_own(engine):
-            more += ["--store-environment", str(paths.store_environment)]
-        if engine == "vllm":
-            more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
-            more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
-            more += [f"--inherit-environment={name}" for name in self.settings.engine_environment_inherit]
-        return [*self._fill_template(self.host_template(engine), url, **fields), *more]
+        return self.commands.host_command(name, url, engine=engine, memory_bytes=memory_bytes, paths=paths)
+
+    @property
+    def commands(self) -> RegionCommands:
+        """The command lines of the region's programs."""
+        return RegionCommands(
+            region=self.region, artifacts=self.artifacts, settings=self.settings, host_user=self.host_user
+        )
 
     @property
     def reserve_arguments(self) -> Sequence[str]:
         """Return the arguments by which whatever fetches leaves the reserve; none for the default."""
-        reserve = self.settings.disk_reserve_bytes
-        default = AgentSettings.model_fields["disk_reserve_bytes"].default
-        return [] if reserve == default else ["--disk-reserve-bytes", str(reserve)]
+        return self.commands.reserve_arguments
 
     def host_template(self, engine: str) -> Sequence[str]:
         """Return the command template of an engine's hosts, with its fields."""
-        return self.settings.vllm_host_command if engine == "vllm" else self.settings.host_command
+        return self.commands.host_template(engine)
 
     def router_command(self, table: Path, url: str) -> Sequence[str]:
         """Return the command line of the router process."""
-        fields = {"table": str(table), "access": str(self.access_file)}
-        return [*self._fill_template(self.settings.router_command, url, **fields), *self._names()]
+        return self.commands.router_command(table, url, access=self.access_file)
 
     @property
     def access_file(self) -> Path:
@@ -156,11 +126,6 @@ class RegionContext:
     def allowed_hosts(self) -> AllowedHosts:
         """Names and origins that all listeners of the region accept."""
         return AllowedHosts(self.settings.allowed_hosts, self.settings.allowed_origins)
-
-    def _names(self) -> Sequence[str]:
-        """Return the allowed hosts and origins as arguments of host and router."""
-        names = (f"--allowed-host={name}" for name in self.settings.allowed_hosts)
-        return [*names, *(f"--allowed-origin={origin}" for origin in self.settings.allowed_origins)]
 
     def environment(self, *names: str) -> Mapping[str, str]:
         """Return the environment of child processes.
@@ -183,11 +148,11 @@ class RegionContext:
         """Return the environment of an engine's hosts. A host program of the operator fetches by itself."""
         inherited = self.settings.engine_environment_inherit if engine == "vllm" else ()
         found = self.environment(*inherited)
-        return found if self._is_own(engine) else {**found, **self.store_variables}
+        return found if self.commands.is_own(engine) else {**found, **self.store_variables}
 
     def engine_addresses(self, engine: str) -> EngineAddresses:
         """Return where engines of this kind listen: those of an own torch host nowhere."""
-        if engine != "vllm" and self._is_own(engine):
+        if engine != "vllm" and self.commands.is_own(engine):
             return EngineAddresses()
         template, command = " ".join(self.host_template(engine)), os.environ.get(VLLM_COMMAND, "")
         has_sockets = "{sockets}" in template
@@ -211,10 +176,3 @@ class RegionContext:
         It is for hosts that start from now on, and for later fetches of those that run.
         """
         write_store_environment(self.store_environment_file, self.store_variables)
-
-    def _is_own(self, engine: str) -> bool:
-        return tuple(self.host_template(engine)[:3]) in OWN_HOSTS
-
-    def _fill_template(self, template: Sequence[str], url: str, **fields: str) -> Sequence[str]:
-        given = {"python": sys.executable, "region": self.region, **address_fields(url), **fields}
-        return [part.format(**given) for part in template]

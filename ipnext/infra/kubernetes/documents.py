@@ -11,10 +11,10 @@ from typing import Any, Final, TypeGuard
 import yaml
 
 from ipnext.errors import InvalidInput
-from ipnext.infra.context import HostPaths
 from ipnext.infra.host.runtime import HostIdentity
 from ipnext.infra.kubernetes.settings import KubernetesSettings
-from ipnext.infra.process.notes import HostNote
+from ipnext.infra.region_commands import HostPaths
+from ipnext.infra.settings import AgentSettings
 from ipnext.model.deployment.deployment import DeploymentKey
 
 Json = dict[str, Any]
@@ -58,7 +58,8 @@ class HostPod:
 
     name: str
     identity: HostIdentity
-    note: HostNote
+    annotations: Mapping[str, str]
+    """The note."""
     command: Sequence[str]
     environment: Mapping[str, str]
     memory_bytes: int | None
@@ -172,7 +173,7 @@ def render_pod(pod: HostPod, settings: KubernetesSettings, templates: PodTemplat
             "labels": {**_MANAGED, **deployment_labels(pod.identity.key), "ipnext.io/engine": _label(pod)},
             "annotations": {
                 REPLICA_ANNOTATION: pod.identity.name,
-                NOTE_ANNOTATION: pod.note.model_dump_json(),
+                **pod.annotations,
                 "kubectl.kubernetes.io/default-container": HOST_CONTAINER,
             },
         },
@@ -183,7 +184,8 @@ def render_pod(pod: HostPod, settings: KubernetesSettings, templates: PodTemplat
         for kind, name in (("initContainers", PROXY_CONTAINER), ("containers", HOST_CONTAINER))
     }
     given = merge({"spec": images}, templates.of(pod.identity.key.hardware))
-    return {"apiVersion": "v1", "kind": "Pod", **merge(given, own)}
+    merged = merge(given, own)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": merged["metadata"], "spec": merged["spec"]}
 
 
 def _label(pod: HostPod) -> str:
@@ -284,6 +286,13 @@ def _volumes(settings: KubernetesSettings) -> list[Json]:
         {"name": "cache", **cache},
         *({"name": name, "secret": {"secretName": secret}} for name, secret in secrets.items() if secret),
     ]
+
+
+def pod_memory(declared: int | None, settings: AgentSettings) -> int | None:
+    """Return the memory limit of a host's container, in bytes, for the `memoryBytes` of its part; None: no limit."""
+    if declared is None:
+        return settings.host_memory_bytes
+    return declared + settings.host_memory_allowance_bytes
 
 
 def render_budget(key: DeploymentKey, replicas: int) -> Json:

@@ -5,7 +5,6 @@ next agent finds it wherever that runs.
 """
 
 import asyncio
-import json
 import os
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
@@ -13,7 +12,6 @@ from secrets import token_hex
 from typing import Any, Final
 
 import structlog
-from pydantic import ValidationError
 
 from ipnext.errors import IPnextError, Unavailable
 from ipnext.infra.context import RegionContext
@@ -23,7 +21,6 @@ from ipnext.infra.kubernetes.cluster import PODS, Cluster, ClusterEvent, Cluster
 from ipnext.infra.kubernetes.documents import (
     HOST_CONTAINER,
     HOST_URL,
-    NOTE_ANNOTATION,
     REPLICA_ANNOTATION,
     SERVING_CONDITION,
     HostPod,
@@ -32,11 +29,13 @@ from ipnext.infra.kubernetes.documents import (
     host_labels,
     host_paths,
     name_pod,
+    pod_memory,
     render_pod,
     selector,
 )
 from ipnext.infra.kubernetes.latest_writes import LatestWrites
 from ipnext.infra.kubernetes.pod_logs import read_pod_logs
+from ipnext.infra.kubernetes.pod_notes import read_note, write_note
 from ipnext.infra.kubernetes.settings import KubernetesSettings
 from ipnext.infra.kubernetes.started_pod import StartedPod, describe_obstacle
 from ipnext.infra.process.child import TAIL_LINES
@@ -44,10 +43,6 @@ from ipnext.infra.process.notes import HostNote
 from ipnext.infra.process.spawn import StartedProcess
 from ipnext.model.deployment.deployment import DeploymentKey
 from ipnext.model.deployment.logs import LogQuery, ReplicaLog
-from ipnext.model.wire import decode_plain
-
-LONGEST_NOTE: Final = 128 * 1024
-"""Bytes of a note that may be an annotation: all annotations of an object may have 256 KiB."""
 
 
 class PodHost:
@@ -234,12 +229,10 @@ class PodHosts:
 
     def _describe(self, name: str, identity: HostIdentity, note: HostNote, memory_bytes: int | None) -> HostPod:
         site = self._site
-        allowance = site.settings.host_memory_allowance_bytes
-        undeclared = site.settings.host_memory_bytes
         return HostPod(
             name=name,
             identity=identity,
-            note=note,
+            annotations=write_note(note),
             command=site.host_command(
                 identity.name,
                 HOST_URL,
@@ -248,7 +241,7 @@ class PodHosts:
                 paths=host_paths(self.settings),
             ),
             environment=self._environment(),
-            memory_bytes=undeclared if memory_bytes is None else memory_bytes + allowance,
+            memory_bytes=pod_memory(memory_bytes, site.settings),
             cpu=site.settings.threads,
             grace_seconds=site.settings.drain_seconds + site.settings.grace_seconds,
             trust_domain=self._trust_domain,
@@ -274,11 +267,7 @@ class PodHosts:
                 return
 
     async def _annotate(self, pod: StartedPod, note: HostNote) -> None:
-        text = note.model_dump_json()
-        if len(text.encode()) > LONGEST_NOTE:
-            text = note.model_copy(update={"sent": None}).model_dump_json()
-        metadata = {"uid": pod.uid, "annotations": {NOTE_ANNOTATION: text}}
-        await self._write(pod, {"metadata": metadata})
+        await self._write(pod, {"metadata": {"uid": pod.uid, "annotations": write_note(note)}})
 
     async def _show_serving(self, pod: StartedPod, *, is_serving: bool) -> None:
         condition = {"type": SERVING_CONDITION, "status": "True" if is_serving else "False"}
@@ -319,7 +308,7 @@ class PodHosts:
             pod.see(document)
             if self._has_adopted:
                 self._end_stray(pod)
-            elif not pod.is_final and (note := _read_note(document)):
+            elif not pod.is_final and (note := read_note(document)):
                 self._offer(note, pod)
             return
         pod.see(document)
@@ -379,17 +368,6 @@ class PodHosts:
         self._tasks.discard(task)
         if not task.cancelled() and (fault := task.exception()):
             structlog.get_logger().error("work of the cluster's client ended", task=task.get_name(), exc_info=fault)
-
-
-def _read_note(document: Json) -> HostNote | None:
-    """Return the note of a pod that may be adopted; None if it has no valid one, or has ended."""
-    annotations: Mapping[str, str] = document["metadata"].get("annotations", {})
-    try:
-        note = decode_plain(HostNote, json.loads(annotations[NOTE_ANNOTATION]))
-    except (KeyError, ValueError, ValidationError) as error:
-        structlog.get_logger().error("pod not adopted", pod=document["metadata"]["name"], reason=str(error))
-        return None
-    return note
 
 
 def _age(pod: StartedPod) -> tuple[bool, str]:

@@ -53,10 +53,10 @@ class KubernetesSettings(BaseSettings):
     """A pod that is still there this long after its deletion and grace time is given up: its node does not answer."""
 
 
-def kubernetes_settings() -> KubernetesSettings:
-    """Read them from the environment. InvalidInput names the invalid one."""
+def kubernetes_settings(**given: str) -> KubernetesSettings:
+    """Read them from the environment, except those that are given. InvalidInput names the invalid one."""
     try:
-        return KubernetesSettings()
+        return KubernetesSettings.model_validate(given) if given else KubernetesSettings()
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])

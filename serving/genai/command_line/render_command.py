@@ -1,43 +1,21 @@
-"""`ipnext render`: what the hosts of a vLLM part would run. Mounted through the entry point `ipnext.commands`."""
+"""The target `vllm` of `ipnext render`: what the hosts of a part on vLLM would run."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from ipnext.cli.output import Form, Output, write
+from ipnext.cli.commands.rendering import Rendering, RenderRequest
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.manifest import ModelManifest
-from ipnext.model.manifest.parser import parse_manifests
 from ipnext.model.settings.engine_allowances import EngineAllowances
 from serving.genai.command_line.render import ReplicaRendering, render
 
-app = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None, pretty_exceptions_enable=False
-)
 
-
-@app.command(name="render")
-def render_command(
-    file: Annotated[Path, typer.Argument(metavar="MODEL.yaml", help="A manifest of kind Model.")],
-    *,
-    part: Annotated[str | None, typer.Option(help="The part; needed if several run on vLLM.")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Hosts that one replica spreads over.")] = 1,
-    allow_argument: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="An argument that the hosts allow beyond the list.")
-    ] = None,
-    allow_environment: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A variable that the hosts allow beyond the list.")
-    ] = None,
-    output: Output = Form.TABLE,
-) -> None:
-    """Print the commands and the environment of each host of one replica; nothing is run."""
-    manifest = _manifest(file)
-    allowances = EngineAllowances(tuple(allow_argument or ()), tuple(allow_environment or ()))
-    rendering = render(manifest, part or _only_part(manifest), nodes=nodes, allowances=allowances)
-    write(rendering, output, lambda: _lines(rendering))
+def render_vllm(request: RenderRequest) -> Rendering:
+    """Return commands and environment of each host of one replica. InvalidInput."""
+    allowances = EngineAllowances(request.allowed_arguments, request.allowed_environment)
+    part = request.part or _only_part(request.manifest)
+    rendering = render(request.manifest, part, nodes=request.nodes, allowances=allowances)
+    return Rendering(rendering, _lines(rendering))
 
 
 def _only_part(manifest: ModelManifest) -> str:
@@ -47,19 +25,6 @@ def _only_part(manifest: ModelManifest) -> str:
         msg = f"--part: {what}; allowed: {', '.join(known) or 'none'}"
         raise InvalidInput(msg, field="part", allowed=known)
     return known[0]
-
-
-def _manifest(file: Path) -> ModelManifest:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{file} can't be read: {error}"
-        raise InvalidInput(msg, field="file", value=str(file)) from error
-    models = [manifest for manifest in parse_manifests(text) if isinstance(manifest, ModelManifest)]
-    if len(models) != 1:
-        msg = f"file: {file} holds {len(models)} manifests of kind Model; give one"
-        raise InvalidInput(msg, field="file", value=str(file))
-    return models[0]
 
 
 def _lines(rendering: ReplicaRendering) -> Iterator[str]:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from ipnext.cli.app import app
 from ipnext.errors import InvalidInput, LoadFailed
 from ipnext.model.manifest.parser import parse_manifest
 from ipnext.model.settings.engine import VllmSettings
@@ -15,7 +16,6 @@ from ipnext.model.settings.engine_allowances import EngineAllowances
 from serving.genai.command_line import interpreter, vllm_command
 from serving.genai.command_line.interpreter import MISSING, vllm_python
 from serving.genai.command_line.render import render
-from serving.genai.command_line.render_command import app as render_app
 from serving.genai.command_line.vllm_command import engine_command, engine_environment, server_arguments
 
 SNAPSHOT = Path("/cache/abc")
@@ -258,16 +258,16 @@ def test_settings_are_checked_as_soon_as_a_manifest_is_read():
 def test_the_command_prints_what_a_shell_takes(tmp_path):
     file = tmp_path / "model.yaml"
     file.write_text(yaml.safe_dump(manifest(tensorParallelSize=4, pipelineParallelSize=2)))
-    shown = CliRunner().invoke(render_app, [str(file), "--nodes", "2"])
+    shown = CliRunner().invoke(app, ["render", str(file), "--nodes", "2"])
     assert shown.exit_code == 0, shown.output
     assert "not run here" in shown.stdout
     assert "--node-rank 1" in shown.stdout
-    refused = CliRunner().invoke(render_app, [str(file), "--part", "other"])
-    assert isinstance(refused.exception, InvalidInput)
+    refused = CliRunner().invoke(app, ["render", str(file), "--part", "other"])
+    assert refused.exit_code == 2
 
 
 def test_which_of_several_parts_is_rendered_has_to_be_said(tmp_path):
     file = tmp_path / "model.yaml"
     file.write_text(json.dumps(pair("nixl").model_dump(mode="json", by_alias=True, exclude_none=True)))
-    refused = CliRunner().invoke(render_app, [str(file)])
-    assert str(refused.exception) == "--part: several run on vLLM; allowed: prefill, decode"
+    refused = CliRunner().invoke(app, ["render", str(file)])
+    assert "--part: several run on vLLM; allowed: prefill, decode" in refused.stderr

@@ -39,6 +39,7 @@ NOT_OF_THE_API = {
     "platform admin-key",
     "platform builds",
     "platform check",
+    "render",
     "platform promote",
     "platform setup",
     "sign",

@@ -53,7 +53,7 @@ def host_pod(of: HostIdentity | None = None, **more: Any) -> HostPod:
     given = {
         "name": "ranker-dense-1",
         "identity": of,
-        "note": note(of),
+        "annotations": {},
         "command": ("python", "-m", "serving.host"),
         "environment": {"OMP_NUM_THREADS": "1"},
         "memory_bytes": 2**30,

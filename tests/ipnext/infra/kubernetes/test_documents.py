@@ -6,7 +6,6 @@ import kubernetes_validate
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.infra.context import HostPaths
 from ipnext.infra.kubernetes.documents import (
     PodTemplates,
     host_paths,
@@ -18,6 +17,7 @@ from ipnext.infra.kubernetes.documents import (
     render_pod,
 )
 from ipnext.infra.kubernetes.settings import kubernetes_settings
+from ipnext.infra.region_commands import HostPaths
 from tests.ipnext.infra.kubernetes.samples import (
     KEY,
     host_pod,

@@ -7,7 +7,7 @@ import pytest
 
 from ipnext.errors import Unavailable
 from ipnext.infra.kubernetes.documents import NOTE_ANNOTATION, SERVING_CONDITION
-from ipnext.infra.kubernetes.runtime import LONGEST_NOTE
+from ipnext.infra.kubernetes.pod_notes import LONGEST_NOTE
 from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds
 from tests.ipnext.infra.kubernetes.samples import KEY, identity, note
 from tests.kubernetes.rest_client import Refused
