@@ -82,11 +82,15 @@ class RegionCluster:
     def node(self, name: str) -> Node:
         return Node(name, KubeConfig.from_dict(self.server.kubeconfig()), pace=PACE, lease_seconds=1)
 
-    def environment(self, **settings: str) -> Mapping[str, str]:
-        """Settings of the agent, beyond its certificates."""
+    def environment(self, store: Path | None = None, **settings: str) -> Mapping[str, str]:
+        """Settings of the agent, beyond its certificates; `store` is the directory that hosts fetch from."""
+        volume, mount = {"name": "artifacts"}, {"name": "artifacts"}
+        host = {"name": "host", "volumeMounts": [{**mount, "mountPath": str(store)}]}
+        template = {"spec": {"volumes": [{**volume, "hostPath": {"path": str(store)}}], "containers": [host]}}
         files = {
             "KUBECONFIG_FILE": (self.server.kubeconfig(), "kubeconfig"),
             "HARDWARE_FILE": ({"cpu": {}}, "hardware.yaml"),
+            "POD_TEMPLATE_FILE": (template if store else {}, "pod.yaml"),
         }
         given = {"IMAGE": "ipnext", "PYTHON": sys.executable, "CERTIFICATE_SECRET": SECRET, "USER": "0"} | settings
         for name, (content, file) in files.items():
