@@ -15,6 +15,7 @@ from ipnext.model.gate.live import TimedReplica, TimingRound
 from ipnext.model.value import digest_of
 from tests.waiting import until
 
+pytestmark = pytest.mark.allow_hosts(["127.0.0.0/8"])  # addresses of pods
 AGENTS = {"local_process": "shared_agent", "kubernetes": "shared_pod_agent"}
 
 

@@ -76,11 +76,17 @@ class RegionCluster:
         self.server, self.kube, self.region = server, kube, region
         self.certificates = RegionCertificates(directory / "certificates", region)
         self._directory = directory
-        self._nodes: dict[str, NodeThread] = {}
+        self.nodes: dict[str, NodeThread] = {}
         kube.create(self.certificates.secret())
 
     def node(self, name: str) -> Node:
         return Node(name, KubeConfig.from_dict(self.server.kubeconfig()), pace=PACE, lease_seconds=1)
+
+    def lose_node(self, name: str) -> None:
+        """End a node with all its processes; the cluster learns at once that it has been silent for an hour."""
+        self.nodes.pop(name).stop()
+        lease = {"spec": {"renewTime": "2020-01-01T00:00:00.000000Z"}}
+        self.kube.inside("kube-node-lease").merge("Lease", name, lease)
 
     def environment(self, store: Path | None = None, **settings: str) -> Mapping[str, str]:
         """Settings of the agent, beyond its certificates; `store` is the directory that hosts fetch from."""
@@ -116,5 +122,6 @@ def _nodes(cluster: RegionCluster, names: list[str]) -> Iterator[None]:
     if not names:
         yield
         return
-    with running_node(cluster.node(names[0])), _nodes(cluster, names[1:]):
+    with running_node(cluster.node(names[0])) as node, _nodes(cluster, names[1:]):
+        cluster.nodes[names[0]] = node
         yield
