@@ -179,13 +179,24 @@ def render_pod(pod: HostPod, settings: KubernetesSettings, templates: PodTemplat
         },
         "spec": _spec(pod, settings),
     }
-    images = {
-        kind: [{"name": name, "image": settings.image}]
-        for kind, name in (("initContainers", PROXY_CONTAINER), ("containers", HOST_CONTAINER))
-    }
-    given = merge({"spec": images}, templates.of(pod.identity.key.hardware))
+    given = merge({"spec": _defaults(pod, settings)}, templates.of(pod.identity.key.hardware))
     merged = merge(given, own)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": merged["metadata"], "spec": merged["spec"]}
+
+
+def _defaults(pod: HostPod, settings: KubernetesSettings) -> Json:
+    """Return what a template may replace: the images, and that replicas are spread over nodes."""
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": deployment_labels(pod.identity.key)},
+    }
+    return {
+        "topologySpreadConstraints": [spread],
+        "initContainers": [{"name": PROXY_CONTAINER, "image": settings.image}],
+        "containers": [{"name": HOST_CONTAINER, "image": settings.image}],
+    }
 
 
 def _label(pod: HostPod) -> str:

@@ -1,10 +1,12 @@
 """A region whose hosts are pods: a cluster of doubles, certificates, and what its agent needs to know."""
 
 import base64
+import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import yaml
 from lightkube.config.kubeconfig import KubeConfig
@@ -14,12 +16,19 @@ from ipnext.components.certificates import CertificateFiles
 from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.issuing import Issuer
 from ipnext.components.settings import ComponentSettings
+from ipnext.infra.kubernetes.documents import COMPONENT_LABEL
+from tests.kubernetes.conftest import REAL, config_of
 from tests.kubernetes.kubelet.kubelet import Node, NodeThread, running_node
 from tests.kubernetes.rest_client import RestClient, open_http
 from tests.kubernetes.server.server import ApiServer, running_server
 
 DOMAIN = "ipnext.local"
 SECRET = "hosts"
+_APART = {
+    "labelSelector": {"matchLabels": {COMPONENT_LABEL: "host"}},
+    "topologyKey": "kubernetes.io/hostname",
+}
+ALONE = {"spec": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [_APART]}}}}
 PACE = 0.05
 """Factor of the nodes' pauses between probes."""
 
@@ -72,15 +81,18 @@ class RegionCertificates:
 class RegionCluster:
     """One namespace of a cluster, with nodes that are processes of this machine."""
 
-    def __init__(self, server: ApiServer, kube: RestClient, directory: Path, region: str) -> None:
-        self.server, self.kube, self.region = server, kube, region
+    def __init__(self, config: KubeConfig, kube: RestClient, directory: Path, region: str) -> None:
+        self.kube, self.region = kube, region
+        self.server: ApiServer | None = None
+        """The double, which a test can cut off; None: a real API server."""
+        self._config = config
         self.certificates = RegionCertificates(directory / "certificates", region)
         self._directory = directory
         self.nodes: dict[str, NodeThread] = {}
         kube.create(self.certificates.secret())
 
     def node(self, name: str) -> Node:
-        return Node(name, KubeConfig.from_dict(self.server.kubeconfig()), pace=PACE, lease_seconds=1)
+        return Node(name, self._config, pace=PACE, lease_seconds=1)
 
     def lose_node(self, name: str) -> None:
         """End a node with all its processes; the cluster learns at once that it has been silent for an hour."""
@@ -88,17 +100,22 @@ class RegionCluster:
         lease = {"spec": {"renewTime": "2020-01-01T00:00:00.000000Z"}}
         self.kube.inside("kube-node-lease").merge("Lease", name, lease)
 
-    def environment(self, store: Path | None = None, **settings: str) -> Mapping[str, str]:
-        """Settings of the agent, beyond its certificates; `store` is the directory that hosts fetch from."""
+    def environment(self, store: Path | None = None, *, alone: bool = False, **settings: str) -> Mapping[str, str]:
+        """Settings of the agent, beyond its certificates.
+
+        `store` is the directory that hosts fetch from; `alone`: no two hosts are on one node.
+        """
         volume, mount = {"name": "artifacts"}, {"name": "artifacts"}
         host = {"name": "host", "volumeMounts": [{**mount, "mountPath": str(store)}]}
         template = {"spec": {"volumes": [{**volume, "hostPath": {"path": str(store)}}], "containers": [host]}}
         files = {
-            "KUBECONFIG_FILE": (self.server.kubeconfig(), "kubeconfig"),
-            "HARDWARE_FILE": ({"cpu": {}}, "hardware.yaml"),
+            "HARDWARE_FILE": ({"cpu": ALONE if alone else {}}, "hardware.yaml"),
             "POD_TEMPLATE_FILE": (template if store else {}, "pod.yaml"),
         }
         given = {"IMAGE": "ipnext", "PYTHON": sys.executable, "CERTIFICATE_SECRET": SECRET, "USER": "0"} | settings
+        given |= {"NAMESPACE": self.kube.namespace, "KUBECONFIG_FILE": os.environ.get(REAL, "")}
+        if self.server is not None:
+            given["KUBECONFIG_FILE"] = str(self.server.write_kubeconfig(self._directory / "kubeconfig"))
         for name, (content, file) in files.items():
             (self._directory / file).write_text(yaml.safe_dump(content))
             given.setdefault(name, str(self._directory / file))
@@ -110,18 +127,20 @@ class RegionCluster:
 
 @contextmanager
 def running_cluster(directory: Path, region: str, *, nodes: int = 1) -> Iterator[RegionCluster]:
-    """A cluster with nodes, which ends with the block."""
-    with running_server() as server, open_http(KubeConfig.from_dict(server.kubeconfig())) as http:
-        cluster = RegionCluster(server, RestClient(http), directory, region)
-        with _nodes(cluster, [f"node-{number}" for number in range(nodes)]):
-            yield cluster
-
-
-@contextmanager
-def _nodes(cluster: RegionCluster, names: list[str]) -> Iterator[None]:
-    if not names:
-        yield
-        return
-    with running_node(cluster.node(names[0])) as node, _nodes(cluster, names[1:]):
-        cluster.nodes[names[0]] = node
-        yield
+    """A cluster with nodes, which ends with the block: the double, or that of TEST_KUBECONFIG."""
+    with ExitStack() as stack:
+        server = None
+        if path := os.environ.get(REAL):
+            config = KubeConfig.from_file(path)
+        else:
+            server = stack.enter_context(running_server())
+            config = config_of(server)
+        kube = RestClient(stack.enter_context(open_http(config)))
+        name = kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": "region-"}})
+        cluster = RegionCluster(config, kube.inside(name["metadata"]["name"]), directory, region)
+        cluster.server = server
+        prefix = uuid4().hex[:6]
+        for number in range(nodes):
+            node = f"node-{prefix}-{number}"
+            cluster.nodes[node] = stack.enter_context(running_node(cluster.node(node)))
+        yield cluster

@@ -129,6 +129,14 @@ def test_a_hardware_kind_may_have_an_image_of_its_own(render):
     assert containers(document)["proxy"]["image"] == "ipnext:1"
 
 
+def test_replicas_are_spread_over_nodes_unless_a_template_says_otherwise(render):
+    (spread,) = render()["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"].items() <= render()["metadata"]["labels"].items()
+    own = {"spec": {"topologySpreadConstraints": []}}
+    templates = PodTemplates(common=own, by_hardware={"cpu": {}})
+    assert render(templates=templates)["spec"]["topologySpreadConstraints"] == []
+
+
 @pytest.mark.parametrize(
     "field",
     [
