@@ -26,7 +26,7 @@ TORCH := 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
 # MLflow pins other versions than the platform, which talks to its servers over HTTP only: the tests' server has an environment of its own.
 MLFLOW := $(VENV)-mlflow
 
-.PHONY: help setup kernels setup-genai setup-mlflow demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients collect fuzz bench docs build clean constraints histories
+.PHONY: help setup kernels setup-genai setup-mlflow demo demo-genai dev check format test test-integration test-e2e test-genai test-kubernetes test-all e2e clients collect fuzz bench docs build clean constraints histories
 
 help: ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-16s %s\n' "$$verb" "$$text"; done
@@ -129,6 +129,9 @@ test-e2e: $(TOOLS) kernels ## the tests that drive a whole platform, or a browse
 
 test-genai: $(TOOLS) ## the tests on real vLLM; those without it are skipped (make setup-genai)
 	$(call BY_FILE,2,genai,$(GENAI_TESTS))
+
+test-kubernetes: $(TOOLS) kernels ## the tests of pods on the doubles of a cluster, or on that of TEST_KUBECONFIG=FILE
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/kubernetes/contract tests/ipnext/infra/kubernetes/test_pods.py tests/ipnext/infra/test_port_contract.py -k 'not memory and not local_process' $(ARGS)
 
 test-all: $(TOOLS) kernels ## all tests but the nemesis; those on vLLM are skipped without it (make setup-genai)
 	$(call BY_FILE,5,not nemesis)
