@@ -218,7 +218,10 @@ class PodHosts:
         try:
             created = await self._cluster.create(PODS, document)
         except BaseException as error:
-            del self._pods[name]  # if it was created, the watch finds a stray
+            if pod.document:  # it was created, although the answer says otherwise or was lost
+                self._end_stray(pod)
+            else:
+                self._pods.pop(name, None)  # if the watch tells of it later, it is a stray
             if isinstance(error, IPnextError):
                 raise OSError(error.message) from error
             raise

@@ -169,21 +169,24 @@ async def test_an_engine_with_a_server_of_its_own_is_refused(pod_hosts):
             await hosts.program(of, lambda: note(of)).start()
 
 
-async def test_a_pod_whose_creation_got_no_answer_is_deleted_as_a_stray(pod_hosts, kube, server):
+@pytest.mark.parametrize("is_seen_first", [True, False])
+async def test_a_pod_whose_creation_got_no_answer_is_deleted_as_a_stray(pod_hosts, kube, is_seen_first):
     async with pod_hosts() as hosts:
         hosts.find_adopted()
         program = program_of(hosts)
-        created = hosts._cluster.create
+        create = hosts._cluster.create
 
         async def lose_answer(kind, document):
-            await created(kind, document)
+            await create(kind, document)
+            if is_seen_first:
+                await eventually(lambda: any(pod.document for pod in hosts._pods.values()))
             msg = "no answer"
             raise Unavailable(msg)
 
         hosts._cluster.create = lose_answer
         with pytest.raises(OSError, match="no answer"):
             await program.start()
-        hosts._cluster.create = created
+        hosts._cluster.create = create
         await eventually(lambda: not pods(kube))
         await program.start()
         assert len(pods(kube)) == 1
@@ -232,7 +235,12 @@ async def test_pods_of_another_region_are_left_alone(pod_hosts, kube):
     async with pod_hosts() as hosts:
         hosts.find_adopted()
         started = await program_of(hosts).start()
-        other = {**only(kube), "metadata": {"name": "other", "labels": {"ipnext.io/region": "south"}}}
+        other = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            **only(kube),
+            "metadata": {"name": "other", "labels": {"ipnext.io/region": "south"}},
+        }
         other.pop("status", None)
         kube.create(other)
         started.signal(SIGTERM)
