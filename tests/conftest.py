@@ -3,7 +3,6 @@
 One database to copy. vLLM if it is installed.
 """
 
-import asyncio
 import functools
 import gc
 import inspect
@@ -33,6 +32,7 @@ from ipnext.errors import LoadFailed
 from ipnext.store.database import dialects
 from ipnext.store.store import Store
 from serving.genai.command_line.interpreter import vllm_python
+from tests.connections import LAST_TURNS, end_connections
 from tests.genai.support.forking_vllm import forking_vllm
 from tests.lasting import Lasting
 from tests.waiting import PATIENCE_SECONDS
@@ -74,8 +74,6 @@ With it, tests of workflows take a tenth less processor time than with one threa
 """
 SELDOM = 20_000
 """New objects after which garbage is collected."""
-LAST_TURNS = 100
-LAST_TURN_SECONDS = 0.002
 LASTING = pytest.StashKey[Lasting]()
 NEEDS_VLLM = "needs vLLM: make setup-genai"
 
@@ -182,20 +180,7 @@ async def connections_end() -> AsyncIterator[None]:
     which has nothing to do with it. So one that neither side has closed by then is aborted.
     """
     yield
-    loop = asyncio.get_running_loop()
-    for turn in range(LAST_TURNS):
-        left = [each for each in transports(loop) if each.get_extra_info("socket").fileno() != -1]
-        if not left:
-            return
-        if turn >= LAST_TURNS // 2:
-            for each in left:
-                each.abort()
-        await asyncio.sleep(LAST_TURN_SECONDS)
-
-
-def transports(loop: asyncio.AbstractEventLoop) -> list[asyncio.Transport]:
-    """Of connections, also of closed ones."""
-    return [each for each in getattr(loop, "_transports", {}).values() if each.get_extra_info("socket") is not None]
+    await end_connections(patient_turns=LAST_TURNS // 2)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ configuration and becomes Envoy. The certificate is that of `IPNEXT_COMPONENT_..
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -29,6 +30,7 @@ from ipnext.infra.process.atomic_file import replace_file
 
 CONFIG_FILE: Final = "envoy.json"
 HIGHEST_PORT: Final = 65535
+_PROOF: Final = re.compile(r"[A-Za-z0-9_-]+")
 FLAGS: Final = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")
 
 
@@ -84,7 +86,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[str, ...]:
         host=arguments.host,
         port=arguments.port,
         url=url,
-        proofs={caller: keep_caller_proof(url, caller) for caller in CALLERS},
+        proofs={caller: _keep_proof(url, caller) for caller in CALLERS},
         tls=PeerTls(files=files, trust_domain=settings.trust_domain, secrets=state),
     )
     for path, content in proxy.tls.secret_files().items():
@@ -92,6 +94,15 @@ def prepare(arguments: argparse.Namespace) -> tuple[str, ...]:
     config = state / CONFIG_FILE
     replace_file(config, as_json(configuration(proxy)))
     return (str(envoy_binary()), "--config-path", str(config), *FLAGS)
+
+
+def _keep_proof(url: str, caller: Component) -> str:
+    """Return a caller's proof. InvalidInput if the host, which may write it, has made a format of Envoy of it."""
+    proof = keep_caller_proof(url, caller)
+    if not _PROOF.fullmatch(proof):
+        msg = f"--sockets: the proof of {caller} has other characters than letters, digits, - and _"
+        raise InvalidInput(msg, field="sockets")
+    return proof
 
 
 def _check_name(files: CertificateFiles, own: ComponentIdentity) -> None:

@@ -8,7 +8,7 @@ import yaml
 
 from ipnext.cli.commands.rendering import Rendering, RenderRequest
 from ipnext.components.settings import component_settings
-from ipnext.infra.kubernetes.documents import PodTemplates, read_templates
+from ipnext.infra.kubernetes.documents import PodTemplates, read_common, read_templates
 from ipnext.infra.kubernetes.rendering import render_model
 from ipnext.infra.kubernetes.settings import KubernetesSettings, kubernetes_settings
 from ipnext.infra.region_commands import RegionCommands
@@ -37,7 +37,7 @@ def _cluster(manifest: ModelManifest) -> tuple[KubernetesSettings, PodTemplates]
     if "HARDWARE_FILE" in set_names:
         return settings, read_templates(settings)
     kinds: Mapping[str, Any] = {option.kind: {} for part in manifest.spec.hosted_parts for option in part.hardware}
-    return settings, PodTemplates(by_hardware=kinds)
+    return settings, PodTemplates(common=read_common(settings), by_hardware=kinds)
 
 
 def _documents(documents: Iterable[object]) -> Iterator[str]:

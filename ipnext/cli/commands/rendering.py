@@ -3,6 +3,7 @@
 A target is an entry point of the group `ipnext.render_targets`, imported when it is called.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -17,6 +18,7 @@ from ipnext.cli.plugin_group import INSTALL
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest.manifest import ModelManifest
 from ipnext.model.manifest.parser import parse_manifests
+from ipnext.model.value import NAME_PATTERN
 from ipnext.names import RENDER_GROUP
 
 
@@ -65,6 +67,9 @@ def render(  # noqa: PLR0913 - options
     output: Output = Form.TABLE,
 ) -> None:
     """Print what would run for a model; nothing is run, and no server is called."""
+    if not re.fullmatch(NAME_PATTERN, region):
+        msg = f"--region: must be a name of lower-case letters, digits and dashes, got {region!r}"
+        raise InvalidInput(msg, field="region", value=region)
     given = [path for path in (argument, file) if path is not None]
     if len(given) != 1:
         msg = f"file: give one manifest, as MODEL.yaml or with -f, got {len(given)}"

@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import structlog
-
 from ipnext.errors import Unavailable
 from ipnext.infra.kubernetes.cluster import BUDGETS, Cluster, ClusterRefused
 from ipnext.infra.kubernetes.documents import name_budget, render_budget
@@ -32,7 +30,6 @@ class DisruptionBudgets:
             else:
                 await self._cluster.delete(BUDGETS, name_budget(key))
         except ClusterRefused as error:
-            structlog.get_logger().error("disruption budget not written", of=str(key), reason=error.message)
             raise Unavailable(error.message) from error
         if not replicas and not self._kept.get(key):
             self._kept.pop(key, None)

@@ -13,7 +13,7 @@ import httpx2
 import structlog
 import yaml
 from lightkube.config import client_adapter
-from lightkube.config.kubeconfig import KubeConfig, SingleConfig
+from lightkube.config.kubeconfig import KubeConfig
 from lightkube.core.exceptions import ConfigError
 
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
@@ -29,6 +29,11 @@ _GONE: Final = 410
 _MISSING: Final = 404
 _RETRYABLE: Final = frozenset({408, 429})
 _MESSAGE_LETTERS: Final = 500
+_UNFIT: Final = (
+    *(ConfigError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(yaml.YAMLError, httpx2.InvalidURL),
+)
+"""What lightkube raises for a configuration that it can't use."""
 
 
 class ClusterRefused(IPnextError):
@@ -49,9 +54,9 @@ class ClusterRefused(IPnextError):
 class ClusterEvent(NamedTuple):
     """What a watch tells."""
 
-    kind: Literal["LIST", "CHANGED", "DELETED"]
-    objects: tuple[Json, ...]
-    """Of LIST: all objects; otherwise the one."""
+    kind: Literal["LISTING", "LIST", "CHANGED", "DELETED"]
+    objects: tuple[Json, ...] = ()
+    """Of LIST: all objects; of LISTING, which comes before the list is read: none; otherwise the one."""
 
 
 class Cluster:
@@ -59,13 +64,8 @@ class Cluster:
 
     def __init__(self, settings: KubernetesSettings) -> None:
         """Read the configuration. InvalidInput."""
-        config = _configuration(settings)
-        self.namespace = settings.namespace or config.namespace or "default"
         self._settings = settings
-        limit = httpx2.Timeout(settings.request_seconds)
-        self._http: httpx2.AsyncClient = client_adapter.AsyncClient(
-            config, client_adapter.ConnectionParams(timeout=limit, trust_env=False)
-        )
+        self.namespace, self._http = _connect(settings)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -122,6 +122,7 @@ class Cluster:
     async def follow(self, kind: tuple[str, str], selector: str) -> AsyncIterator[ClusterEvent]:
         """Yield all objects of these labels, then each change, and all again after whatever ends the watch."""
         while True:
+            yield ClusterEvent("LISTING")
             try:
                 objects, version = await self._list(kind, selector)
                 yield ClusterEvent("LIST", tuple(objects))
@@ -153,6 +154,7 @@ class Cluster:
                 "resourceVersion": version,
                 "timeoutSeconds": str(self._settings.watch_seconds),
             }
+            has_told = False
             silent = httpx2.Timeout(self._settings.request_seconds, read=self._settings.silent_seconds)
             url = self._path(kind)
             try:
@@ -162,14 +164,16 @@ class Cluster:
                         raise _refusal(answer)
                     async for line in answer.aiter_lines():
                         event = json.loads(line)
-                        version = _version(event)
+                        version, has_told = _version(event), True
                         if event["type"] == "DELETED":
                             yield ClusterEvent("DELETED", (event["object"],))
                         elif event["type"] != "BOOKMARK":
                             yield ClusterEvent("CHANGED", (event["object"],))
-            except (httpx2.HTTPError, ValueError, KeyError) as error:
+            except (httpx2.HTTPError, ConfigError, OSError, ValueError, KeyError) as error:
                 msg = f"watch of {url}: {error!r}"
                 raise Unavailable(msg) from error
+            if not has_told:  # a server that ends watches at once is not asked again at once
+                await asyncio.sleep(self._settings.retry_seconds)
 
     async def _call(
         self,
@@ -202,7 +206,7 @@ class Cluster:
         try:
             async with asyncio.timeout(self._settings.request_seconds):
                 answer = await self._http.request(method, path, content=content, headers=headers, params=parameters)
-        except (httpx2.HTTPError, OSError, TimeoutError) as error:
+        except (httpx2.HTTPError, ConfigError, OSError, TimeoutError, ValueError, KeyError) as error:
             msg = f"{method} {path}: no answer of the API server: {error!r}"
             raise Unavailable(msg) from error
         if answer.status_code >= 400:
@@ -244,16 +248,21 @@ def _version(event: Json) -> str:
     return version
 
 
-def _configuration(settings: KubernetesSettings) -> SingleConfig:
+def _connect(settings: KubernetesSettings) -> tuple[str, httpx2.AsyncClient]:
+    """Return the namespace and a client by the configuration. InvalidInput."""
     file = settings.kubeconfig_file
     where = "the service account of this pod" if file is None else str(file)
+    limit = httpx2.Timeout(settings.request_seconds)
     try:
         config = KubeConfig.from_service_account() if file is None else KubeConfig.from_file(file)
-        found = config.get()
-    except (ConfigError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        msg = f"IPNEXT_KUBERNETES_KUBECONFIG_FILE: {where} does not say how to reach the cluster: {error}"
+        if (found := config.get()) is None:
+            msg = "it has no current context"
+            raise ConfigError(msg)
+        client = client_adapter.AsyncClient(found, client_adapter.ConnectionParams(timeout=limit, trust_env=False))
+    except _UNFIT as error:
+        msg = (
+            f"IPNEXT_KUBERNETES_KUBECONFIG_FILE: {where} does not say how to reach the cluster: "
+            f"{type(error).__name__}: {error}"
+        )
         raise InvalidInput(msg, field="kubeconfig_file", value=str(file)) from error
-    if found is None:
-        msg = f"IPNEXT_KUBERNETES_KUBECONFIG_FILE: {where} has no current context"
-        raise InvalidInput(msg, field="kubeconfig_file", value=str(file))
-    return found
+    return settings.namespace or found.namespace or "default", client

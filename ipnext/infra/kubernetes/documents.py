@@ -1,5 +1,6 @@
 """Pods as documents: what an operator gives, merged with what a host needs. Pure functions but for reading files."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -76,19 +77,25 @@ def read_templates(settings: KubernetesSettings) -> PodTemplates:
         if part is not None and not isinstance(part, dict):
             msg = f"IPNEXT_KUBERNETES_HARDWARE_FILE: {file}: {kind}: must be parts of a pod, got {part!r}"
             raise InvalidInput(msg, field=f"hardware_file.{kind}", value=part)
-    template = settings.pod_template_file
     return PodTemplates(
-        common={} if template is None else _read_mapping("pod_template_file", template),
+        common=read_common(settings),
         by_hardware={str(kind): part or {} for kind, part in kinds.items()},
     )
+
+
+def read_common(settings: KubernetesSettings) -> Json:
+    """Return the template of all pods; empty if there is none. InvalidInput."""
+    template = settings.pod_template_file
+    return {} if template is None else _read_mapping("pod_template_file", template)
 
 
 def _read_mapping(name: str, file: Path) -> Json:
     where = f"IPNEXT_KUBERNETES_{name.upper()}: {file}"
     try:
         content = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        msg = f"{where}: can't be read as YAML: {error}"
+        json.dumps(content)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        msg = f"{where}: can't be read as YAML of texts, numbers, lists and mappings: {error}"
         raise InvalidInput(msg, field=name, value=str(file)) from error
     if not isinstance(content, dict):
         msg = f"{where}: must be a mapping, got {content!r:.200}"

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import structlog
 
 from ipnext.errors import Unavailable
 
+LONGEST_PAUSES: Final = 32
+"""The longest pause, in first ones."""
 Write = Callable[[], Awaitable[None]]
 
 
@@ -31,7 +34,9 @@ class LatestWrites:
         if task is None:
             return
         await asyncio.wait([task], timeout=seconds)
-        if not task.done():
+        if task.done():
+            task.result()
+        else:
             msg = f"not written within {seconds:g} s: {self._message.get(name, 'no answer')}"
             raise Unavailable(msg)
 
@@ -48,6 +53,7 @@ class LatestWrites:
         self._message[name] = message
 
     async def _run(self, name: str) -> None:
+        pause = self._retry_seconds
         try:
             while write := self._waiting.pop(name, None):
                 try:
@@ -55,7 +61,8 @@ class LatestWrites:
                 except Unavailable as error:
                     self._note_failure(name, error.message)
                     self._waiting.setdefault(name, write)
-                    await asyncio.sleep(self._retry_seconds)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSES * self._retry_seconds)
         finally:
             self._tasks.pop(name, None)
             self._message.pop(name, None)

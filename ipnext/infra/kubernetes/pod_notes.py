@@ -6,13 +6,18 @@ from typing import Final
 
 import structlog
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
-from ipnext.infra.kubernetes.documents import NOTE_ANNOTATION, Json
+from ipnext.infra.host.runtime import HostIdentity
+from ipnext.infra.kubernetes.documents import NOTE_ANNOTATION, REPLICA_ANNOTATION, Json, deployment_labels
 from ipnext.infra.process.notes import HostNote
 from ipnext.model.wire import decode_plain
 
 LONGEST_NOTE: Final = 128 * 1024
 """Bytes of a note that may be an annotation: all annotations of an object may have 256 KiB."""
+MOST_NUMBER: Final = 1_000_000
+"""Largest number of a replica that is believed."""
+_REASON_LETTERS: Final = 300
 
 
 def write_note(note: HostNote) -> Mapping[str, str]:
@@ -28,9 +33,26 @@ def read_note(document: Json) -> HostNote | None:
 
     An agent of another build may have written it: unknown fields are ignored.
     """
-    annotations: Mapping[str, str] = document["metadata"].get("annotations", {})
+    metadata = document["metadata"]
+    annotations: Mapping[str, str] = metadata.get("annotations", {})
     try:
-        return decode_plain(HostNote, json.loads(annotations[NOTE_ANNOTATION]))
-    except (KeyError, ValueError, ValidationError) as error:
-        structlog.get_logger().error("pod not adopted", pod=document["metadata"]["name"], reason=str(error))
+        note = decode_plain(HostNote, json.loads(annotations[NOTE_ANNOTATION]))
+        note.model_dump_json()  # a text that can't be encoded could not be written again
+        _check(note, metadata)
+    except (KeyError, ValueError, RecursionError, ValidationError, PydanticSerializationError) as error:
+        structlog.get_logger().error("pod not adopted", pod=metadata["name"], reason=str(error)[:_REASON_LETTERS])
         return None
+    return note
+
+
+def _check(note: HostNote, metadata: Json) -> None:
+    """Raise ValueError unless the note is of the replica that annotation and labels of the pod name."""
+    identity = HostIdentity(key=note.key, number=note.number, engine=note.engine)
+    labels = metadata.get("labels", {})
+    expected = deployment_labels(note.key)
+    if not 0 <= note.number <= MOST_NUMBER:
+        msg = f"number: must be from 0 to {MOST_NUMBER}"
+        raise ValueError(msg)
+    if metadata["annotations"].get(REPLICA_ANNOTATION) != identity.name or not expected.items() <= labels.items():
+        msg = "the note is of another replica than annotation and labels of the pod"
+        raise ValueError(msg)

@@ -21,7 +21,6 @@ from ipnext.infra.kubernetes.cluster import PODS, Cluster, ClusterEvent, Cluster
 from ipnext.infra.kubernetes.documents import (
     HOST_CONTAINER,
     HOST_URL,
-    REPLICA_ANNOTATION,
     SERVING_CONDITION,
     HostPod,
     Json,
@@ -127,6 +126,8 @@ class PodHosts:
         self._adopted: dict[str, tuple[HostNote, StartedPod]] = {}
         self._has_adopted = False
         self._listed = asyncio.Event()
+        self._listed_later: set[str] = set()
+        """Pods that were there before the list that is under way: it lacks those that are gone, and maybe new ones."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._writes = LatestWrites(retry_seconds=settings.retry_seconds)
         self._budgets = DisruptionBudgets(self._cluster, self._writes)
@@ -290,9 +291,11 @@ class PodHosts:
             self._take(event)
 
     def _take(self, event: ClusterEvent) -> None:
-        if event.kind == "LIST":
+        if event.kind == "LISTING":
+            self._listed_later = {name for name, pod in self._pods.items() if pod.document}
+        elif event.kind == "LIST":
             names = {each["metadata"]["name"] for each in event.objects}
-            for name in [name for name, pod in self._pods.items() if name not in names and pod.document]:
+            for name in self._listed_later - names:
                 self._forget(name)
             for each in event.objects:
                 self._see(each)
@@ -320,7 +323,7 @@ class PodHosts:
 
     def _offer(self, note: HostNote, pod: StartedPod) -> None:
         """Let the pod be adopted, unless another one of the same replica is younger."""
-        name = pod.document["metadata"]["annotations"].get(REPLICA_ANNOTATION, "")
+        name = HostIdentity(key=note.key, number=note.number, engine=note.engine).name
         former = self._adopted.get(name)
         if former is None or _age(former[1]) < _age(pod):
             self._adopted[name] = note, pod

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 from lightkube.config.kubeconfig import KubeConfig
 
+from tests.connections import end_connections
 from tests.kubernetes.kubelet.addresses import AddressPool
 from tests.kubernetes.kubelet.api import STRATEGIC, Gone, NodeApi
 from tests.kubernetes.kubelet.node_server import serving_logs
@@ -207,6 +208,7 @@ class NodeThread:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         waiting.cancel()
+        await end_connections(patient_turns=1)
 
     def start(self) -> None:
         """Return once the node is registered."""

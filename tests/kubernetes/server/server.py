@@ -14,6 +14,7 @@ from typing import TypeVar
 import uvicorn
 import yaml
 
+from tests.connections import end_connections
 from tests.kubernetes.controllers.manager import ControllerManager, Makers
 from tests.kubernetes.controllers.standard import standard_controllers
 from tests.kubernetes.server.access import ADMINISTRATOR, Access
@@ -52,6 +53,8 @@ class ApiServer:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.run_until_complete(_end_tasks())
+        self.loop.run_until_complete(end_connections(patient_turns=1))
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
@@ -220,6 +223,14 @@ def _bound(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     found.bind((LOOPBACK, port))
     return found
+
+
+async def _end_tasks() -> None:
+    """Cancel whatever still runs: a task that is destroyed is reported in a later test."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from ipnext.components.authority import CertificateAuthority
+from ipnext.components.caller_proof import proof_file
 from ipnext.components.certificates import client_context
 from ipnext.components.client_contexts import ClientContexts
 from ipnext.components.http_sessions import HttpSessions
@@ -22,6 +24,7 @@ from ipnext.components.identity import Component, ComponentIdentity
 from ipnext.components.issuing import Issuer
 from ipnext.components.private_files import make_private_directory
 from ipnext.components.settings import ComponentSettings
+from ipnext.components.sockets import keep_caller_proof, socket_path, socket_url
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.infra import host_proxy_process
 from ipnext.infra.control import Control
@@ -290,6 +293,17 @@ def test_a_proxy_names_the_directory_that_it_may_not_use(given, capsys, tmp_path
     (tmp_path / "link").symlink_to(tmp_path / "h")
     assert host_proxy_process.main(words({**arguments, "--sockets": str(tmp_path / "link")})) == 1
     assert str(tmp_path / "link") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("proof", ["%ENVIRONMENT(HOME)%", "abc%", "a b", ""])
+def test_a_proof_that_the_host_has_made_a_format_of_is_refused(given, capsys, proof):
+    arguments, _ = given
+    url = socket_url(Path(arguments["--sockets"]))
+    keep_caller_proof(url, Component.AGENT, proof or "x")
+    proof_file(Path(socket_path(url, Component.AGENT))).write_text(proof)
+    status = host_proxy_process.main(words(arguments))
+    assert status == InvalidInput("").exit_status
+    assert "proof of agent" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,19 @@ def test_a_target_that_cannot_be_imported_says_what_to_install(manifest, monkeyp
     assert "pip install 'ipnext[platform]'" in refused.stderr
 
 
+def test_the_template_of_all_pods_is_rendered_without_a_file_of_kinds(manifest, tmp_path, monkeypatch):
+    (tmp_path / "pod.yaml").write_text("metadata: {labels: {team: ads}}\n")
+    monkeypatch.setenv("IPNEXT_KUBERNETES_POD_TEMPLATE_FILE", str(tmp_path / "pod.yaml"))
+    assert documents(manifest)[0]["metadata"]["labels"]["team"] == "ads"
+
+
+def test_a_region_that_is_no_name_is_refused(manifest):
+    refused = run(manifest, "--target", "kubernetes", "--region", "Bad,Region")
+    assert refused.exit_code == 2
+    assert "--region: must be a name" in refused.stderr
+    assert "'Bad,Region'" in refused.stderr
+
+
 def test_a_manifest_that_is_not_there_is_named(tmp_path):
     refused = run(tmp_path / "none.yaml")
     assert refused.exit_code == 2

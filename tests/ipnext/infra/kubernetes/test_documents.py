@@ -204,6 +204,7 @@ def test_templates_are_read(tmp_path):
         ("- cpu\n", r"HARDWARE_FILE: .*must be a mapping"),
         ("cpu: 3\n", r"HARDWARE_FILE: .*cpu: must be parts of a pod, got 3"),
         ("{", r"HARDWARE_FILE: .*can't be read as YAML"),
+        ("cpu: {metadata: {annotations: {built: 2026-01-01}}}", r"HARDWARE_FILE: .*date is not JSON serializable"),
     ],
 )
 def test_an_unfit_file_of_hardware_kinds_is_named(tmp_path, content, match):

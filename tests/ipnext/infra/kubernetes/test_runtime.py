@@ -6,6 +6,7 @@ from signal import SIGKILL, SIGTERM
 import pytest
 
 from ipnext.errors import Unavailable
+from ipnext.infra.kubernetes.cluster import ClusterEvent
 from ipnext.infra.kubernetes.documents import NOTE_ANNOTATION, SERVING_CONDITION
 from ipnext.infra.kubernetes.pod_notes import LONGEST_NOTE
 from ipnext.model.deployment.host_control import HostedSnapshot, HostHolds
@@ -218,6 +219,37 @@ async def test_a_pod_without_a_valid_note_is_deleted(pod_hosts, kube):
     async with pod_hosts() as hosts:
         assert hosts.find_adopted() == {}
         await eventually(lambda: not pods(kube))
+
+
+FORGED = {
+    "deep": "[" * 100_000,
+    "another replica": note(identity(7)).model_dump_json(),
+    "another model": note(identity(model="other")).model_dump_json(),
+    "large number": note(identity()).model_dump_json().replace('"number":0', '"number":' + "9" * 4000),
+    "no text": note(identity()).model_dump_json().replace('"stamp":""', '"stamp":"\\ud800"'),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+async def test_a_forged_note_is_no_note_and_stops_no_agent(pod_hosts, kube, forged):
+    async with pod_hosts() as hosts:
+        started = await program_of(hosts).start()
+        kube.merge("Pod", started.name, {"metadata": {"annotations": {NOTE_ANNOTATION: FORGED[forged]}}})
+    async with pod_hosts() as hosts:
+        assert hosts.find_adopted() == {}
+        await eventually(lambda: not pods(kube))
+        await program_of(hosts).start()
+
+
+async def test_a_pod_that_is_created_while_a_list_is_read_is_not_taken_for_gone(pod_hosts, kube):
+    async with pod_hosts() as hosts:
+        hosts.find_adopted()
+        former = await program_of(hosts).start()
+        hosts._take(ClusterEvent("LISTING"))
+        later = await program_of(hosts, 1).start()
+        hosts._take(ClusterEvent("LIST", ()))
+        assert former.has_ended
+        assert not later.has_ended
 
 
 async def test_of_two_pods_of_one_replica_the_one_that_stays_is_adopted(pod_hosts, kube):
