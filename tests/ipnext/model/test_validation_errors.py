@@ -24,6 +24,7 @@ DESCRIBES = {
     "ipnext/api/errors.py": "FastAPI has described them: bodies of many values are validated before, by guarded_route",
     "ipnext/cli/access/roles.py": OWN,
     "ipnext/components/settings.py": OWN,
+    "ipnext/infra/kubernetes/settings.py": OWN,
     "ipnext/settings.py": OWN,
     "ipnext/temporal_access.py": OWN,
     "planner/cli/transition_commands.py": OWN,
