@@ -11,6 +11,7 @@ import orjson
 from lightkube.config import client_adapter
 from lightkube.config.kubeconfig import KubeConfig
 
+from tests.connections import close_handshakes
 from tests.kubernetes.kubelet.times import time_text
 from tests.kubernetes.server.accounts import ROOT_AUTHORITY
 from tests.kubernetes.server.errors import Json
@@ -33,7 +34,7 @@ class NodeApi:
         assert context is not None, "the kubeconfig has no current context"
         self.server = urlsplit(context.cluster.server)
         self._authorities: dict[str, dict[str, bytes]] = {}
-        self.http: httpx2.AsyncClient = client_adapter.AsyncClient(context, parameters)
+        self.http = close_handshakes(client_adapter.AsyncClient(context, parameters))
 
     async def send(self, method: str, path: str, body: Json | None = None, *, form: str = "application/json") -> Json:
         """Return the answer. Gone for 404 and 409; HTTPStatusError for other errors."""

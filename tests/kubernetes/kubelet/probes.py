@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import httpx2
 
+from tests.connections import close_handshakes
 from tests.kubernetes.kubelet.processes.container import Container
 from tests.kubernetes.server.errors import Json
 
@@ -58,7 +59,7 @@ async def _get(handler: Json, at: Surroundings) -> str | None:
     url = f"{scheme}://{place}/{handler.get('path', '').lstrip('/')}"
     headers = {each["name"]: each["value"] for each in handler.get("httpHeaders") or ()}
     try:
-        async with httpx2.AsyncClient(trust_env=False, verify=_trusting(), timeout=None) as client:
+        async with close_handshakes(httpx2.AsyncClient(trust_env=False, verify=_trusting(), timeout=None)) as client:
             answer = await client.get(url, headers=headers)
     except httpx2.HTTPError as error:
         return str(error) or type(error).__name__

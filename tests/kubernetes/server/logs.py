@@ -1,7 +1,8 @@
 """Logs of pods: the API server asks the node for them."""
 
-import httpx
+import httpx2
 
+from tests.connections import close_handshakes
 from tests.kubernetes.server import errors
 from tests.kubernetes.server.cluster import Cluster
 from tests.kubernetes.server.errors import Json
@@ -18,9 +19,9 @@ async def node_log(cluster: Cluster, pod: Json, parameters: dict[str, str]) -> s
     node = cluster.get(cluster.resource("v1", "Node"), "", pod["spec"]["nodeName"])
     url = f"{_address(node)}/containerLogs/{metadata['namespace']}/{metadata['name']}/{container}"
     try:
-        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=SECONDS) as client:
+        async with close_handshakes(httpx2.AsyncClient(trust_env=False, verify=False, timeout=SECONDS)) as client:
             answer = await client.get(url, params=parameters)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise errors.ApiFailure(500, "InternalError", f"the node does not answer: {error}") from error
     if answer.status_code != 200:
         raise errors.bad_request(answer.text)
