@@ -236,14 +236,16 @@ class Rooms:
             for name in names:
                 unit.put_model(ModelManifest.model_validate(model_document(name)), expected_version=None)
 
-    def publish_directly(self, model: str, salt: str) -> int:
-        """A publish past the API; the number of its generation."""
+    def publish_directly(self, model: str, salt: str, *, state: ChangeState = ChangeState.QUEUED) -> int:
+        """A publish past the API; the number of its generation. The outbox of a running API submits a recorded one."""
         sources = {}
         for part in ("sparse", "dense"):
             manifest = snapshot_manifest(f"{part}{salt}".encode())
             sources[part] = SnapshotSource(manifest=manifest, uri=f"file:///nowhere/{manifest.digest}")
         with self.store.begin() as unit:
-            return unit.publish(model, sources, change_id=f"{model}-{salt}").generation or 0
+            generation = unit.publish(model, sources, change_id=f"{model}-{salt}").generation or 0
+            unit.update_change(f"{model}-{salt}", state=state)
+            return generation
 
     def serve(self, generation: int, *, model: str = "ranker", replicas: int = 2) -> None:
         """What the end of a rollout leaves behind: deployments, routes, conditions, a finished change."""

@@ -62,6 +62,11 @@ async def is_quiet(handle):
     return (await events_of(handle))[-1] == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
 
 
+async def hears_of_its_end(handle):
+    """Whether Temporal has written the end of its child into its history, which it does after the termination."""
+    return EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED in await events_of(handle)
+
+
 async def wait_for(is_so):
     while not await is_so():  # noqa: ASYNC110 - the server is asked
         await asyncio.sleep(0.05)
@@ -91,6 +96,7 @@ async def test_marks_keep_their_place_if_a_task_without_commands_is_merged_with_
     submitted = asyncio.create_task(submit(house.publish(model, 4)))
     await wait_for(lambda: task_is_scheduled(run))
     await client.get_workflow_handle(names.lifecycle_workflow_id(model, running.id)).terminate("by hand")
+    await wait_for(lambda: hears_of_its_end(run))
     assert (await events_of(run))[-3:] == [
         EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED,
         EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED,

@@ -133,8 +133,9 @@ async def test_a_step_that_is_tried_again_is_told_with_its_failure(applied):
 
 async def test_a_change_that_temporal_does_not_accept_is_explained_by_its_error(applied):
     await serving(applied)
+    applied.rooms.lifecycle.down = True  # the outbox submits nothing meanwhile
     for salt in ("b", "c"):
-        applied.rooms.publish_directly("ranker", salt)
+        applied.rooms.publish_directly("ranker", salt, state=ChangeState.RECORDED)
     message = (
         "not submitted yet: Temporal refused: the namespace is unknown, tried 4 times since 2026-01-01 10:00:00 UTC"
     )

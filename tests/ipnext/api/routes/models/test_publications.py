@@ -192,7 +192,7 @@ async def test_a_change_acknowledged_while_temporal_is_down_is_submitted_later(a
 
 async def test_a_change_left_by_a_crash_is_submitted_at_the_next_start(rooms):
     rooms.seed("ranker")
-    rooms.publish_directly("ranker", "a")
+    rooms.publish_directly("ranker", "a", state=ChangeState.RECORDED)
     app = rooms.app()
     async with app.router.lifespan_context(app):
         await eventually(lambda: rooms.lifecycle.submitted)
